@@ -1,0 +1,34 @@
+"""probflow: diffusion sampling as ODE/SDE integration, with measured orders of convergence."""
+
+from probflow import grids
+from probflow._version import __version__
+from probflow.integrate import BrownianPath, NonFiniteError, sample
+from probflow.models import Model
+from probflow.problems import ProbabilityFlowODE, ReverseSDE
+from probflow.processes import EDM, VE, VP, FlowMatching
+from probflow.solvers import Solver, get_solver, solver_names, solvers
+from probflow.solvers.registry import register as register_solver
+from probflow.targets import Empirical, Gaussian, GaussianMixture
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "BrownianPath",
+    "Empirical",
+    "FlowMatching",
+    "Gaussian",
+    "GaussianMixture",
+    "Model",
+    "NonFiniteError",
+    "ProbabilityFlowODE",
+    "ReverseSDE",
+    "Solver",
+    "__version__",
+    "get_solver",
+    "grids",
+    "register_solver",
+    "sample",
+    "solver_names",
+    "solvers",
+]

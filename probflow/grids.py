@@ -1,0 +1,279 @@
+r"""Time grids, from noise to data.
+
+A :class:`Grid` is a recipe; ``grid.times(process, steps)`` gives its ``steps + 1`` strictly
+decreasing process times. End points may be given in time, in log-SNR, in sigma/alpha or in
+:math:`-\ln\bar\alpha`, and default to the process's own sampling interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from probflow.processes import VP, Process
+
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "as_grid",
+    "explicit",
+    "exponential",
+    "karras",
+    "log_snr",
+    "paper",
+    "quadratic",
+    "uniform",
+]
+
+#: Units of end points: how to turn a value into process time.
+UNITS: dict[str, Callable[[Process, float], float]] = {
+    "t": lambda process, value: value,
+    "lambda": lambda process, value: float(process.t(value)),
+    "sigma": lambda process, value: float(process.t(-math.log(value))) if value > 0 else 0.0,
+    "neg_log_ab": lambda process, value: float(process.t_of_neg_log_ab(value)),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A recipe for times.
+
+    Parameters
+    ----------
+    kind
+        A key of :data:`GRIDS`.
+    start, end
+        Noisy end and data end, in ``unit``; ``None`` takes the process's own.
+    unit
+        ``"t"`` (process time), ``"lambda"`` (log-SNR), ``"sigma"`` (sigma/alpha, as in EDM and
+        k-diffusion) or ``"neg_log_ab"`` (-ln alphas_cumprod).
+    options
+        Options of the kind: ``rho`` (karras), ``c0`` and ``c1`` (paper), ``times`` (explicit).
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind, unit or option.
+    """
+
+    kind: str
+    start: float | None = None
+    end: float | None = None
+    unit: str = "t"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in GRIDS:
+            raise ValueError(f"kind: got {self.kind!r}, allowed are {', '.join(GRIDS)}")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit: got {self.unit!r}, allowed are {', '.join(UNITS)}")
+        allowed = {"karras": {"rho"}, "paper": {"c0", "c1"}, "explicit": {"times"}}
+        unknown = sorted(set(self.options) - allowed.get(self.kind, set()))
+        if unknown:
+            raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}")
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.start, self.end, self.unit, str(self.options)))
+
+    def times(self, process: Process, steps: int | None = None) -> np.ndarray:
+        """The ``steps + 1`` times on a process, float64, strictly decreasing.
+
+        Raises
+        ------
+        ValueError
+            If ``steps < 1``, the ends are not ordered, or a time is outside the process.
+        TypeError
+            If ``steps`` is not a whole number.
+        """
+        if self.kind == "explicit":
+            times = np.asarray(self.options["times"], dtype=np.float64)
+            times = np.array([UNITS[self.unit](process, float(value)) for value in times])
+            if steps is not None and steps != len(times) - 1:
+                raise ValueError(
+                    f"steps: the explicit grid has {len(times) - 1} steps, asked for {steps}"
+                )
+        else:
+            steps = check_steps(steps)
+            if self.kind == "paper" and (self.start is not None or self.end is not None):
+                raise ValueError("start, end: the paper's schedule fixes both; leave them out")
+            start = self._end_point(process, self.start, process.start, "start")
+            end = self._end_point(process, self.end, process.end, "end")
+            if not start > end and self.kind != "paper":
+                raise ValueError(
+                    f"start, end: the grid runs from noise to data, so start must be the noisier; "
+                    f"got t = {start:g} to {end:g}"
+                )
+            times = np.array(GRIDS[self.kind](process, start, end, steps, **self.options))
+            if self.kind != "paper":
+                times[0], times[-1] = start, end  # exact, whatever the round trips lost
+        process.check_times(times)
+        if not (np.diff(times) < 0).all():
+            raise ValueError(
+                f"times: must strictly decrease from noise to data, got {np.array2string(times, threshold=6)}"
+            )
+        return times
+
+    def _end_point(self, process: Process, value: float | None, own: float, name: str) -> float:
+        if value is None:
+            return own
+        try:
+            time = UNITS[self.unit](process, float(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: need a number, got {value!r}") from None
+        if not math.isfinite(time):
+            raise ValueError(f"{name}: {value:g} in {self.unit} has no finite time")
+        process.check_times(time, name)
+        return min(max(time, process.t_min), process.t_max)
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: kind, unit, end points and options."""
+        if self.kind == "explicit":
+            return "explicit"
+        unit = {"neg_log_ab": "-ln ab"}.get(self.unit, self.unit)
+        ends = (
+            []
+            if self.start is None and self.end is None
+            else [f"{unit} {_short(self.start)} to {_short(self.end)}"]
+        )
+        return ", ".join([self.kind, *ends, *(f"{k}={v:g}" for k, v in self.options.items())])
+
+
+def _short(value: float | None) -> str:
+    return "default" if value is None else f"{value:.6g}"
+
+
+def check_steps(steps: Any) -> int:
+    """Return ``steps`` if it is a whole number >= 1; raise otherwise."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+        raise TypeError(f"steps: need a whole number >= 1, got {steps!r}")
+    if steps < 1:
+        raise ValueError(f"steps: need at least 1, got {steps}")
+    return int(steps)
+
+
+def _finite_lambda(process: Process, start: float, end: float, kind: str) -> tuple[float, float]:
+    ends = float(process.lambda_(start)), float(process.lambda_(end))
+    if not all(map(math.isfinite, ends)):
+        raise ValueError(
+            f"{kind} grid: needs finite log-SNR at both ends, got {ends[0]:g} to {ends[1]:g}; "
+            "stop short of sigma = 0 and alpha = 0"
+        )
+    return ends
+
+
+def _uniform(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    return np.linspace(start, end, steps + 1)
+
+
+def _quadratic(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    if end < 0:
+        raise ValueError(f"quadratic grid: needs times >= 0, got end = {end:g}")
+    return np.linspace(math.sqrt(start), math.sqrt(end), steps + 1) ** 2
+
+
+def _log_snr(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    return process.t(np.linspace(*_finite_lambda(process, start, end, "log-snr"), steps + 1))
+
+
+def _karras(process: Process, start: float, end: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    if not rho > 0:
+        raise ValueError(f"rho: need rho > 0, got {rho}")
+    ends = _finite_lambda(process, start, end, "karras")
+    high, low = (math.exp(-value / rho) for value in ends)  # sigma^(1/rho)
+    return process.t(-rho * np.log(np.linspace(high, low, steps + 1)))
+
+
+def _exponential(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    ends = float(process.neg_log_ab(start)), float(process.neg_log_ab(end))
+    if not all(map(math.isfinite, ends)):
+        raise ValueError(
+            f"exponential grid: needs alpha > 0 at both ends, got -ln ab = {ends[0]:g} to {ends[1]:g}"
+        )
+    return process.t_of_neg_log_ab(np.linspace(*ends, steps + 1))
+
+
+def _paper(
+    process: Process, start: float, end: float, steps: int, c0: float = 2.0, c1: float = 4.0
+) -> np.ndarray:
+    schedule = VP.paper(steps + 1, c0, c1)
+    levels = schedule.neg_log_ab(np.arange(steps + 1, 0, -1.0))
+    return process.t_of_neg_log_ab(levels)
+
+
+def _explicit(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    raise AssertionError("explicit grids carry their times")
+
+
+#: Kinds of grid: (process, start, end, steps, **options) -> times.
+GRIDS: dict[str, Callable[..., np.ndarray]] = {
+    "uniform": _uniform,
+    "quadratic": _quadratic,
+    "log-snr": _log_snr,
+    "karras": _karras,
+    "exponential": _exponential,
+    "paper": _paper,
+    "explicit": _explicit,
+}
+
+
+def uniform(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
+    """Times evenly spaced."""
+    return Grid("uniform", start, end, unit)
+
+
+def quadratic(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
+    """Square roots of the times evenly spaced (Song et al. 2021, arXiv 2010.02502, D.2)."""
+    return Grid("quadratic", start, end, unit)
+
+
+def log_snr(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
+    """Log-SNR evenly spaced (Lu et al. 2022, arXiv 2206.00927)."""
+    return Grid("log-snr", start, end, unit)
+
+
+def karras(
+    start: float | None = None, end: float | None = None, unit: str = "t", *, rho: float = 7.0
+) -> Grid:
+    """``(sigma/alpha)^(1/rho)`` evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    return Grid("karras", start, end, unit, {"rho": rho})
+
+
+def exponential(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
+    r""":math:`-\ln\bar\alpha` evenly spaced: every step has the same ``alpha_ratio``."""
+    return Grid("exponential", start, end, unit)
+
+
+def paper(c0: float = 2.0, c1: float = 4.0) -> Grid:
+    """The levels of :meth:`probflow.VP.paper` with ``T = steps + 1``, from T down to 1."""
+    return Grid("paper", options={"c0": c0, "c1": c1})
+
+
+def explicit(times: Sequence[float], unit: str = "t") -> Grid:
+    """The given values, from noise to data."""
+    return Grid("explicit", unit=unit, options={"times": tuple(float(t) for t in times)})
+
+
+def as_grid(grid: Any) -> Grid:
+    """A :class:`Grid` as it is, a kind's name, or a sequence of times as an explicit grid.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name, or something that is none of these.
+    """
+    if isinstance(grid, Grid):
+        return grid
+    if isinstance(grid, str):
+        return Grid(grid.strip().lower().replace("_", "-"))
+    try:
+        return explicit([float(t) for t in grid])
+    except TypeError:
+        raise TypeError(
+            f"grid: need a Grid, the name of one ({', '.join(GRIDS)}) or a sequence of times, "
+            f"got {grid!r}"
+        ) from None

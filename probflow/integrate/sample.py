@@ -1,0 +1,162 @@
+"""Sampling: from noise to data with a named solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.grids import as_grid
+from probflow.integrate.loop import Callback, run_plan
+from probflow.integrate.noise import (
+    BrownianPath,
+    GeneratorNoise,
+    NoiseSource,
+    PathNoise,
+    SeededNoise,
+)
+from probflow.problems import as_model
+from probflow.processes import Process
+from probflow.solvers import get_solver
+
+__all__ = ["sample"]
+
+
+def sample(
+    model: Any,
+    shape: Sequence[int] | None = None,
+    solver: Any = "accelerated-ode-multistep",
+    steps: int | None = None,
+    *,
+    process: Process | None = None,
+    grid: Any = "uniform",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: NoiseSource | BrownianPath | None = None,
+    x: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    first_sample: int = 0,
+    trajectory: bool = False,
+    callback: Callback | None = None,
+    progress: bool = False,
+    threshold: Callable[[Tensor, float], Tensor] | None = None,
+    gradients: bool = False,
+    checkpoint: bool = False,
+    check_finite: bool = True,
+) -> Tensor:
+    """Draw samples by integrating the probability-flow ODE or the reverse SDE.
+
+    Parameters
+    ----------
+    model
+        A :class:`probflow.Model`, or a target (then ``process`` is needed).
+    shape
+        (batch, ...); may be left out if ``x`` is given.
+    solver
+        Name, :class:`probflow.Solver` or registered step function.
+    steps
+        Number of steps, >= 1 (an explicit grid already says it).
+    process
+        Noising process of a target; a model has its own.
+    grid
+        A :class:`probflow.grids.Grid`, the name of a kind, or decreasing times.
+    seed
+        Fixes initial state and noises: sample i is the same for every batch size and chunking.
+    generator
+        A ``torch.Generator`` instead of a seed.
+    noise
+        Source of the noises of the steps: a :class:`~probflow.integrate.noise.BrownianPath` in
+        process time, which couples step counts, or any
+        :class:`~probflow.integrate.noise.NoiseSource`.
+    x
+        Initial state at the grid's first time; by default ``prior_std`` times unit normals.
+    dtype, device
+        Of the state, where ``x`` is not given. The device defaults to that of the model's
+        parameters, else the CPU.
+    first_sample
+        Index of the first sample of this batch, for sampling in chunks.
+    trajectory, callback, progress, threshold, checkpoint, check_finite
+        See :func:`probflow.integrate.loop.run_plan`.
+    gradients
+        Keep the graph, so that the result can be differentiated.
+
+    Returns
+    -------
+    Tensor
+        (batch, ...), or (steps + 1, batch, ...) with ``trajectory``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit, before any model call.
+    NonFiniteError
+        If the model returns NaN or infinity.
+    """
+    model = as_model(model, process)
+    times = as_grid(grid).times(model.process, steps)
+    plan = get_solver(solver).plan(model.process, times, model.prediction)
+    if seed is not None and generator is not None:
+        raise ValueError("seed, generator: give one of them, not both")
+    if x is None:
+        if shape is None:
+            raise ValueError("shape: needed where no initial state x is given")
+        shape = _check_shape(shape)
+        if device is None:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    else:
+        if shape is not None and tuple(shape) != tuple(x.shape):
+            raise ValueError(f"shape: {tuple(shape)} is not that of x, {tuple(x.shape)}")
+        shape, dtype, device = tuple(x.shape), x.dtype, x.device
+    source: Any = None
+    wide = torch.promote_types(dtype, torch.float32)
+    if seed is not None:
+        source = SeededNoise(seed, shape, wide, device, first_sample)
+    elif generator is not None:
+        source = GeneratorNoise(generator, shape, wide, device)
+    if x is None:
+        if source is None:
+            raise ValueError("seed: give a seed, a generator or an initial state x")
+        x = (source() * model.process.prior_std(times[0])).to(dtype)
+    if isinstance(noise, BrownianPath):
+        noise = PathNoise(noise)
+    steps_noise = noise if noise is not None else _Later(source) if source is not None else None
+    with torch.set_grad_enabled(gradients):
+        return run_plan(
+            plan,
+            model,
+            x,
+            noise=steps_noise,
+            trajectory=trajectory,
+            callback=callback,
+            progress=progress,
+            threshold=threshold,
+            checkpoint=checkpoint,
+            check_finite=check_finite,
+        )
+
+
+class _Later:
+    """A source whose first draw, the initial state, is always made first."""
+
+    def __init__(self, source: NoiseSource) -> None:
+        self._source = source
+
+    def __call__(self, start: float, stop: float) -> Tensor:
+        return self._source(start, stop)
+
+    def restart(self) -> None:
+        self._source.restart()
+        self._source(0.0, 1.0)
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape: need (batch, ...), got {shape!r}") from None
+    if not sizes or any(size < 1 for size in sizes):
+        raise ValueError(f"shape: need (batch, ...) with positive sizes, got {shape!r}")
+    return sizes

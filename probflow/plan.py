@@ -1,0 +1,466 @@
+r"""A sampler as data: the scalars of every step, known before the first model call.
+
+A :class:`Plan` is a tuple of :class:`Step`; a step is a few :class:`Stage` (model evaluations,
+each at a linear combination of registers) and an update (another combination). Registers are
+
+======  ===========================================================================
+``x``   the state at the start of the step
+``u``   the input of stage i, where it is not ``x`` itself
+``f``   the raw model output of stage i
+``z``   noise j: a unit normal that belongs to a sub-interval of the step
+======  ===========================================================================
+
+and the same of earlier steps (``age`` 1 is the previous step), which is how multistep methods
+remember. Plans hold floats only: no tensors, no torch. They are made by tracing a solver, a
+function written like its equation, with :class:`StepBuilder`; what interprets them is in
+``integrate`` (tensors), ``laws`` (exact laws) and ``describe`` (tableaus).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Linear", "Plan", "Point", "Register", "Stage", "Step", "StepBuilder", "trace"]
+
+
+class Register(NamedTuple):
+    """Name of a tensor that a combination refers to; see the module's table."""
+
+    kind: str  # "x", "u", "f" or "z"
+    index: int = 0
+    age: int = 0  # how many steps ago
+
+    def __str__(self) -> str:
+        number = "" if self.kind == "x" else str(self.index)
+        return f"{self.kind}{number}" + (f"[-{self.age}]" if self.age else "")
+
+
+X = Register("x")
+Combination = tuple[tuple[Register, float], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model evaluation: the model is called at ``input`` and process time ``time``."""
+
+    input: Combination
+    time: float
+
+    @property
+    def alias(self) -> Register | None:
+        """The register that the input *is* (weight 1, nothing else), or ``None``."""
+        if len(self.input) == 1 and self.input[0][1] == 1.0:
+            return self.input[0][0]
+        return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step from process time ``start`` to ``stop``.
+
+    ``noises[j]`` is the sub-interval (two process times) whose unit normal register z_j is.
+    """
+
+    start: float
+    stop: float
+    stages: tuple[Stage, ...]
+    noises: tuple[tuple[float, float], ...]
+    update: Combination
+
+    def combinations(self) -> tuple[Combination, ...]:
+        """All combinations of the step: the stage inputs in order, then the update."""
+        return (*(stage.input for stage in self.stages), self.update)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a solver on a grid, for a model of the given prediction type.
+
+    Raises
+    ------
+    ValueError
+        If a combination refers to a register that does not exist at that point, a weight is not
+        finite, noises overlap, or the steps do not join.
+    """
+
+    solver: str
+    prediction: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("plan: need at least 1 step")
+        for number, step in enumerate(self.steps):
+            where = f"plan of {self.solver}, step {number} (t = {step.start:g} -> {step.stop:g})"
+            if number and step.start != self.steps[number - 1].stop:
+                raise ValueError(f"{where}: does not start where the step before it stops")
+            self._check_step(number, step, where)
+
+    def _check_step(self, number: int, step: Step, where: str) -> None:
+        intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
+        for first, second in zip(intervals, intervals[1:], strict=False):
+            if second[0] < first[1]:
+                raise ValueError(f"{where}: noises {first} and {second} overlap")
+        for stage_number, combination in enumerate(step.combinations()):
+            if not combination:
+                raise ValueError(f"{where}: an empty combination")
+            for register, weight in combination:
+                if not math.isfinite(weight):
+                    raise ValueError(
+                        f"{where}: the weight of {register} is {weight}; the process has no finite "
+                        "log-SNR there (alpha = 0 or sigma = 0): start or end the grid elsewhere"
+                    )
+                if not self._exists(register, number, stage_number):
+                    raise ValueError(f"{where}: register {register} does not exist there")
+
+    def _exists(self, register: Register, number: int, stage_number: int) -> bool:
+        if register.age < 0 or register.age > number:
+            return False
+        step = self.steps[number - register.age]
+        available = stage_number if register.age == 0 else len(step.stages)
+        limits = {"x": 1, "u": available, "f": available, "z": len(step.noises)}
+        return 0 <= register.index < limits.get(register.kind, 0)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The grid: n + 1 process times."""
+        return (self.steps[0].start, *(step.stop for step in self.steps))
+
+    @property
+    def nfe(self) -> int:
+        """Number of model evaluations of the whole plan."""
+        return sum(len(step.stages) for step in self.steps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any step draws noise."""
+        return any(step.noises for step in self.steps)
+
+    @property
+    def memory(self) -> int:
+        """How many earlier steps a step may refer to (0 for one-step methods)."""
+        ages = [r.age for step in self.steps for c in step.combinations() for r, _ in c]
+        return max(ages, default=0)
+
+
+class Linear:
+    """A linear combination of registers, as a solver's equation writes it.
+
+    Supports ``+``, ``-``, multiplication and division by floats. Model outputs also carry
+    ``input``: the register at which the model was evaluated.
+    """
+
+    __slots__ = ("input", "terms")
+
+    def __init__(self, terms: dict[Register, float], input: Linear | None = None) -> None:
+        self.terms = terms
+        self.input: Linear = self if input is None else input
+
+    def __add__(self, other: Linear) -> Linear:
+        if not isinstance(other, Linear):
+            return NotImplemented
+        terms = dict(self.terms)
+        for register, weight in other.terms.items():
+            terms[register] = terms.get(register, 0.0) + weight
+        return Linear(terms)
+
+    def __mul__(self, factor: float) -> Linear:
+        if isinstance(factor, Linear):
+            raise TypeError("a solver step is linear: the product of two registers is not allowed")
+        return Linear({register: float(factor) * w for register, w in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Linear:
+        return Linear({register: w / float(divisor) for register, w in self.terms.items()})
+
+    def __sub__(self, other: Linear) -> Linear:
+        return self + other * -1.0
+
+    def __neg__(self) -> Linear:
+        return self * -1.0
+
+    def aged(self) -> Linear:
+        """The same combination, seen from the next step."""
+        terms = {r._replace(age=r.age + 1): w for r, w in self.terms.items()}
+        return Linear(terms, None if self.input is self else self.input.aged())
+
+    def combination(self) -> Combination:
+        """The terms as a tuple; zero weights are left out, a weight within 4 ulp of 1 is 1."""
+        return tuple(
+            (register, 1.0 if abs(weight - 1.0) < 1e-15 else float(weight))
+            for register, weight in self.terms.items()
+            if weight != 0.0
+        )
+
+
+class Point:
+    r"""A time of a process, with everything a formula asks for, in float64.
+
+    Attributes
+    ----------
+    t, alpha, sigma, lambda_ : float
+        Time, signal factor, noise standard deviation, log-SNR ``ln(alpha/sigma)``.
+    neg_log_ab, ab : float
+        :math:`-\ln\bar\alpha` and :math:`\bar\alpha = \alpha^2/(\alpha^2+\sigma^2)`.
+    theta : float
+        Angle ``atan2(sigma, alpha)``, from 0 (data) to pi/2 (noise).
+    rho : float
+        Noise-to-signal ratio ``sigma/alpha`` (the sigma of EDM and k-diffusion).
+    """
+
+    __slots__ = ("_process", "alpha", "lambda_", "neg_log_ab", "sigma", "t")
+
+    def __init__(
+        self, process: Any, t: float, alpha: float, sigma: float, lambda_: float, neg_log_ab: float
+    ) -> None:
+        self._process, self.t = process, t
+        self.alpha, self.sigma, self.lambda_, self.neg_log_ab = alpha, sigma, lambda_, neg_log_ab
+
+    @staticmethod
+    def many(process: Any, times: Sequence[float]) -> list[Point]:
+        """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
+        if process is None:
+            return [Point(None, float(t), *(math.nan,) * 4) for t in times]
+        array = np.asarray(times, dtype=np.float64)
+        columns = (process.alpha, process.sigma, process.lambda_, process.neg_log_ab)
+        values = [np.broadcast_to(column(array), array.shape).tolist() for column in columns]
+        return [Point(process, *row) for row in zip(array.tolist(), *values, strict=True)]
+
+    @property
+    def ab(self) -> float:
+        return math.exp(-self.neg_log_ab)
+
+    @property
+    def theta(self) -> float:
+        return math.atan2(self.sigma, self.alpha)
+
+    @property
+    def rho(self) -> float:
+        return self.sigma / self.alpha
+
+    @property
+    def drift(self) -> float:
+        """Linear drift ``f(t)`` of the forward SDE."""
+        return float(self._process.drift(self.t))
+
+    @property
+    def diffusion(self) -> float:
+        """Diffusion ``g(t)`` of the forward SDE."""
+        return float(self._process.diffusion(self.t))
+
+
+#: Factor n such that ``x / n`` is the state in the named coordinates.
+COORDINATES: dict[str, Callable[[Point], float]] = {
+    "process": lambda point: 1.0,
+    "vp": lambda point: math.hypot(point.alpha, point.sigma),
+    "ve": lambda point: point.alpha,
+}
+
+
+class StepBuilder:
+    """What a solver function sees of one step, from time ``t`` to time ``s``.
+
+    Attributes
+    ----------
+    t, s : Point
+        Start and stop of the step (noise to data: ``s.t < t.t``).
+    x : Linear
+        The state, in the solver's coordinates.
+    previous : list of StepBuilder
+        The finished steps before this one, newest first; ``previous[0].t`` is the grid point
+        before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
+    outputs : list of Linear
+        The model outputs of this step so far.
+    """
+
+    def __init__(
+        self,
+        process: Any,
+        t: Point,
+        s: Point,
+        *,
+        convert: Callable[[Point], tuple[float, float]],
+        coordinates: str,
+        score_like: bool,
+        previous: list[StepBuilder],
+    ) -> None:
+        self._process, self.t, self.s, self.previous = process, t, s, previous
+        self._convert, self._scale, self._score_like = (
+            convert,
+            COORDINATES[coordinates],
+            score_like,
+        )
+        self.x = Linear({X: 1.0}) / self._scale(t)
+        self.outputs: list[Linear] = []
+        self._stages: list[Stage] = []
+        self._noises: list[tuple[float, float]] = []
+
+    def at(self, t: float) -> Point:
+        """The point at process time ``t``."""
+        return Point.many(self._process, [t])[0]
+
+    def at_lambda(self, lambda_: float) -> Point:
+        """The point with log-SNR ``lambda_``."""
+        return self.at(float(self._process.t(lambda_)))
+
+    def model(self, state: Linear, at: Point) -> Linear:
+        """Evaluate the model at ``state`` and time ``at``, in the solver's prediction type.
+
+        The conversion from the model's own prediction type is linear in (input, output), so it
+        becomes weights. ``result.input`` is the evaluated state as a register: referring to it,
+        rather than to the sum that made it, tells the exact laws that the rest of the step
+        depends on it alone.
+        """
+        scale = self._scale(at)
+        combination = (state * scale).combination()
+        index = len(self._stages)
+        stage = Stage(combination, at.t)
+        self._stages.append(stage)
+        register = stage.alias or Register("u", index)
+        of_input, of_output = self._convert(at)
+        factor = scale if self._score_like else 1.0
+        output = Linear({register: of_input * factor}) + Linear(
+            {Register("f", index): of_output * factor}
+        )
+        result = Linear(output.terms, Linear({register: 1.0 / scale}))
+        self.outputs.append(result)
+        return result
+
+    def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
+        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
+        length = self.s.t - self.t.t
+        interval = (
+            self.t.t if start == 0.0 else self.t.t + start * length,
+            self.s.t if stop == 1.0 else self.t.t + stop * length,
+        )
+        if interval not in self._noises:
+            self._noises.append(interval)
+        return Linear({Register("z", self._noises.index(interval)): 1.0})
+
+    def finish(self, update: Linear) -> Step:
+        """The step as data."""
+        return Step(
+            self.t.t,
+            self.s.t,
+            tuple(self._stages),
+            tuple(self._noises),
+            (update * self._scale(self.s)).combination(),
+        )
+
+    def _aged(self) -> StepBuilder:
+        self.x = self.x.aged()
+        self.outputs = [output.aged() for output in self.outputs]
+        return self
+
+
+def trace(
+    name: str,
+    step_function: Callable[[StepBuilder], Linear],
+    process: Any,
+    times: Sequence[float],
+    *,
+    native: str,
+    prediction: str,
+    coordinates: str = "process",
+    memory: int = 0,
+) -> Plan:
+    """Run a solver function over a grid and collect its scalars.
+
+    Parameters
+    ----------
+    name
+        Solver name, for messages.
+    step_function
+        The solver: maps a :class:`StepBuilder` to the new state.
+    process
+        Noising process, or ``None`` for a plain ODE.
+    times
+        n + 1 strictly monotone process times.
+    native, prediction
+        Prediction type in which the solver is written, and that of the model.
+    coordinates
+        ``"process"``, ``"vp"`` (state over sqrt(alpha^2 + sigma^2)) or ``"ve"`` (over alpha).
+    memory
+        How many earlier steps the solver looks at.
+    """
+
+    def convert(point: Point) -> tuple[float, float]:
+        if native == prediction:
+            return 0.0, 1.0
+        return conversion(process, prediction, native, point)
+
+    points = Point.many(process, times)
+    previous: list[StepBuilder] = []
+    steps = []
+    for t, s in zip(points, points[1:], strict=False):
+        builder = StepBuilder(
+            process,
+            t,
+            s,
+            convert=convert,
+            coordinates=coordinates,
+            score_like=native == "score",
+            previous=previous,
+        )
+        try:
+            steps.append(builder.finish(step_function(builder)))
+        except ZeroDivisionError:
+            raise ValueError(
+                f"{name}: a weight is not finite on the step from t = {t.t:g} to {s.t:g}, where "
+                "the process has no finite log-SNR (alpha = 0 or sigma = 0): start or end the "
+                "grid elsewhere"
+            ) from None
+        if memory:
+            previous = [b._aged() for b in [builder, *previous][:memory]]
+    return Plan(name, prediction, tuple(steps))
+
+
+PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
+
+
+def prediction_weights(process: Any, prediction: str, point: Any) -> tuple[Any, Any]:
+    r"""Weights (p, q) with prediction :math:`= p\,x_0 + q\,\epsilon` at a point.
+
+    =========  =========================================================================
+    eps        0, 1
+    x0         1, 0
+    v          -sin, cos of the angle atan2(sigma, alpha) (Salimans and Ho 2022)
+    score      0, -1/sigma
+    velocity   alpha', sigma': the drift dx/dt of the probability-flow ODE
+    =========  =========================================================================
+
+    ``point`` is anything with ``t``, ``alpha`` and ``sigma`` (floats or tensors).
+    """
+    if prediction == "eps":
+        return 0.0, 1.0
+    if prediction == "x0":
+        return 1.0, 0.0
+    if prediction == "score":
+        return 0.0, -1.0 / point.sigma
+    if prediction == "v":
+        norm = (point.alpha**2 + point.sigma**2) ** 0.5
+        return -point.sigma / norm, point.alpha / norm
+    if prediction == "velocity":
+        return process.dalpha(point.t), process.dsigma(point.t)
+    raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
+
+
+def conversion(process: Any, source: str, wanted: str, point: Any) -> tuple[Any, Any]:
+    """Weights (c, d) with ``wanted = c x + d source`` at a point, for any two prediction types.
+
+    Both are combinations of x0 and eps, and x = alpha x0 + sigma eps: a 2 x 2 linear system.
+    """
+    if source == wanted:
+        return 0.0, 1.0
+    p, q = prediction_weights(process, source, point)
+    p_wanted, q_wanted = prediction_weights(process, wanted, point)
+    determinant = point.alpha * q - point.sigma * p
+    of_input = (p_wanted * q - q_wanted * p) / determinant
+    of_output = (point.alpha * q_wanted - point.sigma * p_wanted) / determinant
+    return of_input, of_output

@@ -1,0 +1,565 @@
+r"""Gaussian noising processes :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon`.
+
+Every method takes a float, a numpy array or a torch tensor of times (or of log-SNRs) and returns
+the same kind, computed in float64. Formulas avoid ``1 - exp(-x)`` and differences of logarithms,
+so that ``alpha``, ``sigma`` and the log-SNR keep a relative accuracy of about 1e-14 at both ends.
+
+The log-SNR here is :math:`\lambda = \ln(\alpha/\sigma)`, the convention of DPM-Solver (Lu et al.
+2022); it increases from noise to data. ``ab`` (alphas_cumprod) is
+:math:`\bar\alpha = \alpha^2/(\alpha^2+\sigma^2)`, which makes sense for every process.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+
+__all__ = ["EDM", "VE", "VP", "FlowMatching", "Process"]
+
+Array = Any  # float, numpy array or torch tensor; what comes in is what goes out
+
+
+def _namespace(t: Array) -> tuple[Any, Array]:
+    """Return (numpy or torch, ``t`` in float64)."""
+    if isinstance(t, torch.Tensor):
+        return torch, t.to(torch.float64) if t.device.type != "mps" else t
+    return np, np.asarray(t, dtype=np.float64)[()]
+
+
+def softplus(x: Array) -> Array:
+    """``ln(1 + e^x)`` without overflow, for floats, numpy arrays and tensors."""
+    xp, x = _namespace(x)
+    return xp.where(x > 0, x, 0.0 * x) + xp.log1p(xp.exp(-abs(x)))
+
+
+class Process:
+    """A noising process; subclasses give ``alpha``, ``sigma``, their slopes and the log-SNR.
+
+    Attributes
+    ----------
+    t_min, t_max : float
+        The process is defined on this closed interval; ``t`` grows from data to noise.
+    start, end : float
+        Where sampling starts and ends unless a grid says otherwise (``start > end``).
+    """
+
+    t_min: float
+    t_max: float
+    start: float
+    end: float
+
+    def alpha(self, t: Array) -> Array:
+        """Signal factor at time ``t``."""
+        raise NotImplementedError
+
+    def sigma(self, t: Array) -> Array:
+        """Noise standard deviation at time ``t``."""
+        raise NotImplementedError
+
+    def dalpha(self, t: Array) -> Array:
+        """Time derivative of ``alpha``."""
+        raise NotImplementedError
+
+    def dsigma(self, t: Array) -> Array:
+        """Time derivative of ``sigma``."""
+        raise NotImplementedError
+
+    def lambda_(self, t: Array) -> Array:
+        """Log-SNR ``ln(alpha/sigma)``; infinite where ``sigma = 0``."""
+        raise NotImplementedError
+
+    def t(self, lambda_: Array) -> Array:
+        """Time at which the log-SNR is ``lambda_``: the inverse of :meth:`lambda_`."""
+        raise NotImplementedError
+
+    def drift(self, t: Array) -> Array:
+        r"""Linear drift ``f`` of the forward SDE :math:`dx = f(t) x\,dt + g(t)\,dW`."""
+        return self.dalpha(t) / self.alpha(t)
+
+    def diffusion(self, t: Array) -> Array:
+        r"""Diffusion ``g``: :math:`g^2 = 2\sigma(\sigma' - f\sigma)` (Kingma et al. 2021, eq. 4)."""
+        sigma = self.sigma(t)
+        return (2.0 * sigma * (self.dsigma(t) - self.drift(t) * sigma)) ** 0.5
+
+    def neg_log_ab(self, t: Array) -> Array:
+        r""":math:`-\ln\bar\alpha = \ln(1 + e^{-2\lambda})`, from 0 (data) upwards (noise)."""
+        return softplus(-2.0 * self.lambda_(t))
+
+    def ab(self, t: Array) -> Array:
+        r"""``alphas_cumprod`` :math:`\bar\alpha = \alpha^2/(\alpha^2+\sigma^2)` at time ``t``."""
+        value = self.neg_log_ab(t)
+        return _namespace(value)[0].exp(-value)
+
+    def t_of_neg_log_ab(self, value: Array) -> Array:
+        r"""Time at which :math:`-\ln\bar\alpha` is ``value``."""
+        xp, value = _namespace(value)
+        with np.errstate(divide="ignore"):
+            return self.t(-0.5 * xp.log(xp.expm1(value)))
+
+    def prior_std(self, t: float | None = None) -> float:
+        """Standard deviation of the normal law that sampling starts from at time ``t``.
+
+        It is ``sigma(t)``, for data small against the noise; variance-preserving processes
+        return 1. ``t`` defaults to ``start``.
+        """
+        return float(self.sigma(self.start if t is None else t))
+
+    def check_times(self, times: Array, name: str = "times") -> None:
+        """Raise ``ValueError`` if a time is not finite or lies outside ``[t_min, t_max]``."""
+        values = np.asarray(times, dtype=np.float64)
+        slack = 1e-12 * max(1.0, abs(self.t_max))
+        bad = ~((values >= self.t_min - slack) & (values <= self.t_max + slack))
+        if bad.any():
+            raise ValueError(
+                f"{name}: {np.atleast_1d(values)[np.atleast_1d(bad)][0]:g} lies outside the "
+                f"process, which is defined for t in [{self.t_min:g}, {self.t_max:g}]"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(t in [{self.t_min:g}, {self.t_max:g}])"
+
+
+class VP(Process):
+    r"""Variance-preserving process: :math:`\alpha^2 + \sigma^2 = 1`.
+
+    Made by :meth:`linear`, :meth:`cosine`, :meth:`from_betas`, :meth:`from_alphas_cumprod` or
+    :meth:`paper`. All is expressed through ``B(t)`` :math:`= -\ln\bar\alpha(t)`, the integral of
+    the rate beta, so :math:`\alpha = e^{-B/2}`, :math:`\sigma^2 = 1 - e^{-B}`.
+    """
+
+    def __init__(self, schedule: Any, start: float, end: float, name: str) -> None:
+        self._schedule = schedule
+        self.t_min, self.t_max = schedule.t_min, schedule.t_max
+        self.start, self.end, self.name = start, end, name
+
+    @staticmethod
+    def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> VP:
+        r"""Linear rate :math:`\beta(t) = \beta_{min} + t(\beta_{max}-\beta_{min})`, t in [0, 1].
+
+        Song et al. 2021 (arXiv 2011.13456, eq. 32); sampling runs from 1 to 1e-3 by default.
+
+        Raises
+        ------
+        ValueError
+            Unless ``0 < beta_min <= beta_max``.
+        """
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(
+                f"beta_min, beta_max: need 0 < beta_min <= beta_max, got {beta_min}, {beta_max}"
+            )
+        name = "vp-linear"
+        if (beta_min, beta_max) != (0.1, 20.0):
+            name += f"({beta_min:g}, {beta_max:g})"
+        return VP(_Linear(beta_min, beta_max), 1.0, 1e-3, name)
+
+    @staticmethod
+    def cosine(s: float = 0.008) -> VP:
+        r"""Cosine schedule: alpha is :math:`\cos(\frac{\pi}{2}\frac{t+s}{1+s})`, 1 at t = 0.
+
+        Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), t in [0, 1]. At t = 1 alpha is 0, so
+        sampling starts at 0.9946, as DPM-Solver does.
+
+        Raises
+        ------
+        ValueError
+            Unless ``s > 0``.
+        """
+        if not s > 0:
+            raise ValueError(f"s: need s > 0, got {s}")
+        return VP(_Cosine(s), 0.9946, 1e-3, "vp-cosine")
+
+    @staticmethod
+    def from_betas(betas: Any) -> VP:
+        """Discrete training schedule given by its one-step noise variances.
+
+        As :meth:`from_alphas_cumprod`, but exact where ``alphas_cumprod`` rounds near 1.
+
+        Parameters
+        ----------
+        betas
+            Sequence of N >= 2 floats in (0, 1).
+        """
+        values = _sequence(betas, "betas")
+        if not ((values > 0) & (values < 1)).all():
+            raise ValueError(
+                f"betas: every value must lie in (0, 1), got {values.min():g} .. {values.max():g}"
+            )
+        schedule = _Discrete(np.cumsum(-np.log1p(-values)), first=0)
+        return VP(schedule, schedule.t_max, schedule.t_min, "vp-discrete")
+
+    @staticmethod
+    def from_alphas_cumprod(alphas_cumprod: Any) -> VP:
+        """Discrete training schedule given by its cumulative products.
+
+        Time ``t`` is the training index, 0 .. N-1, and may be fractional: the log-SNR is
+        interpolated by a monotone cubic (PCHIP), which is exact at the training times and has a
+        continuous slope, so that solvers in ``t`` keep order 2.
+
+        Parameters
+        ----------
+        alphas_cumprod
+            Sequence of N >= 2 strictly decreasing floats in (0, 1).
+        """
+        values = _sequence(alphas_cumprod, "alphas_cumprod")
+        if not ((values > 0) & (values < 1)).all() or not (np.diff(values) < 0).all():
+            raise ValueError(
+                "alphas_cumprod: values must lie in (0, 1) and strictly decrease, got "
+                f"{values[0]:g} .. {values[-1]:g} (min {values.min():g}, max {values.max():g})"
+            )
+        schedule = _Discrete(-np.log(values), first=0)
+        return VP(schedule, schedule.t_max, schedule.t_min, "vp-discrete")
+
+    @staticmethod
+    def paper(T: int, c0: float = 2.0, c1: float = 4.0) -> VP:
+        r"""Step schedule of the founding paper, with time t = 1 .. T.
+
+        :math:`\beta_1 = T^{-c_0}`, :math:`\beta_{t+1} = h\min\{\beta_1(1+h)^t, 1\}`,
+        :math:`h = c_1\ln T/T` (Li and Yan, arXiv 2409.18959, eq. 7, same group).
+
+        Parameters
+        ----------
+        T
+            Number of noise levels, >= 2.
+        c0, c1
+            Constants with ``c1 > c0 > 0`` and ``h < 1``.
+        """
+        if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < 2:
+            raise ValueError(f"T: need a whole number >= 2, got {T!r}")
+        if not c1 > c0 > 0:
+            raise ValueError(f"c0, c1: need c1 > c0 > 0, got c0 = {c0}, c1 = {c1}")
+        h = c1 * math.log(T) / T
+        if h >= 1:
+            raise ValueError(
+                f"T, c1: need h = c1 ln(T)/T < 1, got h = {h:.3g} for T = {T}, c1 = {c1}; "
+                "take a larger T or a smaller c1"
+            )
+        first = float(T) ** -c0
+        growth = np.minimum(np.log(first) + np.arange(1, T) * np.log1p(h), 0.0)
+        betas = np.concatenate([[first], h * np.exp(growth)])
+        schedule = _Discrete(np.cumsum(-np.log1p(-betas)), first=1)
+        return VP(
+            schedule, schedule.t_max, schedule.t_min, f"vp-paper(T={T}, c0={c0:g}, c1={c1:g})"
+        )
+
+    def neg_log_ab(self, t: Array) -> Array:
+        r""":math:`B(t) = -\ln\bar\alpha(t)`, the integral of beta."""
+        return self._schedule.B(_namespace(t)[1])
+
+    def beta(self, t: Array) -> Array:
+        """Rate ``beta(t) = dB/dt = g(t)^2``."""
+        return self._schedule.dB(_namespace(t)[1])
+
+    def alpha(self, t: Array) -> Array:
+        """Signal factor ``exp(-B/2)``."""
+        value = self.neg_log_ab(t)
+        return _namespace(value)[0].exp(-0.5 * value)
+
+    def sigma(self, t: Array) -> Array:
+        """Noise standard deviation ``sqrt(-expm1(-B))``."""
+        value = self.neg_log_ab(t)
+        return (-_namespace(value)[0].expm1(-value)) ** 0.5
+
+    def dalpha(self, t: Array) -> Array:
+        """Time derivative ``-beta alpha/2``."""
+        return -0.5 * self.beta(t) * self.alpha(t)
+
+    def dsigma(self, t: Array) -> Array:
+        """Time derivative ``beta ab/(2 sigma)``; infinite at ``sigma = 0``."""
+        with np.errstate(divide="ignore"):
+            return 0.5 * self.beta(t) * self.ab(t) / self.sigma(t)
+
+    def drift(self, t: Array) -> Array:
+        """Linear drift ``-beta/2``."""
+        return -0.5 * self.beta(t)
+
+    def diffusion(self, t: Array) -> Array:
+        """Diffusion ``sqrt(beta)``."""
+        return self.beta(t) ** 0.5
+
+    def lambda_(self, t: Array) -> Array:
+        """Log-SNR ``-ln(expm1(B))/2``, written so that a large B does not overflow."""
+        value = self.neg_log_ab(t)
+        xp = _namespace(value)[0]
+        with np.errstate(divide="ignore"):
+            return -0.5 * (value + xp.log(-xp.expm1(-value)))
+
+    def t(self, lambda_: Array) -> Array:
+        """Time at which the log-SNR is ``lambda_``."""
+        return self._schedule.t_of_B(softplus(-2.0 * lambda_))
+
+    def t_of_neg_log_ab(self, value: Array) -> Array:
+        """Time at which ``B`` is ``value``."""
+        return self._schedule.t_of_B(_namespace(value)[1])
+
+    def prior_std(self, t: float | None = None) -> float:
+        """Always 1: the noisy end is N(0, I)."""
+        return 1.0
+
+    def __repr__(self) -> str:
+        return f"VP[{self.name}](t in [{self.t_min:g}, {self.t_max:g}])"
+
+
+class VE(Process):
+    r"""Variance-exploding process: alpha = 1, :math:`\sigma = \sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
+
+    Song et al. 2021 (arXiv 2011.13456, eq. 30); t in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Unless ``0 < sigma_min < sigma_max``.
+    """
+
+    t_min, t_max, start, end = 0.0, 1.0, 1.0, 0.0
+    name = "ve"
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        _check_sigmas(sigma_min, sigma_max)
+        self._log_min, self._span = math.log(sigma_min), math.log(sigma_max / sigma_min)
+
+    def alpha(self, t: Array) -> Array:
+        """Always 1."""
+        return 0.0 * _namespace(t)[1] + 1.0
+
+    def sigma(self, t: Array) -> Array:
+        """Geometric from ``sigma_min`` to ``sigma_max``."""
+        xp, t = _namespace(t)
+        return xp.exp(self._log_min + self._span * t)
+
+    def dalpha(self, t: Array) -> Array:
+        """Always 0."""
+        return 0.0 * _namespace(t)[1]
+
+    def dsigma(self, t: Array) -> Array:
+        """Time derivative ``sigma ln(sigma_max/sigma_min)``."""
+        return self._span * self.sigma(t)
+
+    def lambda_(self, t: Array) -> Array:
+        """Log-SNR ``-ln(sigma)``, linear in t."""
+        return -(self._log_min + self._span * _namespace(t)[1])
+
+    def t(self, lambda_: Array) -> Array:
+        """Time at which the log-SNR is ``lambda_``."""
+        return (-_namespace(lambda_)[1] - self._log_min) / self._span
+
+
+class EDM(Process):
+    """Process of Karras et al. 2022 (arXiv 2206.00364): alpha = 1, sigma = t.
+
+    Defined for every ``t >= 0``; sampling runs from ``sigma_max`` to ``sigma_min`` by default.
+
+    Raises
+    ------
+    ValueError
+        Unless ``0 < sigma_min < sigma_max``.
+    """
+
+    t_min, t_max = 0.0, math.inf
+    name = "edm"
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        _check_sigmas(sigma_min, sigma_max)
+        self.start, self.end = float(sigma_max), float(sigma_min)
+
+    def alpha(self, t: Array) -> Array:
+        """Always 1."""
+        return 0.0 * _namespace(t)[1] + 1.0
+
+    def sigma(self, t: Array) -> Array:
+        """Equal to t."""
+        return _namespace(t)[1]
+
+    def dalpha(self, t: Array) -> Array:
+        """Always 0."""
+        return 0.0 * _namespace(t)[1]
+
+    def dsigma(self, t: Array) -> Array:
+        """Always 1."""
+        return self.alpha(t)
+
+    def lambda_(self, t: Array) -> Array:
+        """Log-SNR ``-ln(t)``."""
+        xp, t = _namespace(t)
+        with np.errstate(divide="ignore"):
+            return -xp.log(t)
+
+    def t(self, lambda_: Array) -> Array:
+        """Time at which the log-SNR is ``lambda_``."""
+        xp, lambda_ = _namespace(lambda_)
+        return xp.exp(-lambda_)
+
+
+class FlowMatching(Process):
+    """Flow matching and rectified flow: ``x_t = (1 - t) x_0 + t eps``, t in [0, 1].
+
+    Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003), with noise at
+    t = 1. The velocity is ``eps - x_0``. Sampling runs from 0.999 to 0.001 by default, because
+    alpha = 0 at 1 and sigma = 0 at 0; solvers in t with a velocity model may use both ends.
+    """
+
+    t_min, t_max, start, end = 0.0, 1.0, 0.999, 0.001
+    name = "flow-matching"
+
+    def alpha(self, t: Array) -> Array:
+        """``1 - t``."""
+        return 1.0 - _namespace(t)[1]
+
+    def sigma(self, t: Array) -> Array:
+        """``t``."""
+        return _namespace(t)[1]
+
+    def dalpha(self, t: Array) -> Array:
+        """Always -1."""
+        return 0.0 * _namespace(t)[1] - 1.0
+
+    def dsigma(self, t: Array) -> Array:
+        """Always 1."""
+        return 0.0 * _namespace(t)[1] + 1.0
+
+    def diffusion(self, t: Array) -> Array:
+        """Diffusion ``sqrt(2 t/(1 - t))``; infinite at t = 1."""
+        t = _namespace(t)[1]
+        with np.errstate(divide="ignore"):
+            return (2.0 * t / (1.0 - t)) ** 0.5
+
+    def lambda_(self, t: Array) -> Array:
+        """Log-SNR ``ln((1 - t)/t)``."""
+        xp, t = _namespace(t)
+        with np.errstate(divide="ignore"):
+            return xp.log1p(-t) - xp.log(t)
+
+    def t(self, lambda_: Array) -> Array:
+        """Time ``1/(1 + e^lambda)``."""
+        xp, lambda_ = _namespace(lambda_)
+        return xp.exp(-softplus(lambda_))
+
+
+# Schedules of VP: B(t), its derivative and inverse. ------------------------------------------
+
+
+class _Linear:
+    t_min, t_max = 0.0, 1.0
+
+    def __init__(self, beta_min: float, beta_max: float) -> None:
+        self._first, self._slope = beta_min, beta_max - beta_min
+
+    def B(self, t: Array) -> Array:  # noqa: N802
+        return t * (self._first + 0.5 * self._slope * t)
+
+    def dB(self, t: Array) -> Array:  # noqa: N802
+        return self._first + self._slope * t
+
+    def t_of_B(self, value: Array) -> Array:  # noqa: N802
+        # The root of the quadratic in the form without cancellation.
+        return 2.0 * value / (self._first + (self._first**2 + 2.0 * self._slope * value) ** 0.5)
+
+
+class _Cosine:
+    """B = -2 ln(cos(angle)/cos(angle_0)), angle = angle_0 + rate t, angle(1) = pi/2."""
+
+    t_min, t_max = 0.0, 1.0
+
+    def __init__(self, s: float) -> None:
+        self._rate = 0.5 * math.pi / (1.0 + s)
+        self._sin, self._cos = math.sin(self._rate * s), math.cos(self._rate * s)
+
+    def B(self, t: Array) -> Array:  # noqa: N802
+        xp, t = _namespace(t)
+        turn = self._rate * t
+        # cos(angle)/cos(angle_0) - 1, exact for small turns; near t = 1 the plain logarithm of
+        # cos(angle) = sin(rate (1 - t)) is the exact one.
+        ratio_minus_1 = -2.0 * xp.sin(0.5 * turn) ** 2 - self._sin / self._cos * xp.sin(turn)
+        early = xp.log1p(xp.where(t < 0.5, ratio_minus_1, 0.0 * t))
+        cosine = xp.sin(self._rate * (1.0 - t))
+        with np.errstate(divide="ignore"):
+            late = xp.log(xp.where(t < 0.5, 0.0 * t + 1.0, cosine)) - math.log(self._cos)
+        return -2.0 * xp.where(t < 0.5, early, late)
+
+    def dB(self, t: Array) -> Array:  # noqa: N802
+        xp, t = _namespace(t)
+        with np.errstate(divide="ignore"):
+            return 2.0 * self._rate / xp.tan(self._rate * (1.0 - t))
+
+    def t_of_B(self, value: Array) -> Array:  # noqa: N802
+        xp, value = _namespace(value)
+        cosine = self._cos * xp.exp(-0.5 * value)
+        gap = -(self._cos**2) * xp.expm1(-value)  # sin(angle)^2 - sin(angle_0)^2
+        sine = (self._sin**2 + gap) ** 0.5
+        # gap = sin(angle + angle_0) sin(angle - angle_0): the small turn without cancellation.
+        sin_turn = gap / (sine * self._cos + cosine * self._sin)
+        cos_turn = cosine * self._cos + sine * self._sin
+        return xp.arctan2(sin_turn, cos_turn) / self._rate
+
+
+class _Discrete:
+    """B at whole times first, first + 1, ...; the log-SNR between them by a monotone cubic."""
+
+    def __init__(self, values: np.ndarray, first: int) -> None:
+        self.t_min, self.t_max = float(first), float(first + len(values) - 1)
+        self._lambda = -0.5 * (values + np.log(-np.expm1(-values)))
+        knots = np.arange(len(values)) + self.t_min
+        self._coefficients = PchipInterpolator(knots, self._lambda).c  # (4, N - 1), high first
+        self._tables: dict[torch.device, torch.Tensor] = {}
+
+    def _cubic(self, t: Array) -> tuple[Array, Array]:
+        """Log-SNR and its slope at time(s) t."""
+        xp, t = _namespace(t)
+        shifted = t - self.t_min
+        last = self._coefficients.shape[1] - 1
+        if xp is torch:
+            if t.device not in self._tables:
+                self._tables[t.device] = torch.as_tensor(self._coefficients, device=t.device)
+            index = shifted.floor().clamp(0, last).long()
+            table = self._tables[t.device]
+        else:
+            index = np.clip(np.floor(shifted), 0, last).astype(np.int64)
+            table = self._coefficients
+        c3, c2, c1, c0 = (row[index] for row in table)
+        u = shifted - index
+        return c0 + u * (c1 + u * (c2 + u * c3)), c1 + u * (2.0 * c2 + u * 3.0 * c3)
+
+    def B(self, t: Array) -> Array:  # noqa: N802
+        return softplus(-2.0 * self._cubic(t)[0])
+
+    def dB(self, t: Array) -> Array:  # noqa: N802
+        lambda_, slope = self._cubic(t)
+        return -2.0 * slope * _namespace(lambda_)[0].exp(-softplus(2.0 * lambda_))
+
+    def t_of_B(self, value: Array) -> Array:  # noqa: N802
+        if isinstance(value, torch.Tensor):
+            return torch.as_tensor(self.t_of_B(value.cpu().numpy()), device=value.device)
+        target = -0.5 * (value + np.log(-np.expm1(-value)))
+        # Bracket between two training times, then bisect: exact at the ends, 60 halvings.
+        index = np.clip(
+            np.searchsorted(-self._lambda, -target, side="right") - 1, 0, len(self._lambda) - 2
+        )
+        low, high = index + self.t_min, index + 1 + self.t_min
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            above = self._cubic(middle)[0] > target
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        knots = np.arange(len(self._lambda)) + self.t_min
+        result = 0.5 * (low + high)
+        nearest = np.clip(np.rint(result - self.t_min), 0, len(knots) - 1).astype(np.int64)
+        close = np.abs(self._lambda[nearest] - target) <= 1e-14 * np.maximum(1.0, np.abs(target))
+        return np.where(close, knots[nearest], result)[()]
+
+
+def _sequence(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"{name}: need a sequence of at least 2 numbers, got shape {array.shape}")
+    return array
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}"
+        )

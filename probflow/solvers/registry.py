@@ -1,0 +1,266 @@
+"""The registry: named solvers with their metadata, and the decorator that adds one.
+
+A solver is a function of a :class:`~probflow.plan.StepBuilder` that returns the new state, written
+like its equation; keyword arguments after the first are its options. Registering it is all that is
+needed for it to be sampled with, measured, tested and printed::
+
+    @register("my-euler", reference="me", prediction="eps", coordinates="ve", orders={"tv": 1})
+    def my_euler(step):
+        "y' = y + (rho' - rho) eps"
+        return step.x + (step.s.rho - step.t.rho) * step.model(step.x, step.t)
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, StepBuilder, trace
+
+__all__ = ["Solver", "get_solver", "register", "solver_names", "solvers"]
+
+StepFunction = Callable[..., Linear]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A named one-step or multistep method.
+
+    Attributes
+    ----------
+    name, aliases
+        Lower case with hyphens; underscores are accepted wherever a name is.
+    function
+        The step function; its docstring holds the equation.
+    reference
+        Paper and equation of the method.
+    prediction
+        Prediction type in which the equation is written.
+    coordinates
+        ``"process"``, ``"vp"`` or ``"ve"``: see :data:`probflow.plan.COORDINATES`.
+    needs
+        ``"process"`` (alpha, sigma of a noising process) or ``"ode"`` (any ``dy/dt = f(t, y)``).
+    orders
+        Declared order per measure: ``tv`` (also the order of W2; KL has twice it), ``strong``
+        (error against the exact flow, deterministic solvers), ``path-kl`` (of its square root,
+        stochastic solvers). A missing measure does not apply to the solver.
+    nfe
+        Model evaluations per step (the first step of some methods takes fewer).
+    stochastic
+        Whether steps draw noise.
+    memory
+        Number of earlier steps whose registers a step uses.
+    family
+        ``"ode"`` (works on any ODE), ``"exponential"`` (exact in the linear part), ``"chain"``
+        (a kernel of the discrete-time chain) or ``"sde"`` (a discretised reverse SDE).
+    options
+        Keyword options of the step function, with their values.
+    """
+
+    name: str
+    function: StepFunction
+    reference: str
+    prediction: str
+    coordinates: str = "process"
+    needs: Literal["process", "ode"] = "process"
+    orders: Mapping[str, float] = field(default_factory=dict)
+    nfe: int = 1
+    stochastic: bool = False
+    memory: int = 0
+    family: str = "exponential"
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(self, process: Any, times: Sequence[float], prediction: str | None = None) -> Plan:
+        """The plan of this solver on a grid.
+
+        Parameters
+        ----------
+        process
+            Noising process; ``None`` for a plain ODE (solvers that need only an ODE).
+        times
+            n + 1 strictly monotone process times; decreasing is from noise to data.
+        prediction
+            The model's prediction type; by default the one in which the solver is written.
+
+        Raises
+        ------
+        ValueError
+            If times are fewer than 2, not finite, not strictly monotone or outside the process, or
+            a weight is not finite.
+        TypeError
+            If the solver needs a process and gets none.
+        """
+        array = np.asarray(times, dtype=np.float64)
+        if array.ndim != 1 or len(array) < 2:
+            raise ValueError(f"times: need at least 2 (one step), got shape {array.shape}")
+        gaps = np.diff(array)
+        if not np.isfinite(array).all() or not ((gaps < 0).all() or (gaps > 0).all()):
+            raise ValueError("times: must be finite and strictly decreasing (or increasing)")
+        if process is None:
+            if self.needs == "process":
+                raise TypeError(
+                    f"{self.name} uses the noise levels of a diffusion and needs a process; give "
+                    "pf.ProbabilityFlowODE(process, model) or pf.ReverseSDE(process, model), "
+                    "not a plain function"
+                )
+            if prediction not in (None, self.prediction):
+                raise ValueError(f"prediction: a plain ODE has {self.prediction!r} only")
+        else:
+            process.check_times(array)
+            array = np.clip(array, process.t_min, process.t_max)
+        return trace(
+            self.name,
+            partial(self.function, **self.options) if self.options else self.function,
+            process,
+            array.tolist(),
+            native=self.prediction,
+            prediction=prediction or self.prediction,
+            coordinates=self.coordinates,
+            memory=self.memory,
+        )
+
+    def with_options(self, **options: Any) -> Solver:
+        """The same solver with some of its options changed.
+
+        Raises
+        ------
+        ValueError
+            For an option that the solver does not have.
+        """
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            allowed = ", ".join(self.options) or "none"
+            raise ValueError(f"{self.name}: unknown option {unknown[0]!r}; it has: {allowed}")
+        return replace(self, options={**self.options, **options})
+
+    @property
+    def equation(self) -> str:
+        """The docstring of the step function."""
+        return inspect.getdoc(self.function) or ""
+
+    def order(self, measure: str) -> float | None:
+        """Declared order in a measure of :data:`probflow.study.rows.MEASURES`, or ``None``."""
+        if measure in ("kl", "w2") and "tv" in self.orders:
+            return self.orders["tv"] * (2 if measure == "kl" else 1)
+        return self.orders.get(measure)
+
+
+_SOLVERS: dict[str, Solver] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def register(
+    name: str,
+    *,
+    reference: str,
+    prediction: str,
+    orders: Mapping[str, float],
+    coordinates: str = "process",
+    needs: Literal["process", "ode"] = "process",
+    nfe: int = 1,
+    stochastic: bool = False,
+    memory: int = 0,
+    family: str = "exponential",
+    aliases: Sequence[str] = (),
+) -> Callable[[StepFunction], StepFunction]:
+    """Decorator that adds a step function to the registry; see :class:`Solver`.
+
+    Keyword arguments of the function with defaults become the solver's options.
+
+    Raises
+    ------
+    ValueError
+        If a name is taken, or ``prediction`` or ``coordinates`` is unknown, or the function has
+        no docstring (it has to hold the equation).
+    """
+    for new in (name, *aliases):
+        if _canonical(new) in _SOLVERS or _canonical(new) in _ALIASES:
+            raise ValueError(f"name: a solver named {new!r} exists already")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
+    if coordinates not in COORDINATES:
+        raise ValueError(f"coordinates: got {coordinates!r}, allowed are {', '.join(COORDINATES)}")
+
+    def decorate(function: StepFunction) -> StepFunction:
+        if not function.__doc__:
+            raise ValueError(f"{name}: the step function needs a docstring with its equation")
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        solver = Solver(
+            name=_canonical(name),
+            function=function,
+            reference=reference,
+            prediction=prediction,
+            coordinates=coordinates,
+            needs=needs,
+            orders=dict(orders),
+            nfe=nfe,
+            stochastic=stochastic,
+            memory=memory,
+            family=family,
+            aliases=tuple(_canonical(alias) for alias in aliases),
+            options={p.name: p.default for p in parameters if p.default is not p.empty},
+        )
+        _SOLVERS[solver.name] = solver
+        _ALIASES.update(dict.fromkeys(solver.aliases, solver.name))
+        return function
+
+    return decorate
+
+
+def unregister(name: str) -> None:
+    """Remove a solver added with :func:`register` (for tests and notebooks)."""
+    solver = _SOLVERS.pop(get_solver(name).name)
+    for alias in solver.aliases:
+        del _ALIASES[alias]
+
+
+def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
+    """The solver of a name, an alias, a registered step function or a :class:`Solver` itself.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name (the message lists near ones) or option.
+    TypeError
+        For anything that is not a solver.
+    """
+    if isinstance(solver, str):
+        key = _canonical(solver)
+        found = _SOLVERS.get(_ALIASES.get(key, key))
+        if found is None:
+            near = difflib.get_close_matches(key, [*_SOLVERS, *_ALIASES], n=3, cutoff=0.5)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise ValueError(
+                f"solver: no solver is named {solver!r}{hint} (all: probflow.solver_names())"
+            )
+    elif isinstance(solver, Solver):
+        found = solver
+    else:
+        matches = [s for s in _SOLVERS.values() if s.function is solver]
+        if not matches:
+            raise TypeError(
+                f"solver: need a name, a Solver or a registered step function, got {solver!r}"
+            )
+        found = matches[0]
+    return found.with_options(**options) if options else found
+
+
+def solver_names(*, aliases: bool = False) -> tuple[str, ...]:
+    """Names of all registered solvers, in order of registration."""
+    return (*_SOLVERS, *_ALIASES) if aliases else tuple(_SOLVERS)
+
+
+def solvers() -> tuple[Solver, ...]:
+    """All registered solvers, in order of registration."""
+    return tuple(_SOLVERS.values())
+
+
+def _canonical(name: str) -> str:
+    return name.strip().lower().replace("_", "-")

@@ -1,0 +1,431 @@
+r"""Distributions whose noised law is known exactly: score, log-density, samples, moments.
+
+A target is the law of :math:`x_0`; each method takes ``alpha`` and ``sigma`` and speaks about
+:math:`x = \alpha x_0 + \sigma \epsilon`. Both may be floats or tensors of shape (batch,). States
+have shape (batch, d) or (batch, ...) with d elements a sample, and keep dtype and device.
+
+All three targets are mixtures, and everything about them follows from the posterior mean
+:math:`m = E[x_0 | x]` and covariance C: the score is :math:`(\alpha m - x)/\sigma^2` and its
+Jacobian :math:`(\alpha^2 C/\sigma^2 - I)/\sigma^2` (Tweedie's formula, Robbins 1956, Efron 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probflow.models import Model
+from probflow.processes import Process
+
+__all__ = ["Empirical", "Gaussian", "GaussianMixture", "Target"]
+
+Level = Any  # float, or tensor of shape (batch,)
+
+
+class Target:
+    """Base of the targets; ``dim`` is the number d of coordinates of a sample."""
+
+    dim: int
+    name: str
+
+    def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        r"""Score :math:`\nabla_x \ln p(x)` of the noised law; same shape as ``x``."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Log-density of the noised law, shape (batch,)."""
+        raise NotImplementedError
+
+    def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Jacobian of the score (Hessian of the log-density), shape (batch, d, d)."""
+        raise NotImplementedError
+
+    def sample(
+        self, n: int, alpha: float = 1.0, sigma: float = 0.0, *, generator: torch.Generator
+    ) -> Tensor:
+        """``n`` samples of the noised law, shape (n, d), float64, on the generator's device."""
+        raise NotImplementedError
+
+    def moments(self, alpha: float = 1.0, sigma: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (d,) and covariance (d, d) of the noised law."""
+        raise NotImplementedError
+
+    def model(self, process: Process, prediction: str = "eps") -> Model:
+        """The exact model of this target for a process, in any prediction type."""
+        return Model(_ExactEps(self, process), process, "eps").as_prediction(prediction)
+
+    def flow(self, x: Tensor, source: tuple[float, float], target: tuple[float, float]) -> Tensor:
+        """Exact probability-flow map of ``x`` from one level (alpha, sigma) to another.
+
+        In one dimension the flow keeps the order of points, so it is the quantile coupling
+        ``F_target^-1(F_source(x))``, solved here by bisection to the last bit, from the nearer
+        tail. Normal laws have a closed form in any dimension.
+
+        Raises
+        ------
+        ValueError
+            For a target of several dimensions that is not Gaussian.
+        """
+        if self.dim != 1:
+            raise ValueError(
+                f"flow: {self.name} has {self.dim} dimensions; the exact flow is known in one "
+                "dimension and for Gaussian targets"
+            )
+        flat = self._flat(x).double()
+        log_cdf, log_sf = self._log_tails(flat, *source)
+        left = log_cdf < log_sf
+        mean, cov = self.moments(*target)
+        # Further out than any mass that a float64 quantile can name.
+        reach = 60.0 * float(cov[0, 0]) ** 0.5 + self._spread() * target[0] + 1.0
+        low = torch.full_like(flat, float(mean[0]) - reach)
+        high = torch.full_like(flat, float(mean[0]) + reach)
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            cdf, sf = self._log_tails(middle, *target)
+            below = torch.where(left, cdf < log_cdf, sf > log_sf)
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (0.5 * (low + high)).to(x.dtype).reshape(x.shape)
+
+    def _log_tails(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """Logs of P(X <= x) and P(X > x) in one dimension, shape of ``x`` (batch, 1)."""
+        log_w, centres, stds = self._line_components(alpha, sigma)
+        z = (x - centres.to(x.device)) / stds.to(x.device)
+        weights = log_w.to(x.device)
+        log_cdf = torch.logsumexp(weights + torch.special.log_ndtr(z), 1, keepdim=True)
+        log_sf = torch.logsumexp(weights + torch.special.log_ndtr(-z), 1, keepdim=True)
+        return log_cdf, log_sf
+
+    def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights, centres and standard deviations of a 1-D mixture, (K,) float64."""
+        raise NotImplementedError
+
+    def _spread(self) -> float:
+        """Distance between the outermost component centres in one dimension."""
+        centres = self._line_components(1.0, 1.0)[1]
+        return float(centres.max() - centres.min())
+
+    def _flat(self, x: Tensor) -> Tensor:
+        flat = x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1)
+        if flat.shape[1] != self.dim:
+            raise ValueError(
+                f"x: {self.name} has {self.dim} coordinates a sample, got shape {tuple(x.shape)}"
+            )
+        return flat
+
+
+class _ExactEps(torch.nn.Module):
+    """eps prediction of a target: ``-sigma score``."""
+
+    def __init__(self, target: Target, process: Process) -> None:
+        super().__init__()
+        self.target, self.process = target, process
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.process.alpha(t).to(x.dtype), self.process.sigma(t).to(x.dtype)
+        score = self.target.score(x, alpha, sigma)
+        return -_column(sigma, score.ndim) * score
+
+
+def _column(level: Level, ndim: int) -> Level:
+    """A (batch,) tensor with trailing axes for broadcasting; floats as they are."""
+    if isinstance(level, Tensor) and level.ndim == 1:
+        return level.reshape(-1, *(1,) * (ndim - 1))
+    return level
+
+
+class GaussianMixture(Target):
+    """Mixture of K normal laws in d dimensions.
+
+    Parameters
+    ----------
+    weights
+        (K,) positive; normalised to sum 1.
+    means
+        (K,) for d = 1, or (K, d).
+    covariances
+        (K,) one variance a component, (K, d) diagonals, or (K, d, d) full matrices. Give either
+        this or ``stds``.
+    stds
+        (K,) or (K, d) standard deviations.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, weights that are not positive, or covariances that are not
+        symmetric positive semi-definite.
+    """
+
+    def __init__(
+        self, weights: Any, means: Any, covariances: Any = None, *, stds: Any = None
+    ) -> None:
+        w = np.atleast_1d(np.asarray(weights, dtype=np.float64))
+        mu = np.asarray(means, dtype=np.float64)
+        mu = mu[:, None] if mu.ndim == 1 else mu
+        if w.ndim != 1 or not (w > 0).all() or not np.isfinite(w).all():
+            raise ValueError(f"weights: need positive numbers of shape (K,), got {weights!r}")
+        if mu.ndim != 2 or len(mu) != len(w):
+            raise ValueError(f"means: need shape (K,) or (K, d) with K = {len(w)}, got {mu.shape}")
+        if (covariances is None) == (stds is None):
+            raise ValueError("covariances, stds: give exactly one of them")
+        if stds is not None:
+            covariances = np.asarray(stds, dtype=np.float64) ** 2
+        cov = np.asarray(covariances, dtype=np.float64)
+        K, d = mu.shape
+        if cov.shape not in ((K,), (K, d), (K, d, d)):
+            raise ValueError(
+                f"covariances: need shape ({K},), ({K}, {d}) or ({K}, {d}, {d}), got {cov.shape}"
+            )
+        if cov.ndim == 3:
+            if not np.allclose(cov, cov.transpose(0, 2, 1), atol=1e-12 * np.abs(cov).max()):
+                raise ValueError("covariances: full matrices must be symmetric")
+            variances, basis = np.linalg.eigh(cov)
+        else:
+            variances, basis = np.broadcast_to(cov.reshape(K, -1), (K, d)), None
+        if not (variances >= -1e-12 * np.abs(variances).max()).all():
+            raise ValueError("covariances: must be positive semi-definite")
+        self.dim, self.name = d, f"{type(self).__name__.lower()}-{K}x{d}d"
+        self._parameters64 = {
+            "log_w": torch.tensor(np.log(w / w.sum())),
+            "mu": torch.tensor(mu),
+            "var": torch.tensor(np.maximum(variances, 0.0)),
+        }
+        if basis is not None:
+            self._parameters64["basis"] = torch.tensor(basis)
+        self._cache: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+
+    def _on(self, x: Tensor) -> dict[str, Tensor]:
+        key = (x.dtype, x.device)
+        if key not in self._cache:
+            self._cache[key] = {k: v.to(x) for k, v in self._parameters64.items()}
+        return self._cache[key]
+
+    def _components(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """Log joint (b, K), residuals and variances (b, K, d) in each component's eigenbasis."""
+        p = self._on(x)
+        a, s = _column(alpha, 3), _column(sigma, 3)
+        residual = self._flat(x)[:, None, :] - a * p["mu"]
+        if "basis" in p:
+            residual = torch.einsum("bkd,kde->bke", residual, p["basis"])
+        variance = (a * a * p["var"] + s * s).expand_as(residual)
+        quad = (residual**2 / variance + torch.log(2 * math.pi * variance)).sum(-1)
+        return p["log_w"] - 0.5 * quad, residual, variance
+
+    def _component_scores(self, x: Tensor, residual: Tensor, variance: Tensor) -> Tensor:
+        scores = -residual / variance
+        if "basis" in self._on(x):
+            scores = torch.einsum("bke,kde->bkd", scores, self._on(x)["basis"])
+        return scores
+
+    def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.score`."""
+        log_joint, residual, variance = self._components(x, alpha, sigma)
+        posterior = torch.softmax(log_joint, dim=1)
+        scores = self._component_scores(x, residual, variance)
+        return torch.einsum("bk,bkd->bd", posterior, scores).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.log_prob`."""
+        return torch.logsumexp(self._components(x, alpha, sigma)[0], dim=1)
+
+    def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.score_jacobian`."""
+        log_joint, residual, variance = self._components(x, alpha, sigma)
+        posterior = torch.softmax(log_joint, dim=1)
+        scores = self._component_scores(x, residual, variance)
+        mean = torch.einsum("bk,bkd->bd", posterior, scores)
+        centred = scores - mean[:, None, :]
+        spread = torch.einsum("bk,bkd,bke->bde", posterior, centred, centred)
+        basis = self._on(x).get("basis")
+        if basis is None:
+            return spread - torch.diag_embed(torch.einsum("bk,bkd->bd", posterior, 1 / variance))
+        inverse = torch.einsum("bk,kde,bke,kfe->bdf", posterior, basis, 1 / variance, basis)
+        return spread - inverse
+
+    def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        p = self._parameters64
+        variance = alpha * alpha * p["var"][:, 0] + sigma * sigma
+        return p["log_w"], alpha * p["mu"][:, 0], variance.sqrt()
+
+    def sample(
+        self, n: int, alpha: float = 1.0, sigma: float = 0.0, *, generator: torch.Generator
+    ) -> Tensor:
+        """See :meth:`Target.sample`."""
+        device = generator.device
+        p = {k: v.to(device) for k, v in self._parameters64.items()}
+        which = torch.multinomial(p["log_w"].exp(), n, replacement=True, generator=generator)
+        normal = torch.randn(n, self.dim, dtype=torch.float64, device=device, generator=generator)
+        offset = (alpha * alpha * p["var"] + sigma * sigma).sqrt()[which] * normal
+        if "basis" in p:
+            offset = torch.einsum("nde,ne->nd", p["basis"][which], offset)
+        return alpha * p["mu"][which] + offset
+
+    def moments(self, alpha: float = 1.0, sigma: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Target.moments`."""
+        w, mu, cov = self.weights, self.means, self.covariances
+        mean = w @ mu
+        centred = mu - mean
+        full = np.einsum("k,kde->de", w, cov) + np.einsum("k,kd,ke->de", w, centred, centred)
+        return alpha * mean, alpha**2 * full + sigma**2 * np.eye(self.dim)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Component weights, (K,)."""
+        return self._parameters64["log_w"].exp().numpy()
+
+    @property
+    def means(self) -> np.ndarray:
+        """Component means, (K, d)."""
+        return self._parameters64["mu"].numpy()
+
+    @property
+    def covariances(self) -> np.ndarray:
+        """Component covariances as full matrices, (K, d, d)."""
+        variances = self._parameters64["var"].numpy()
+        basis = self._parameters64.get("basis")
+        if basis is None:
+            return variances[:, :, None] * np.eye(self.dim)
+        q = basis.numpy()
+        return np.einsum("kde,ke,kfe->kdf", q, variances, q)
+
+
+class Gaussian(GaussianMixture):
+    """Normal law with mean (d,) and covariance: a variance, (d,) variances or a (d, d) matrix.
+
+    Raises
+    ------
+    ValueError
+        As :class:`GaussianMixture`.
+    """
+
+    def __init__(self, mean: Any, covariance: Any) -> None:
+        mu = np.atleast_1d(np.asarray(mean, dtype=np.float64))
+        cov = np.asarray(covariance, dtype=np.float64)
+        super().__init__([1.0], mu[None], cov[None])
+        self.name = f"gaussian-{self.dim}d"
+
+    def flow(self, x: Tensor, source: tuple[float, float], target: tuple[float, float]) -> Tensor:
+        """Exact probability-flow map of ``x`` (batch, d) between levels (alpha, sigma)."""
+        p = self._on(x)
+        (a, s), (a2, s2) = source, target
+        centred = self._flat(x) - a * p["mu"]
+        factor = ((a2 * a2 * p["var"] + s2 * s2) / (a * a * p["var"] + s * s)).sqrt()[0]
+        if "basis" in p:
+            moved = (centred @ p["basis"][0] * factor) @ p["basis"][0].T
+        else:
+            moved = centred * factor
+        return (moved + a2 * p["mu"]).reshape(x.shape)
+
+
+class Empirical(Target):
+    """The empirical law of a data set: noised, one normal component per data point.
+
+    The exact score needs no training. Data are visited in chunks, so 60 000 points of 3 072
+    float32 numbers with a batch of 64 take well under 2 GiB; squared distances are taken in
+    float64, which keeps small noise levels (down to sigma of about 1e-5) right.
+
+    Parameters
+    ----------
+    data
+        (N, d) or (N, ...) tensor or array, floating point (integers are converted to float32).
+
+    Raises
+    ------
+    ValueError
+        If there are no data, or they are not finite.
+    """
+
+    chunk_elements = 2**23  # float64 numbers held at a time, about 64 MiB
+
+    def __init__(self, data: Any, name: str = "empirical") -> None:
+        tensor = data.detach() if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
+        tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+        if tensor.ndim < 1 or tensor.numel() == 0:
+            raise ValueError(f"data: need at least one sample, got shape {tuple(tensor.shape)}")
+        self.data = tensor.reshape(len(tensor), -1)
+        if not bool(torch.isfinite(self.data).all()):
+            raise ValueError("data: must be finite, got NaN or infinite values")
+        self.shape = tuple(tensor.shape[1:])
+        self.dim, self.name = self.data.shape[1], name
+        self._norms = torch.cat([c.double().square().sum(1) for c in self.data.split(4096)])
+
+    def _to(self, x: Tensor) -> None:
+        if self.data.device != x.device:
+            self.data, self._norms = self.data.to(x.device), self._norms.to(x.device)
+
+    def _chunks(self, x: Tensor, alpha: Level, sigma: Level) -> Any:
+        """Yield (data chunk (n, d), log joint up to a constant in x (batch, n), float64)."""
+        self._to(x)
+        flat = self._flat(x).double()
+        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 2) for v in (alpha, sigma))
+        own = flat.square().sum(1, keepdim=True)
+        size = max(1, self.chunk_elements // (len(flat) + self.dim))
+        for start in range(0, len(self.data), size):
+            chunk = self.data[start : start + size]
+            cross = flat @ chunk.double().T
+            square = own - 2 * a * cross + a * a * self._norms[start : start + size]
+            yield chunk, square / (-2 * s * s)
+
+    def _posterior(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """Log-sum of the joint (batch,) and posterior mean of x_0 (batch, d), both float64."""
+        top = torch.full((len(self._flat(x)), 1), -math.inf, dtype=torch.float64, device=x.device)
+        total, mean = torch.zeros_like(top), 0.0
+        for chunk, logits in self._chunks(x, alpha, sigma):
+            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
+            weights, shrink = (logits - new_top).exp(), (top - new_top).exp()
+            total = total * shrink + weights.sum(1, keepdim=True)
+            mean = mean * shrink + (weights.to(chunk.dtype) @ chunk).double()
+            top = new_top
+        return (top + total.log())[:, 0], mean / total
+
+    def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.score`."""
+        mean = self._posterior(x, alpha, sigma)[1]
+        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 2) for v in (alpha, sigma))
+        return ((a * mean - self._flat(x).double()) / (s * s)).to(x.dtype).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.log_prob`; float64."""
+        log_sum = self._posterior(x, alpha, sigma)[0]
+        log_sigma = sigma.double().log() if isinstance(sigma, Tensor) else math.log(sigma)
+        constant = math.log(len(self.data)) + 0.5 * self.dim * math.log(2 * math.pi)
+        return log_sum - constant - self.dim * log_sigma
+
+    def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.score_jacobian`; float64."""
+        log_sum, mean = self._posterior(x, alpha, sigma)
+        second = torch.zeros(len(mean), self.dim, self.dim, dtype=torch.float64, device=x.device)
+        for chunk, logits in self._chunks(x, alpha, sigma):
+            weights = (logits - log_sum[:, None]).exp()
+            rows = chunk.double()
+            for b, row in enumerate(weights):
+                keep = row > 1e-18
+                centred = rows[keep] - mean[b]
+                second[b] += (centred * row[keep, None]).T @ centred
+        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 3) for v in (alpha, sigma))
+        return (a * a * second / (s * s) - torch.eye(self.dim, device=x.device)) / (s * s)
+
+    def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        centres = alpha * self.data[:, 0].cpu().double()
+        log_w = torch.full_like(centres, -math.log(len(centres)))
+        return log_w, centres, torch.full_like(centres, sigma)
+
+    def sample(
+        self, n: int, alpha: float = 1.0, sigma: float = 0.0, *, generator: torch.Generator
+    ) -> Tensor:
+        """See :meth:`Target.sample`."""
+        device = generator.device
+        which = torch.randint(len(self.data), (n,), generator=generator, device=device)
+        normal = torch.randn(n, self.dim, dtype=torch.float64, device=device, generator=generator)
+        return alpha * self.data.to(device)[which].double() + sigma * normal
+
+    def moments(self, alpha: float = 1.0, sigma: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Target.moments`."""
+        chunks = self.data.split(4096)
+        mean = sum(c.double().sum(0) for c in chunks) / len(self.data)
+        second = sum((c.double() - mean).T @ (c.double() - mean) for c in chunks)
+        cov = (second / len(self.data)).cpu().numpy()
+        return alpha * mean.cpu().numpy(), alpha**2 * cov + sigma**2 * np.eye(self.dim)
