@@ -2,7 +2,8 @@
 
 from probflow import grids
 from probflow._version import __version__
-from probflow.integrate import BrownianPath, NonFiniteError, sample
+from probflow.adapters import register, unregister
+from probflow.integrate import BrownianPath, NonFiniteError, odeint, sample, sdeint
 from probflow.models import Model
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
@@ -27,8 +28,12 @@ __all__ = [
     "__version__",
     "get_solver",
     "grids",
+    "odeint",
+    "register",
     "register_solver",
     "sample",
+    "sdeint",
     "solver_names",
     "solvers",
+    "unregister",
 ]

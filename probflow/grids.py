@@ -29,11 +29,18 @@ __all__ = [
     "uniform",
 ]
 
+
+def _t_of_sigma(process: Process, value: float) -> float:
+    if value < 0:
+        raise ValueError(f"sigma: need a value >= 0, got {value:g}")
+    return float(process.t(-math.log(value) if value > 0 else math.inf))
+
+
 #: Units of end points: how to turn a value into process time.
 UNITS: dict[str, Callable[[Process, float], float]] = {
     "t": lambda process, value: value,
     "lambda": lambda process, value: float(process.t(value)),
-    "sigma": lambda process, value: float(process.t(-math.log(value))) if value > 0 else 0.0,
+    "sigma": _t_of_sigma,
     "neg_log_ab": lambda process, value: float(process.t_of_neg_log_ab(value)),
 }
 
@@ -75,6 +82,14 @@ class Grid:
         unknown = sorted(set(self.options) - allowed.get(self.kind, set()))
         if unknown:
             raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}")
+        if self.kind == "explicit":
+            if (self.start, self.end) != (None, None):
+                raise ValueError("start, end: an explicit grid has its own; leave them out")
+            if len(self.options.get("times", ())) < 2:
+                raise ValueError(
+                    "times: an explicit grid needs at least 2 (one step); "
+                    "make one with probflow.grids.explicit(times)"
+                )
 
     def __hash__(self) -> int:
         return hash((self.kind, self.start, self.end, self.unit, str(self.options)))
@@ -91,7 +106,7 @@ class Grid:
         """
         if self.kind == "explicit":
             times = np.asarray(self.options["times"], dtype=np.float64)
-            times = np.array([UNITS[self.unit](process, float(value)) for value in times])
+            times = np.array([self._time(process, value, "times") for value in times])
             if steps is not None and steps != len(times) - 1:
                 raise ValueError(
                     f"steps: the explicit grid has {len(times) - 1} steps, asked for {steps}"
@@ -113,21 +128,31 @@ class Grid:
         process.check_times(times)
         if not (np.diff(times) < 0).all():
             raise ValueError(
-                f"times: must strictly decrease from noise to data, got {np.array2string(times, threshold=6)}"
+                "times: must strictly decrease from noise to data, got "
+                f"{np.array2string(times, threshold=6)}"
             )
         return times
 
     def _end_point(self, process: Process, value: float | None, own: float, name: str) -> float:
         if value is None:
             return own
+        time = self._time(process, value, name)
+        return min(max(time, process.t_min), process.t_max)
+
+    def _time(self, process: Process, value: float, name: str) -> float:
+        """Process time of a value in the grid's unit; messages begin with ``name``."""
         try:
-            time = UNITS[self.unit](process, float(value))
+            number = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: need a number, got {value!r}") from None
+        try:
+            time = UNITS[self.unit](process, number)
+        except (OverflowError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
         if not math.isfinite(time):
-            raise ValueError(f"{name}: {value:g} in {self.unit} has no finite time")
+            raise ValueError(f"{name}: {number:g} in {self.unit} has no time on {process!r}")
         process.check_times(time, name)
-        return min(max(time, process.t_min), process.t_max)
+        return time
 
     @property
     def label(self) -> str:
@@ -192,7 +217,8 @@ def _exponential(process: Process, start: float, end: float, steps: int) -> np.n
     ends = float(process.neg_log_ab(start)), float(process.neg_log_ab(end))
     if not all(map(math.isfinite, ends)):
         raise ValueError(
-            f"exponential grid: needs alpha > 0 at both ends, got -ln ab = {ends[0]:g} to {ends[1]:g}"
+            "exponential grid: needs alpha > 0 at both ends, got -ln ab = "
+            f"{ends[0]:g} to {ends[1]:g}"
         )
     return process.t_of_neg_log_ab(np.linspace(*ends, steps + 1))
 

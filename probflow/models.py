@@ -96,8 +96,8 @@ class Model(torch.nn.Module):
 
         ``t`` is a float, a 0-d tensor or a (batch,) tensor.
         """
-        time = torch.as_tensor(t, device=x.device)
-        time = time if self.time is None else self.time(time.to(_double(x.device)))
+        time = as_time(t, x)
+        time = time if self.time is None else self.time(time)
         time = time.to(time_dtype(x.dtype)).expand(len(x))
         output = self.function(x, time, **self.kwargs)
         check_output(output, x)
@@ -108,7 +108,7 @@ class Model(torch.nn.Module):
         output = self(x, t)
         if prediction == self.prediction:
             return output
-        time = torch.as_tensor(t, device=x.device, dtype=_double(x.device))
+        time = as_time(t, x)
         time = time.reshape(-1, *(1,) * (x.ndim - 1)) if time.ndim else time
         levels = _Levels(time, self.process.alpha(time), self.process.sigma(time))
         of_input, of_output = conversion(self.process, self.prediction, prediction, levels)
@@ -131,8 +131,10 @@ def time_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype.to_real(), torch.float32)
 
 
-def _double(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+def as_time(t: Tensor | float, x: Tensor) -> Tensor:
+    """Times as a float64 tensor on the state's device (float32 where it has no float64)."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.as_tensor(t, dtype=dtype, device=x.device)
 
 
 def check_output(output: Any, x: Tensor) -> None:

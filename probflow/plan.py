@@ -106,6 +106,10 @@ class Plan:
         for first, second in zip(intervals, intervals[1:], strict=False):
             if second[0] < first[1]:
                 raise ValueError(f"{where}: noises {first} and {second} overlap")
+        low, high = sorted((step.start, step.stop))
+        for first, last in intervals:
+            if not low <= first < last <= high:
+                raise ValueError(f"{where}: the noise of ({first:g}, {last:g}) is not of the step")
         for stage_number, combination in enumerate(step.combinations()):
             if not combination:
                 raise ValueError(f"{where}: an empty combination")
@@ -399,18 +403,18 @@ def trace(
     previous: list[StepBuilder] = []
     steps = []
     for t, s in zip(points, points[1:], strict=False):
-        builder = StepBuilder(
-            process,
-            t,
-            s,
-            convert=convert,
-            coordinates=coordinates,
-            score_like=native == "score",
-            previous=previous,
-        )
         try:
+            builder = StepBuilder(
+                process,
+                t,
+                s,
+                convert=convert,
+                coordinates=coordinates,
+                score_like=native == "score",
+                previous=previous,
+            )
             steps.append(builder.finish(step_function(builder)))
-        except ZeroDivisionError:
+        except (OverflowError, ZeroDivisionError):
             raise ValueError(
                 f"{name}: a weight is not finite on the step from t = {t.t:g} to {s.t:g}, where "
                 "the process has no finite log-SNR (alpha = 0 or sigma = 0): start or end the "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.models import Model
+from probflow.models import Model, as_time
 from probflow.processes import Process
 
 __all__ = ["ProbabilityFlowODE", "ReverseSDE"]
@@ -60,14 +60,14 @@ class ReverseSDE(torch.nn.Module):
 
     def f(self, s: Tensor | float, y: Tensor) -> Tensor:
         """Drift per unit of ``s = -t``; ``y`` has shape (batch, ...)."""
-        t = -torch.as_tensor(s, device=y.device)
+        t = -as_time(s, y)
         g2 = (self.process.diffusion(t) ** 2).to(y.dtype)
         score = self.model.predict(y, t, "score")
         return g2 * score - self.process.drift(t).to(y.dtype) * y
 
     def g(self, s: Tensor | float, y: Tensor) -> Tensor:
         """Diagonal diffusion, shape of ``y``."""
-        t = -torch.as_tensor(s, device=y.device)
+        t = -as_time(s, y)
         return self.process.diffusion(t).to(y.dtype).expand(y.shape)
 
 

@@ -33,7 +33,8 @@ def _namespace(t: Array) -> tuple[Any, Array]:
 def softplus(x: Array) -> Array:
     """``ln(1 + e^x)`` without overflow, for floats, numpy arrays and tensors."""
     xp, x = _namespace(x)
-    return xp.where(x > 0, x, 0.0 * x) + xp.log1p(xp.exp(-abs(x)))
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return xp.logaddexp(x, xp.zeros_like(x))
 
 
 class Process:
@@ -78,10 +79,11 @@ class Process:
 
     def drift(self, t: Array) -> Array:
         r"""Linear drift ``f`` of the forward SDE :math:`dx = f(t) x\,dt + g(t)\,dW`."""
-        return self.dalpha(t) / self.alpha(t)
+        with np.errstate(divide="ignore"):
+            return self.dalpha(t) / self.alpha(t)
 
     def diffusion(self, t: Array) -> Array:
-        r"""Diffusion ``g``: :math:`g^2 = 2\sigma(\sigma' - f\sigma)` (Kingma et al. 2021, eq. 4)."""
+        r"""Diffusion: :math:`g^2 = 2\sigma(\sigma' - f\sigma)` (Kingma et al. 2021, eq. 4)."""
         sigma = self.sigma(t)
         return (2.0 * sigma * (self.dsigma(t) - self.drift(t) * sigma)) ** 0.5
 
@@ -111,8 +113,9 @@ class Process:
     def check_times(self, times: Array, name: str = "times") -> None:
         """Raise ``ValueError`` if a time is not finite or lies outside ``[t_min, t_max]``."""
         values = np.asarray(times, dtype=np.float64)
-        slack = 1e-12 * max(1.0, abs(self.t_max))
+        slack = 1e-12 * (max(1.0, abs(self.t_max)) if math.isfinite(self.t_max) else 1.0)
         bad = ~((values >= self.t_min - slack) & (values <= self.t_max + slack))
+        bad |= ~np.isfinite(values)
         if bad.any():
             raise ValueError(
                 f"{name}: {np.atleast_1d(values)[np.atleast_1d(bad)][0]:g} lies outside the "
@@ -147,7 +150,7 @@ class VP(Process):
         ValueError
             Unless ``0 < beta_min <= beta_max``.
         """
-        if not 0 < beta_min <= beta_max:
+        if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(
                 f"beta_min, beta_max: need 0 < beta_min <= beta_max, got {beta_min}, {beta_max}"
             )
@@ -168,7 +171,7 @@ class VP(Process):
         ValueError
             Unless ``s > 0``.
         """
-        if not s > 0:
+        if not 0 < s < math.inf:
             raise ValueError(f"s: need s > 0, got {s}")
         return VP(_Cosine(s), 0.9946, 1e-3, "vp-cosine")
 
@@ -288,11 +291,11 @@ class VP(Process):
             return -0.5 * (value + xp.log(-xp.expm1(-value)))
 
     def t(self, lambda_: Array) -> Array:
-        """Time at which the log-SNR is ``lambda_``."""
-        return self._schedule.t_of_B(softplus(-2.0 * lambda_))
+        """Time at which the log-SNR is ``lambda_``; NaN where a discrete schedule has none."""
+        return self._schedule.t_of_B(softplus(-2.0 * _namespace(lambda_)[1]))
 
     def t_of_neg_log_ab(self, value: Array) -> Array:
-        """Time at which ``B`` is ``value``."""
+        """Time at which ``B`` is ``value``; NaN where a discrete schedule has none."""
         return self._schedule.t_of_B(_namespace(value)[1])
 
     def prior_std(self, t: float | None = None) -> float:
@@ -304,9 +307,10 @@ class VP(Process):
 
 
 class VE(Process):
-    r"""Variance-exploding process: alpha = 1, :math:`\sigma = \sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
+    r"""Variance-exploding process: alpha = 1, sigma geometric in t.
 
-    Song et al. 2021 (arXiv 2011.13456, eq. 30); t in [0, 1].
+    :math:`\sigma = \sigma_{min}(\sigma_{max}/\sigma_{min})^t` with t in [0, 1]; Song et al.
+    2021 (arXiv 2011.13456, eq. 30).
 
     Raises
     ------
@@ -464,7 +468,7 @@ class _Cosine:
     t_min, t_max = 0.0, 1.0
 
     def __init__(self, s: float) -> None:
-        self._rate = 0.5 * math.pi / (1.0 + s)
+        self._s, self._rate = s, 0.5 * math.pi / (1.0 + s)
         self._sin, self._cos = math.sin(self._rate * s), math.cos(self._rate * s)
 
     def B(self, t: Array) -> Array:  # noqa: N802
@@ -481,8 +485,11 @@ class _Cosine:
 
     def dB(self, t: Array) -> Array:  # noqa: N802
         xp, t = _namespace(t)
+        # tan(angle), near t = 1 as the cotangent of the complement.
+        early = xp.tan(self._rate * (self._s + xp.where(t < 0.5, t, 0.0 * t)))
         with np.errstate(divide="ignore"):
-            return 2.0 * self._rate / xp.tan(self._rate * (1.0 - t))
+            late = 1.0 / xp.tan(self._rate * xp.where(t < 0.5, 0.0 * t + 0.5, 1.0 - t))
+        return 2.0 * self._rate * xp.where(t < 0.5, early, late)
 
     def t_of_B(self, value: Array) -> Array:  # noqa: N802
         xp, value = _namespace(value)
@@ -531,8 +538,10 @@ class _Discrete:
 
     def t_of_B(self, value: Array) -> Array:  # noqa: N802
         if isinstance(value, torch.Tensor):
-            return torch.as_tensor(self.t_of_B(value.cpu().numpy()), device=value.device)
-        target = -0.5 * (value + np.log(-np.expm1(-value)))
+            host = value.detach().cpu().numpy()
+            return torch.as_tensor(self.t_of_B(host), device=value.device)
+        with np.errstate(divide="ignore"):
+            target = -0.5 * (value + np.log(-np.expm1(-value)))
         # Bracket between two training times, then bisect: exact at the ends, 60 halvings.
         index = np.clip(
             np.searchsorted(-self._lambda, -target, side="right") - 1, 0, len(self._lambda) - 2
@@ -545,8 +554,15 @@ class _Discrete:
         knots = np.arange(len(self._lambda)) + self.t_min
         result = 0.5 * (low + high)
         nearest = np.clip(np.rint(result - self.t_min), 0, len(knots) - 1).astype(np.int64)
-        close = np.abs(self._lambda[nearest] - target) <= 1e-14 * np.maximum(1.0, np.abs(target))
-        return np.where(close, knots[nearest], result)[()]
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(self._lambda[nearest] - target)
+            slack = np.minimum(np.maximum(1.0, np.abs(target)), 100.0)
+            result = np.where(gap <= 1e-14 * slack, knots[nearest], result)
+            # Beyond the first and the last training time there is no time to name.
+            inside = (target <= self._lambda[0] + 1e-12 * slack) & (
+                target >= self._lambda[-1] - 1e-12 * slack
+            )
+        return np.where(inside, result, math.nan)[()]
 
 
 def _sequence(values: Any, name: str) -> np.ndarray:
@@ -559,7 +575,7 @@ def _sequence(values: Any, name: str) -> np.ndarray:
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}"
         )

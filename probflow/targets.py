@@ -2,7 +2,9 @@ r"""Distributions whose noised law is known exactly: score, log-density, samples
 
 A target is the law of :math:`x_0`; each method takes ``alpha`` and ``sigma`` and speaks about
 :math:`x = \alpha x_0 + \sigma \epsilon`. Both may be floats or tensors of shape (batch,). States
-have shape (batch, d) or (batch, ...) with d elements a sample, and keep dtype and device.
+have shape (batch, d) or (batch, ...) with d elements a sample, and keep dtype and device; the
+arithmetic is float64 whatever the dtype, because at small noise levels the score is the small
+difference of large numbers.
 
 All three targets are mixtures, and everything about them follows from the posterior mean
 :math:`m = E[x_0 | x]` and covariance C: the score is :math:`(\alpha m - x)/\sigma^2` and its
@@ -37,12 +39,16 @@ class Target:
         raise NotImplementedError
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """Log-density of the noised law, shape (batch,)."""
+        """Log-density of the noised law, shape (batch,), float64."""
+        raise NotImplementedError
+
+    def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """Score, and its Jacobian (the Hessian of the log-density): (batch, d, d), float64."""
         raise NotImplementedError
 
     def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """Jacobian of the score (Hessian of the log-density), shape (batch, d, d)."""
-        raise NotImplementedError
+        """Jacobian of the score alone, shape (batch, d, d)."""
+        return self.score_and_jacobian(x, alpha, sigma)[1]
 
     def sample(
         self, n: int, alpha: float = 1.0, sigma: float = 0.0, *, generator: torch.Generator
@@ -75,14 +81,15 @@ class Target:
                 f"flow: {self.name} has {self.dim} dimensions; the exact flow is known in one "
                 "dimension and for Gaussian targets"
             )
-        flat = self._flat(x).double()
+        flat = _widened(self._flat(x))
         log_cdf, log_sf = self._log_tails(flat, *source)
         left = log_cdf < log_sf
-        mean, cov = self.moments(*target)
-        # Further out than any mass that a float64 quantile can name.
-        reach = 60.0 * float(cov[0, 0]) ** 0.5 + self._spread() * target[0] + 1.0
-        low = torch.full_like(flat, float(mean[0]) - reach)
-        high = torch.full_like(flat, float(mean[0]) + reach)
+        # The image is no more standard deviations away from every component than the point is.
+        _, centres, stds = self._line_components(*source)
+        furthest = 1.001 * ((flat - centres.to(flat)).abs() / stds.to(flat)).max()
+        _, centres, stds = self._line_components(*target)
+        low = torch.full_like(flat, float(centres.min() - furthest.cpu() * stds.max()))
+        high = torch.full_like(flat, float(centres.max() + furthest.cpu() * stds.max()))
         for _ in range(80):
             middle = 0.5 * (low + high)
             cdf, sf = self._log_tails(middle, *target)
@@ -103,11 +110,6 @@ class Target:
         """Log weights, centres and standard deviations of a 1-D mixture, (K,) float64."""
         raise NotImplementedError
 
-    def _spread(self) -> float:
-        """Distance between the outermost component centres in one dimension."""
-        centres = self._line_components(1.0, 1.0)[1]
-        return float(centres.max() - centres.min())
-
     def _flat(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1)
         if flat.shape[1] != self.dim:
@@ -125,16 +127,22 @@ class _ExactEps(torch.nn.Module):
         self.target, self.process = target, process
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.process.alpha(t).to(x.dtype), self.process.sigma(t).to(x.dtype)
-        score = self.target.score(x, alpha, sigma)
-        return -_column(sigma, score.ndim) * score
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        score = self.target.score(_widened(x), alpha, sigma)
+        return (-_column(sigma, score.ndim) * score).to(x.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """``x`` in float64 (in float32 where the device has no float64)."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _column(level: Level, ndim: int) -> Level:
-    """A (batch,) tensor with trailing axes for broadcasting; floats as they are."""
-    if isinstance(level, Tensor) and level.ndim == 1:
-        return level.reshape(-1, *(1,) * (ndim - 1))
-    return level
+    """A tensor level in float64, (batch,) with trailing axes; floats as they are."""
+    if not isinstance(level, Tensor):
+        return level
+    wide = _widened(level)
+    return wide.reshape(-1, *(1,) * (ndim - 1)) if level.ndim == 1 else wide
 
 
 class GaussianMixture(Target):
@@ -167,6 +175,8 @@ class GaussianMixture(Target):
         mu = mu[:, None] if mu.ndim == 1 else mu
         if w.ndim != 1 or not (w > 0).all() or not np.isfinite(w).all():
             raise ValueError(f"weights: need positive numbers of shape (K,), got {weights!r}")
+        if not np.isfinite(mu).all():
+            raise ValueError("means: must be finite, got NaN or infinite values")
         if mu.ndim != 2 or len(mu) != len(w):
             raise ValueError(f"means: need shape (K,) or (K, d) with K = {len(w)}, got {mu.shape}")
         if (covariances is None) == (stds is None):
@@ -205,45 +215,46 @@ class GaussianMixture(Target):
 
     def _components(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor, Tensor]:
         """Log joint (b, K), residuals and variances (b, K, d) in each component's eigenbasis."""
+        x = _widened(self._flat(x))
         p = self._on(x)
         a, s = _column(alpha, 3), _column(sigma, 3)
-        residual = self._flat(x)[:, None, :] - a * p["mu"]
+        residual = x[:, None, :] - a * p["mu"]
         if "basis" in p:
             residual = torch.einsum("bkd,kde->bke", residual, p["basis"])
         variance = (a * a * p["var"] + s * s).expand_as(residual)
         quad = (residual**2 / variance + torch.log(2 * math.pi * variance)).sum(-1)
         return p["log_w"] - 0.5 * quad, residual, variance
 
-    def _component_scores(self, x: Tensor, residual: Tensor, variance: Tensor) -> Tensor:
-        scores = -residual / variance
-        if "basis" in self._on(x):
-            scores = torch.einsum("bke,kde->bkd", scores, self._on(x)["basis"])
-        return scores
+    def _component_scores(self, residual: Tensor, variance: Tensor) -> Tensor:
+        scores, p = -residual / variance, self._on(residual)
+        return torch.einsum("bke,kde->bkd", scores, p["basis"]) if "basis" in p else scores
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.score`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
         posterior = torch.softmax(log_joint, dim=1)
-        scores = self._component_scores(x, residual, variance)
-        return torch.einsum("bk,bkd->bd", posterior, scores).reshape(x.shape)
+        scores = self._component_scores(residual, variance)
+        return torch.einsum("bk,bkd->bd", posterior, scores).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.log_prob`."""
         return torch.logsumexp(self._components(x, alpha, sigma)[0], dim=1)
 
-    def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """See :meth:`Target.score_jacobian`."""
+    def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """See :meth:`Target.score_and_jacobian`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
         posterior = torch.softmax(log_joint, dim=1)
-        scores = self._component_scores(x, residual, variance)
+        scores = self._component_scores(residual, variance)
         mean = torch.einsum("bk,bkd->bd", posterior, scores)
         centred = scores - mean[:, None, :]
-        spread = torch.einsum("bk,bkd,bke->bde", posterior, centred, centred)
-        basis = self._on(x).get("basis")
+        spread = torch.einsum("bkd,bke->bde", posterior[..., None] * centred, centred)
+        basis = self._on(mean).get("basis")
         if basis is None:
-            return spread - torch.diag_embed(torch.einsum("bk,bkd->bd", posterior, 1 / variance))
-        inverse = torch.einsum("bk,kde,bke,kfe->bdf", posterior, basis, 1 / variance, basis)
-        return spread - inverse
+            curvature = torch.diag_embed(torch.einsum("bk,bkd->bd", posterior, 1 / variance))
+        else:
+            inverse = posterior[..., None] / variance
+            curvature = torch.einsum("kde,bke,kfe->bdf", basis, inverse, basis)
+        return mean.to(x.dtype).reshape(x.shape), spread - curvature
 
     def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
         p = self._parameters64
@@ -309,15 +320,16 @@ class Gaussian(GaussianMixture):
 
     def flow(self, x: Tensor, source: tuple[float, float], target: tuple[float, float]) -> Tensor:
         """Exact probability-flow map of ``x`` (batch, d) between levels (alpha, sigma)."""
-        p = self._on(x)
+        wide = _widened(self._flat(x))
+        p = self._on(wide)
         (a, s), (a2, s2) = source, target
-        centred = self._flat(x) - a * p["mu"]
+        centred = wide - a * p["mu"]
         factor = ((a2 * a2 * p["var"] + s2 * s2) / (a * a * p["var"] + s * s)).sqrt()[0]
         if "basis" in p:
             moved = (centred @ p["basis"][0] * factor) @ p["basis"][0].T
         else:
             moved = centred * factor
-        return (moved + a2 * p["mu"]).reshape(x.shape)
+        return (moved + a2 * p["mu"]).to(x.dtype).reshape(x.shape)
 
 
 class Empirical(Target):
@@ -346,7 +358,7 @@ class Empirical(Target):
         if tensor.ndim < 1 or tensor.numel() == 0:
             raise ValueError(f"data: need at least one sample, got shape {tuple(tensor.shape)}")
         self.data = tensor.reshape(len(tensor), -1)
-        if not bool(torch.isfinite(self.data).all()):
+        if not all(bool(torch.isfinite(c).all()) for c in self.data.split(4096)):
             raise ValueError("data: must be finite, got NaN or infinite values")
         self.shape = tuple(tensor.shape[1:])
         self.dim, self.name = self.data.shape[1], name
@@ -357,15 +369,15 @@ class Empirical(Target):
             self.data, self._norms = self.data.to(x.device), self._norms.to(x.device)
 
     def _chunks(self, x: Tensor, alpha: Level, sigma: Level) -> Any:
-        """Yield (data chunk (n, d), log joint up to a constant in x (batch, n), float64)."""
+        """Yield data (n, d) and log joint up to a constant in x (batch, n), both float64."""
         self._to(x)
         flat = self._flat(x).double()
-        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 2) for v in (alpha, sigma))
+        a, s = _column(alpha, 2), _column(sigma, 2)
         own = flat.square().sum(1, keepdim=True)
         size = max(1, self.chunk_elements // (len(flat) + self.dim))
         for start in range(0, len(self.data), size):
-            chunk = self.data[start : start + size]
-            cross = flat @ chunk.double().T
+            chunk = self.data[start : start + size].double()
+            cross = flat @ chunk.T
             square = own - 2 * a * cross + a * a * self._norms[start : start + size]
             yield chunk, square / (-2 * s * s)
 
@@ -377,15 +389,15 @@ class Empirical(Target):
             new_top = torch.maximum(top, logits.amax(1, keepdim=True))
             weights, shrink = (logits - new_top).exp(), (top - new_top).exp()
             total = total * shrink + weights.sum(1, keepdim=True)
-            mean = mean * shrink + (weights.to(chunk.dtype) @ chunk).double()
+            mean = mean * shrink + weights @ chunk
             top = new_top
         return (top + total.log())[:, 0], mean / total
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.score`."""
         mean = self._posterior(x, alpha, sigma)[1]
-        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 2) for v in (alpha, sigma))
-        return ((a * mean - self._flat(x).double()) / (s * s)).to(x.dtype).reshape(x.shape)
+        a, s = _column(alpha, 2), _column(sigma, 2)
+        return ((a * mean - _widened(self._flat(x))) / (s * s)).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.log_prob`; float64."""
@@ -394,19 +406,22 @@ class Empirical(Target):
         constant = math.log(len(self.data)) + 0.5 * self.dim * math.log(2 * math.pi)
         return log_sum - constant - self.dim * log_sigma
 
-    def score_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """See :meth:`Target.score_jacobian`; float64."""
+    def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """See :meth:`Target.score_and_jacobian`; the Jacobian is float64."""
         log_sum, mean = self._posterior(x, alpha, sigma)
         second = torch.zeros(len(mean), self.dim, self.dim, dtype=torch.float64, device=x.device)
         for chunk, logits in self._chunks(x, alpha, sigma):
             weights = (logits - log_sum[:, None]).exp()
-            rows = chunk.double()
             for b, row in enumerate(weights):
-                keep = row > 1e-18
-                centred = rows[keep] - mean[b]
-                second[b] += (centred * row[keep, None]).T @ centred
-        a, s = (_column(v.double() if isinstance(v, Tensor) else v, 3) for v in (alpha, sigma))
-        return (a * a * second / (s * s) - torch.eye(self.dim, device=x.device)) / (s * s)
+                near = row > 1e-18  # few points matter at small noise
+                centred = chunk[near] - mean[b]
+                second[b] += (centred * row[near, None]).T @ centred
+        a, s = _column(alpha, 3), _column(sigma, 3)
+        identity = torch.eye(self.dim, dtype=torch.float64, device=x.device)
+        jacobian = (a * a * second / (s * s) - identity) / (s * s)
+        a, s = _column(alpha, 2), _column(sigma, 2)
+        score = (a * mean - self._flat(x).double()) / (s * s)
+        return score.to(x.dtype).reshape(x.shape), jacobian
 
     def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
         centres = alpha * self.data[:, 0].cpu().double()

@@ -1,16 +1,18 @@
 """The tensor loop: run a plan on a model.
 
-A plan's steps have few different shapes (which registers go where), so each shape is written out
-once as a small Python function, with the weights as arguments; a run then costs what a careful
-hand-written loop costs. Weights are Python floats, times one tensor made before the first step,
-and nothing inside the loop waits for the device.
+A plan's steps have few different shapes (which registers go where), so the loop over steps of one
+shape is written out once as a small Python generator, with the weights as data; a run then costs
+what a careful hand-written loop costs. Weights are Python floats, times one tensor made before the
+first step, and nothing inside the loop waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -25,6 +27,11 @@ __all__ = ["NonFiniteError", "run_plan"]
 
 Callback = Callable[[int, float, Tensor], None]
 Evaluate = Callable[[Tensor, Tensor], Tensor]
+States = Generator[Tensor, None, Tensor]
+Kernel = Callable[..., States]  # see _kernel
+
+
+_LARGE = 2**14  # elements of a state, from where copying costs more than calling
 
 
 class NonFiniteError(ValueError):
@@ -44,63 +51,94 @@ def _shape(step: Step) -> Shape:
 
 
 @lru_cache(maxsize=256)
-def _kernel(shape: Shape, keep: tuple[Register, ...]) -> Callable[..., tuple[Tensor, tuple]]:
-    """Write out a step of the given shape as a function and compile it.
+def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Kernel:
+    """Write out the loop over steps of the given shape as a generator and compile it.
 
-    The function is ``step(x, model, t, w, z, past) -> (new x, registers to keep)``: ``t`` holds
-    the stage times, ``w`` the weights in order, ``z`` the noises, and ``past[a - 1]`` the
-    registers kept ``a`` steps ago, by name.
+    The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
+    and returns the last. A row is (weights that are not 1, noise intervals, stage times) of a
+    step; ``past[a - 1]`` holds the registers kept ``a`` steps ago by name (``keep`` is ``None``
+    for one-step methods, which keep no past).
     """
-    weights = iter(range(sum(len(combination) for combination in shape)))
+    weights: list[str] = []
     names: dict[Register, str] = {}
+
+    def weight() -> str:
+        weights.append(f"w{len(weights)}")
+        return weights[-1]
 
     def name(register: Register) -> str:
         if register.age:
             return f"past[{register.age - 1}]['{register._replace(age=0)}']"
-        if register.kind == "z":
-            return f"z[{register.index}]"
         return names.get(register, str(register))
 
     def expression(combination: Sequence[tuple[Register, bool]]) -> str:
-        terms = [(name(register), one, next(weights)) for register, one in combination]
-        (first, one, w), rest = terms[0], terms[1:]
+        (first, one), rest = combination[0], combination[1:]
+        text = name(first)
         if not one:
-            text = f"mul({first}, w[{w}])"
+            text = f"mul({text}, {weight()})"
         elif rest:
-            (second, _, w2), rest = rest[0], rest[1:]
-            text = f"add({first}, {second}, alpha=w[{w2}])"
-        else:
-            return first
-        return text + "".join(f".add_({register}, alpha=w[{k}])" for register, _, k in rest)
+            (second, unit), rest = rest[0], rest[1:]
+            text = f"add({text}, {name(second)}, alpha={1.0 if unit else weight()})"
+        for register, unit in rest:
+            text += f".add_({name(register)}, alpha={1.0 if unit else weight()})"
+        return text
 
-    lines = []
+    body = [f"z{index} = noise(*i{index})" for index in range(noises)]
+    done = [f"z{index}" for index in range(noises)]
     for index, combination in enumerate(shape[:-1]):
         text = expression(combination)
         if text.isidentifier():
             names[Register("u", index)] = text
         else:
-            lines.append(f"u{index} = {text}")
-        lines.append(
-            f"f{index} = model({names.get(Register('u', index), f'u{index}')}, t[{index}])"
-        )
-    kept = ", ".join(f"'{register}': {name(register)}" for register in keep)
-    lines.append(
-        f"return {expression(shape[-1])}, {{{kept}}}"
-        if keep
-        else f"return {expression(shape[-1])}, None"
+            body.append(f"u{index} = {text}")
+            done.append(f"u{index}")
+        done.append(f"f{index}")
+        body.append(f"f{index} = model({name(Register('u', index))}, t{index})")
+    update = expression(shape[-1])
+    if keep is None:
+        body.append(f"x = {update}")
+    else:
+        kept = ", ".join(f"'{register}': {name(register)}" for register in keep)
+        body += [f"new = {update}", f"past[:] = ({{{kept}}}, *past[:-1])", "x = new", "del new"]
+    if done:  # nothing is held on to while the next step calls the model
+        body.append(f"del {', '.join(done)}")
+    body.append("yield x")
+    row = (
+        _targets(weights),
+        _targets([f"i{index}" for index in range(noises)]),
+        _targets([f"t{index}" for index in range(len(shape) - 1)]),
     )
-    source = "def step(x, model, t, w, z, past):\n    " + "\n    ".join(lines)
+    head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
     scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add}
-    exec(source, scope)
-    return scope["step"]
+    exec(head + "\n        ".join(body) + "\n    return x", scope)
+    return scope["steps"]
+
+
+def _targets(names: Sequence[str]) -> str:
+    return f"({', '.join(names)},)" if names else "_"
+
+
+@dataclass
+class _Stretch:
+    """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
+
+    kernel: Kernel
+    stages: int  # model evaluations per step
+    weights: list[tuple[float, ...]]
+    intervals: list[tuple[tuple[float, float], ...]]
+
+    def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """Rows for the kernel; ``times`` has one tensor per evaluation of the stretch."""
+        per_step = zip(*[iter(times)] * self.stages, strict=True) if self.stages else repeat(())
+        return zip(self.weights, self.intervals, per_step, strict=False)
 
 
 @dataclass(frozen=True)
 class _Program:
-    """A plan made ready to run."""
+    """A plan made ready to run; the first step is a stretch of its own, to be checked."""
 
-    kernels: list[Callable[..., Any]]
-    weights: list[tuple[float, ...]]
+    stretches: list[_Stretch]
+    times: list[float]  # of all evaluations
     memory: int
 
 
@@ -113,11 +151,30 @@ def _compile(plan: Plan) -> _Program:
                 for register, _ in combination:
                     if register.age:
                         wanted[number - register.age].add(register._replace(age=0))
-    kernels, weights = [], []
-    for step, keep in zip(plan.steps, wanted, strict=True):
-        kernels.append(_kernel(_shape(step), tuple(sorted(keep))))
-        weights.append(tuple(w for combination in step.combinations() for _, w in combination))
-    return _Program(kernels, weights, memory)
+    stretches: list[_Stretch] = []
+    for number, step in enumerate(plan.steps):
+        keep = tuple(sorted(wanted[number])) if memory else None
+        kernel = _kernel(_shape(step), len(step.noises), keep)
+        if number < 2 or kernel is not stretches[-1].kernel:
+            stretches.append(_Stretch(kernel, len(step.stages), [], []))
+        stretches[-1].weights.append(
+            tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
+        )
+        stretches[-1].intervals.append(step.noises)
+    times = [stage.time for step in plan.steps for stage in step.stages]
+    return _Program(stretches, times, memory)
+
+
+_COMPILED: dict[int, tuple[weakref.ref[Plan], _Program]] = {}
+
+
+def _compiled(plan: Plan) -> _Program:
+    """:func:`_compile`, remembered while the plan lives (by identity: equal plans are rare)."""
+    key = id(plan)
+    if key not in _COMPILED:
+        forget = weakref.ref(plan, lambda _: _COMPILED.pop(key, None))
+        _COMPILED[key] = forget, _compile(plan)
+    return _COMPILED[key][1]
 
 
 # Running ---------------------------------------------------------------------------------------
@@ -182,16 +239,31 @@ def run_plan(
         noise.restart()
     run = _Run(plan, model, x, threshold)
     states = run.states(noise, callback=callback, progress=progress, checkpoint=checkpoint)
-    if trajectory:
-        collected = [x, *(state.to(x.dtype) for state in states)]
-        final, result = collected[-1], torch.stack(collected)
-    else:
+    if not trajectory:
         for final in states:  # noqa: B007 - the last state is the result
             pass
         result = final = final.to(x.dtype)
-    if check_finite and not bool(torch.isfinite(final).all()):
+    elif torch.is_grad_enabled() or x.numel() < _LARGE:
+        if x.dtype != run.wide:
+            states = (state.to(x.dtype) for state in states)
+        result = torch.stack([x, *states])
+        final = result[-1]
+    else:  # each state goes to its place at once, without a second copy of all
+        result = x.new_empty((len(plan.steps) + 1, *x.shape))
+        places = result.unbind(0)
+        places[0].copy_(x)
+        for place, state in zip(places[1:], states, strict=True):
+            place.copy_(state)
+        final = places[-1]
+    if check_finite and not _all_finite(final.detach()):
         _locate_failure(plan, model, x, noise, threshold)
     return result
+
+
+def _all_finite(x: Tensor) -> bool:
+    # NaN and infinity survive a sum, which is much cheaper than a flag per element; where finite
+    # numbers overflow it, the flags decide.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 class _Run:
@@ -200,10 +272,9 @@ class _Run:
     def __init__(
         self, plan: Plan, model: Any, x: Tensor, threshold: Callable[..., Tensor] | None
     ) -> None:
-        self.plan, self.x = plan, x
-        self.program = _compile(plan)
+        self.plan, self.x, self.program = plan, x, _compiled(plan)
         wide = torch.promote_types(x.dtype, torch.float32)
-        stage_times = [stage.time for step in plan.steps for stage in step.stages]
+        stage_times = self.program.times
         if isinstance(model, Model):
             times = model.own_times(stage_times, x.dtype).to(x.device)
             rows = times[:, None].expand(-1, len(x)).unbind(0)
@@ -212,10 +283,10 @@ class _Run:
             real = torch.promote_types(wide.to_real(), torch.float32)
             rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
             evaluate = model
-        if threshold is not None:
-            evaluate = _Thresholded(evaluate, model, plan, stage_times, threshold)
         if wide != x.dtype:
             evaluate = _rounded(evaluate, x.dtype, wide)
+        if threshold is not None:
+            evaluate = _Thresholded(evaluate, model, plan, rows, threshold)
         self.evaluate, self.rows, self.wide = evaluate, rows, wide
 
     def states(
@@ -228,42 +299,65 @@ class _Run:
         observe: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
         """Yield the state after each step (in the wide dtype)."""
-        x, evaluate, position, past = self.x.to(self.wide), self.evaluate, 0, ()
-        memory = self.program.memory
-        steps: Iterable[Any] = zip(
-            self.plan.steps, self.program.kernels, self.program.weights, strict=True
-        )
+        x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
+        past: list[Any] = [None] * self.program.memory
+        checked = _checked(evaluate, observe)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
         try:
-            first: Evaluate | None = _checked(evaluate, observe)
-            for number, (step, kernel, weights) in enumerate(steps):
-                count = len(step.stages)
-                t = self.rows[position : position + count]
+            for stretch in self.program.stretches:
+                call = checked if position == 0 or observe is not None else evaluate
+                count = stretch.stages * len(stretch.weights)
+                rows = stretch.rows(self.rows[position : position + count])
                 position += count
-                z = [noise(*interval) for interval in step.noises] if step.noises else ()
-                call = first or evaluate
-                if checkpoint:
-                    x, kept = _checkpointed(kernel, x, call, t, weights, z, past)
-                else:
-                    x, kept = kernel(x, call, t, weights, z, past)
-                if observe is None:
-                    first = None
-                if memory:
-                    past = (kept, *past[: memory - 1])
-                if callback is not None:
-                    callback(number, step.stop, x.to(self.x.dtype))
-                if bar is not None:
-                    bar.update(count)
-                yield x
+                kernel = _checkpointed(stretch.kernel) if checkpoint else stretch.kernel
+                draw = _fitting(noise, x) if position == count and noise is not None else noise
+                steps = kernel(x, call, rows, draw, past)
+                if callback is None and bar is None:
+                    x = yield from steps
+                    continue
+                for x in steps:
+                    if callback is not None:
+                        callback(number, self.plan.steps[number].stop, x.to(self.x.dtype))
+                    if bar is not None:
+                        bar.update(stretch.stages)
+                    number += 1
+                    yield x
         finally:
             if bar is not None:
                 bar.close()
 
 
-def _checkpointed(kernel: Callable[..., Any], *arguments: Any) -> Any:
+def _checkpointed(kernel: Kernel) -> Kernel:
+    """The kernel, with each step recomputed in the backward pass (from the noises it drew)."""
     from torch.utils.checkpoint import checkpoint
 
-    return checkpoint(kernel, *arguments, use_reentrant=False)
+    def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
+        past, draws = list(past), iter(drawn)
+        return next(kernel(x, model, [row], lambda *_: next(draws), past)), past
+
+    def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list) -> States:
+        for row in rows:
+            drawn = [noise(*interval) for interval in row[1]]
+            x, past[:] = checkpoint(one_step, x, model, row, drawn, past, use_reentrant=False)
+            yield x
+        return x
+
+    return steps
+
+
+def _fitting(noise: NoiseSource, x: Tensor) -> Callable[[float, float], Tensor]:
+    """The source, with a check of what it returns against the state."""
+
+    def draw(start: float, stop: float) -> Tensor:
+        z = noise(start, stop)
+        if z.shape != x.shape or z.dtype != x.dtype or z.device != x.device:
+            raise ValueError(
+                f"noise: must have the state's shape {tuple(x.shape)}, {x.dtype} and {x.device}, "
+                f"got {tuple(z.shape)}, {z.dtype} and {z.device}"
+            )
+        return z
+
+    return draw
 
 
 def _with_kwargs(model: Model) -> Evaluate:
@@ -272,7 +366,13 @@ def _with_kwargs(model: Model) -> Evaluate:
 
 
 def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype) -> Evaluate:
-    return lambda x, t: evaluate(x.to(narrow), t).to(wide)
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        rounded = x.to(narrow)
+        output = evaluate(rounded, t)
+        check_output(output, rounded)
+        return output.to(wide)
+
+    return call
 
 
 def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None) -> Evaluate:
@@ -287,31 +387,32 @@ def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None) -> Ev
 
 
 class _Thresholded:
-    """Model whose x0 prediction passes through a hook; called in the plan's order."""
+    """Model whose x0 prediction passes through a hook; knows a stage by its times' tensor."""
 
     def __init__(
         self,
         evaluate: Evaluate,
         model: Model,
         plan: Plan,
-        stage_times: Sequence[float],
+        rows: Sequence[Tensor],
         threshold: Callable[[Tensor, float], Tensor],
     ) -> None:
-        self._evaluate, self._threshold, self._position = evaluate, threshold, 0
-        points = Point.many(model.process, stage_times)
-        self._rows = [
-            (
+        self._evaluate, self._threshold = evaluate, threshold
+        stage_times = [stage.time for step in plan.steps for stage in step.stages]
+        self._weights = {
+            id(row): (
                 point.t,
                 conversion(model.process, plan.prediction, "x0", point),
                 conversion(model.process, "x0", plan.prediction, point),
             )
-            for point in points
-        ]
+            for row, point in zip(rows, Point.many(model.process, stage_times), strict=True)
+        }
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        time, (to_c, to_d), (from_c, from_d) = self._rows[self._position]
-        self._position = (self._position + 1) % len(self._rows)
-        x0 = self._threshold(float(to_c) * x + float(to_d) * self._evaluate(x, t), time)
+        time, (to_c, to_d), (from_c, from_d) = self._weights[id(t)]
+        output = self._evaluate(x, t)
+        check_output(output, x)
+        x0 = self._threshold(float(to_c) * x + float(to_d) * output, time)
         check_output(x0, x)
         return float(from_c) * x + float(from_d) * x0
 
@@ -342,6 +443,8 @@ def _locate_failure(
                 "the model's outputs there were finite (overflow)"
             )
             outputs.clear()
+        flags.append(torch.isfinite(state.to(x.dtype)).all())
+        places.append(f"the final state, rounded to {x.dtype} (overflow)")
     good = torch.stack(flags).tolist()
     if all(good):
         raise NonFiniteError(
@@ -366,7 +469,13 @@ def _check_arguments(
                 f"plan: made for a model of {plan.prediction}, but this one predicts "
                 f"{model.prediction}"
             )
+    elif not callable(model):
+        raise TypeError(f"model: need a Model or a function f(x, t), got {type(model).__name__}")
     elif threshold is not None:
         raise TypeError("threshold: needs a Model, which says what x0 is; got a plain function")
+    if noise is not None and not (callable(noise) and hasattr(noise, "restart")):
+        raise TypeError(
+            f"noise: need a NoiseSource (callable, with a method restart), got {noise!r}"
+        )
     if plan.stochastic and noise is None:
         raise ValueError(f"noise: {plan.solver} is stochastic; give a seed, a generator or noise")

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,8 @@ def normals(
     Tensor
         Shape (D, B, count).
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: normals are float32 or float64, got {dtype}")
     device = samples.device
     key = _mix(torch.tensor(seed, dtype=torch.int64, device=device) + _GOLDEN)
     key = _mix(key + samples * _GOLDEN)
@@ -75,18 +78,29 @@ def normals(
     counter = torch.arange(1, half + 1, device=device) * _GOLDEN
     bits = _mix(key[..., None] + counter)
     high, low = (bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF
-    radius = ((high.to(dtype) + 0.5) * 2.0**-32).log_().mul_(-2.0).sqrt_()
+    # In float64, because float32 has no number between 1 - 6e-8 and 1: small radii would be off.
+    wide = dtype if device.type == "mps" else torch.float64
+    radius = ((high.to(wide) + 0.5) * 2.0**-32).log_().mul_(-2.0).sqrt_().to(dtype)
     angle = low.to(dtype) * (2.0 * math.pi * 2.0**-32)
     return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)[..., :count]
 
 
 def check_seed(seed: object) -> int:
     """Return ``seed`` if it is a whole number in [0, 2**63); raise otherwise."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: need a whole number in [0, 2**63), got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: need a whole number in [0, 2**63), got {seed}")
-    return seed
+    return _whole(seed, "seed")
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: need a whole number in [0, 2**63), got {value!r}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name}: need a whole number in [0, 2**63), got {value}")
+    return int(value)
+
+
+def _sample_indices(first: int, count: int, device: torch.device | str) -> Tensor:
+    first = _whole(first, "first_sample")
+    return torch.arange(first, first + count, device=device)
 
 
 class SeededNoise:
@@ -113,7 +127,7 @@ class SeededNoise:
         first_sample: int = 0,
     ) -> None:
         self._seed, self._shape, self._dtype = check_seed(seed), tuple(shape), dtype
-        self._samples = torch.arange(first_sample, first_sample + self._shape[0], device=device)
+        self._samples = _sample_indices(first_sample, self._shape[0], device)
         self._count = math.prod(self._shape[1:])
         self._ahead = max(1, min(64, _BLOCK // max(1, self._shape[0] * self._count)))
         self._draw, self._block = 0, iter(())
@@ -162,12 +176,14 @@ class GeneratorNoise:
 class BrownianPath:
     r"""A Brownian path W on [t0, t1] that every step count can share.
 
-    W(t) is found by bisection: the value at the middle of an interval is the mean of its ends plus
-    a normal keyed by (seed, sample, node), down to cells of ``2**-depth`` of the interval (Li et
-    al. 2020, arXiv 2001.01328, virtual Brownian tree), inside which W is linear. So W(t) is a pure
-    function of (seed, sample index, t), whatever is asked before.
+    The value at the middle of an interval is the mean of its ends plus a normal keyed by (seed,
+    sample, node), down to cells of ``2**-depth`` of the interval (Li et al. 2020, arXiv
+    2001.01328, virtual Brownian tree), inside which W is linear. So W(t) is a pure function of
+    (seed, sample index, t), whatever is asked before, and independent of :class:`SeededNoise` of
+    the same seed.
 
-    Calling it with two times gives the increment ``W(tb) - W(ta)``, as torchsde's ``bm``.
+    Calling it with two times gives the increment ``W(tb) - W(ta)``, as torchsde's ``bm``. Its
+    variance is too small by up to half a cell, so an increment of less than 16 cells is refused.
 
     Parameters
     ----------
@@ -183,6 +199,8 @@ class BrownianPath:
         Number of halvings, 1 .. 40.
     """
 
+    levy_area_approximation = "none"  # what torchsde asks of a ``bm``
+
     def __init__(
         self,
         seed: int,
@@ -193,7 +211,7 @@ class BrownianPath:
         device: torch.device | str = "cpu",
         *,
         first_sample: int = 0,
-        depth: int = 22,
+        depth: int = 30,
     ) -> None:
         if not (math.isfinite(t0) and math.isfinite(t1)) or t0 == t1:
             raise ValueError(f"t0, t1: need two different finite times, got {t0}, {t1}")
@@ -201,15 +219,9 @@ class BrownianPath:
             raise ValueError(f"depth: need 1 <= depth <= 40, got {depth}")
         self._seed, self.shape, self._dtype = check_seed(seed), tuple(shape), dtype
         self._t0, self._t1, self._depth = min(t0, t1), max(t0, t1), depth
-        self._samples = torch.arange(first_sample, first_sample + self.shape[0], device=device)
+        self._samples = _sample_indices(first_sample, self.shape[0], device)
         self._count = math.prod(self.shape[1:])
         self._recent: dict[float, Tensor] = {}
-
-    def _normal(self, node: int) -> Tensor:
-        draw = torch.tensor([node], device=self._samples.device)
-        return normals(self._seed, self._samples, draw, self._count, self._dtype)[0].reshape(
-            self.shape
-        )
 
     def value(self, t: float) -> Tensor:
         """W(t), with W(t0) = 0 at the smaller end; shape of the state."""
@@ -220,28 +232,47 @@ class BrownianPath:
             self._recent[t] = self._descend(t)
         return self._recent[t]
 
-    def _descend(self, t: float) -> Tensor:
-        span = self._t1 - self._t0
-        position = (t - self._t0) / span
+    def check_time(self, t: float) -> float:
+        """Position of ``t`` in the interval, from 0 to 1; ``ValueError`` if it lies outside."""
+        position = (t - self._t0) / (self._t1 - self._t0)
         if not -1e-9 <= position <= 1 + 1e-9:
             raise ValueError(f"t: {t:g} lies outside the path's [{self._t0:g}, {self._t1:g}]")
-        position = min(max(position, 0.0), 1.0)
-        left, right = torch.zeros_like(self._normal(0)), self._normal(0) * math.sqrt(span)
-        low, width, node = 0.0, 1.0, 1
+        return min(max(position, 0.0), 1.0)
+
+    def _descend(self, t: float) -> Tensor:
+        # Levy's construction: one normal per level, times a hat function of the position u.
+        u = self.check_time(t)
+        std = math.sqrt(self._t1 - self._t0)
+        nodes, weights = [0], [u * std]
+        std, node = 0.5 * std, 1
         for _ in range(self._depth):
-            if position in (low, low + width):
+            if u in (0.0, 1.0):
                 break
-            std = 0.5 * math.sqrt(width * span)
-            middle = 0.5 * (left + right) + std * self._normal(node)
-            width *= 0.5
-            if position < low + width:
-                right, node = middle, 2 * node
-            else:
-                left, low, node = middle, low + width, 2 * node + 1
-        return torch.lerp(left, right, (position - low) / width)
+            nodes.append(node)
+            weights.append(2.0 * min(u, 1.0 - u) * std)
+            right = u >= 0.5
+            u, node, std = 2.0 * u - right, 2 * node + right, std * math.sqrt(0.5)
+        # Negative draws: those of SeededNoise, from 0 up, stay independent of the path.
+        draws = torch.tensor([-1 - node for node in nodes], device=self._samples.device)
+        total = torch.zeros(self.shape, dtype=self._dtype, device=self._samples.device)
+        at_a_time = max(1, _BLOCK // max(1, total.numel()))
+        normal = (
+            row
+            for some in draws.split(at_a_time)
+            for row in normals(self._seed, self._samples, some, self._count, self._dtype)
+        )
+        for weight, row in zip(weights, normal, strict=True):
+            total.add_(row.reshape(self.shape), alpha=weight)
+        return total
 
     def __call__(self, ta: float, tb: float) -> Tensor:
         """Increment ``W(tb) - W(ta)``."""
+        cell = (self._t1 - self._t0) * 0.5**self._depth
+        if 0 < abs(tb - ta) < 16 * cell:
+            raise ValueError(
+                f"ta, tb: {abs(tb - ta):g} apart, less than 16 cells of the path ({cell:g} each), "
+                f"where it is no longer Brownian; make it with depth > {self._depth}"
+            )
         return self.value(tb) - self.value(ta)
 
 
@@ -254,19 +285,22 @@ class PathNoise:
         Callable ``path(ta, tb)`` giving the increment, e.g. :class:`BrownianPath`.
     clock
         Maps process time to the path's time (torchsde's time is minus process time).
+    dtype
+        Dtype of the normals; by default the path's own.
     """
 
     def __init__(
         self,
         path: Callable[[float, float], Tensor],
         clock: Callable[[float], float] = lambda t: t,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self._path, self._clock = path, clock
+        self._path, self._clock, self._dtype = path, clock, dtype
 
     def __call__(self, start: float, stop: float) -> Tensor:
         """``(W(stop) - W(start))/sqrt(|stop - start|)``."""
         a, b = self._clock(start), self._clock(stop)
-        return self._path(a, b) / math.sqrt(abs(b - a))
+        return (self._path(a, b) / math.sqrt(abs(b - a))).to(self._dtype)
 
     def restart(self) -> None:
         """Nothing to do: a path is a function."""

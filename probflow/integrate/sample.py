@@ -97,16 +97,22 @@ def sample(
     """
     model = as_model(model, process)
     times = as_grid(grid).times(model.process, steps)
-    plan = get_solver(solver).plan(model.process, times, model.prediction)
+    plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: give one of them, not both")
+    if first_sample and seed is None:
+        raise ValueError("first_sample: numbers the samples of a seed; give seed=...")
     if x is None:
         if shape is None:
             raise ValueError("shape: needed where no initial state x is given")
         shape = _check_shape(shape)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype: need a floating-point dtype, got {dtype!r}")
         if device is None:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
     else:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: need a tensor, got {type(x).__name__}")
         if shape is not None and tuple(shape) != tuple(x.shape):
             raise ValueError(f"shape: {tuple(shape)} is not that of x, {tuple(x.shape)}")
         shape, dtype, device = tuple(x.shape), x.dtype, x.device
@@ -121,14 +127,16 @@ def sample(
             raise ValueError("seed: give a seed, a generator or an initial state x")
         x = (source() * model.process.prior_std(times[0])).to(dtype)
     if isinstance(noise, BrownianPath):
-        noise = PathNoise(noise)
+        for time in (plan.times[0], plan.times[-1]):
+            noise.check_time(time)
+        noise = PathNoise(noise, dtype=wide)
     steps_noise = noise if noise is not None else _Later(source) if source is not None else None
     with torch.set_grad_enabled(gradients):
         return run_plan(
             plan,
             model,
             x,
-            noise=steps_noise,
+            noise=steps_noise if plan.stochastic else None,
             trajectory=trajectory,
             callback=callback,
             progress=progress,

@@ -48,13 +48,16 @@ def dpm_solver_2(step: StepBuilder, r1: float = 0.5) -> Linear:
     """x' = (alpha'/alpha) x - sigma' (e^h - 1) [eps + (eps_r - eps)/(2 r1)].
 
     eps_r = eps(u, r) at the intermediate time with lambda_r = lambda + r1 h, where
-    u = (alpha_r/alpha) x - sigma_r (e^(r1 h) - 1) eps; r1 lies in (0, 1].
+    u = (alpha_r/alpha) x - sigma_r (e^(r1 h) - 1) eps; r1 lies in (0, 1]. A step to sigma' = 0
+    (h infinite, so nothing lies between) is a DDIM step.
     """
     if not 0 < r1 <= 1:
         raise ValueError(f"r1: must lie in (0, 1], got {r1}")
     t, s = step.t, step.s
-    r = s if r1 == 1 else step.at_lambda(t.lambda_ + r1 * (s.lambda_ - t.lambda_))
     eps = step.model(step.x, t)
+    if s.sigma == 0:
+        return _linear_part(t, s) * step.x + _eps_weight(t, s) * eps
+    r = s if r1 == 1 else step.at_lambda(t.lambda_ + r1 * (s.lambda_ - t.lambda_))
     eps_r = step.model(_linear_part(t, r) * step.x + _eps_weight(t, r) * eps, r)
     slope = (eps_r - eps) / (2 * r1)
     return _linear_part(t, s) * step.x + _eps_weight(t, s) * (eps + slope)

@@ -103,6 +103,11 @@ class Solver:
         gaps = np.diff(array)
         if not np.isfinite(array).all() or not ((gaps < 0).all() or (gaps > 0).all()):
             raise ValueError("times: must be finite and strictly decreasing (or increasing)")
+        if self.stochastic and gaps[0] > 0:
+            raise ValueError(
+                f"times: {self.name} draws noise and runs from noise to data only; "
+                "give decreasing times"
+            )
         if process is None:
             if self.needs == "process":
                 raise TypeError(
@@ -146,7 +151,7 @@ class Solver:
         return inspect.getdoc(self.function) or ""
 
     def order(self, measure: str) -> float | None:
-        """Declared order in a measure of :data:`probflow.study.rows.MEASURES`, or ``None``."""
+        """Declared order in a measure of :data:`probflow.studies.rows.MEASURES`, or ``None``."""
         if measure in ("kl", "w2") and "tv" in self.orders:
             return self.orders["tv"] * (2 if measure == "kl" else 1)
         return self.orders.get(measure)

@@ -1,0 +1,55 @@
+"""Other libraries: probflow's solvers as methods of torchdiffeq and torchsde.
+
+These modules are the only ones that import the other libraries, and they are imported where they
+are used.
+"""
+
+from __future__ import annotations
+
+from probflow.solvers import Solver
+
+__all__ = ["register", "spellings", "unregister"]
+
+
+def register() -> None:
+    """Make probflow's solvers methods of torchdiffeq and torchsde themselves.
+
+    Afterwards ``torchdiffeq.odeint`` and ``odeint_adjoint`` know the deterministic solvers and
+    ``torchsde.sdeint`` the stochastic ones, by name and alias, with hyphens or underscores. Names
+    that those libraries have already keep their meaning. Calling it again adds the solvers that
+    were registered since.
+
+    Raises
+    ------
+    RuntimeError
+        If the library's version keeps its solvers where probflow does not find them.
+
+    Examples
+    --------
+    >>> import torch, torchdiffeq, probflow as pf
+    >>> pf.register()
+    >>> process = pf.VP.linear()
+    >>> ode = pf.ProbabilityFlowODE(process, pf.Gaussian([0.0], [[1.0]]))
+    >>> t = torch.linspace(1.0, 0.01, 11)
+    >>> torchdiffeq.odeint(ode, torch.ones(4, 1), t, method="accelerated-ode").shape
+    torch.Size([11, 4, 1])
+    >>> pf.unregister()
+    """
+    from probflow.adapters import torchdiffeq, torchsde
+
+    torchdiffeq.register()
+    torchsde.register()
+
+
+def unregister() -> None:
+    """Take back :func:`register`: both libraries are as before."""
+    from probflow.adapters import torchdiffeq, torchsde
+
+    torchdiffeq.unregister()
+    torchsde.unregister()
+
+
+def spellings(solver: Solver) -> list[str]:
+    """Name and aliases of a solver, with hyphens and with underscores."""
+    names = (solver.name, *solver.aliases)
+    return [*names, *(name.replace("-", "_") for name in names if "-" in name)]

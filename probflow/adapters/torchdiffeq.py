@@ -1,0 +1,156 @@
+"""probflow's deterministic solvers as methods of torchdiffeq, and calls passed on to it.
+
+torchdiffeq keeps its solvers in a private dictionary and hands a solver the user's function inside
+wrappers: time made increasing by a sign flip, tuples flattened, an argument added. The solvers
+entered here take the wrappers off and call the same native integration as ``pf.odeint``, so the
+results are equal, multistep history included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torchdiffeq
+from torch import Tensor
+
+from probflow.adapters import spellings
+from probflow.integrate.odeint import check_function, host_times, integrate
+from probflow.problems import ProbabilityFlowODE
+from probflow.solvers import Solver, get_solver, solvers
+
+__all__ = ["own_methods", "passed_on", "register", "unregister"]
+
+SUPPORTED = "0.2.4 and 0.2.5"
+
+
+def _moved(what: object) -> RuntimeError:
+    return RuntimeError(
+        f"torchdiffeq {torchdiffeq.__version__} has no {what} where probflow looks for it; "
+        f"pf.register() supports torchdiffeq {SUPPORTED}, and pf.odeint needs no registering"
+    )
+
+
+try:
+    from torchdiffeq._impl.adjoint import OdeintAdjointMethod
+    from torchdiffeq._impl.misc import _PerturbFunc, _ReverseFunc, _TupleFunc
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+except ImportError as error:
+    raise _moved(error) from error
+
+_AUGMENTED = "OdeintAdjointMethod.backward.<locals>.augmented_dynamics"
+
+
+class ProbflowSolver:
+    """A probflow solver behind torchdiffeq's solver interface; one subclass per solver."""
+
+    solver: ClassVar[Solver]
+
+    def __init__(self, func: Any, y0: Tensor, rtol: Any, atol: Any, **options: Any) -> None:
+        options.pop("norm", None)  # torchdiffeq always adds it; it belongs to adaptive methods
+        self.y0, self.options = y0, options
+        self.func, self.sign = _unwrap(func)
+        if _is_augmented(self.func):
+            own = set(self.solver.options)
+            self.options = {k: v for k, v in options.items() if k not in own}
+            self.rule = adjoint_rule(self.solver)
+        else:
+            self.rule = self.solver
+        constructor = options.get("grid_constructor")
+        if constructor is not None and self.sign < 0:
+            # torchdiffeq has made it speak of the flipped times; turn it back.
+            self.options["grid_constructor"] = lambda f, y, t: -constructor(f, y, -t)
+        check_function(self.func)
+
+    def integrate(self, t: Tensor) -> Tensor:
+        """States at the (increasing) times ``t``, shape (len(t), *y0.shape)."""
+        host_times(t, "t")  # refuses gradients with respect to t before the sign hides them
+        times = t.detach() * self.sign if self.sign < 0 else t.detach()
+        return integrate(self.rule, self.func, self.y0, times, self.options)
+
+    def integrate_until_event(self, t0: Tensor, event_fn: Callable[..., Tensor]) -> Any:
+        """Not available; raises ``ValueError``."""
+        raise ValueError(
+            f"event_fn: {self.solver.name} does not look for events; use a method of torchdiffeq: "
+            + ", ".join(own_methods())
+        )
+
+    @classmethod
+    def valid_callbacks(cls) -> set[str]:
+        """Callbacks of torchdiffeq that are called: none."""
+        return set()
+
+
+def _unwrap(func: Any) -> tuple[Any, float]:
+    """The user's function (flattened, if its state is a tuple) and the sign of its time."""
+    sign = 1.0
+    while isinstance(func, (_PerturbFunc, _ReverseFunc)):
+        sign = -sign if isinstance(func, _ReverseFunc) else sign
+        func = func.base_func
+    return func, sign
+
+
+def _is_augmented(func: Any) -> bool:
+    """Whether this is the augmented system of ``odeint_adjoint``'s backward pass."""
+    base = func.base_func if isinstance(func, _TupleFunc) else func
+    return getattr(base, "__qualname__", None) == _AUGMENTED
+
+
+def adjoint_rule(solver: Solver) -> Solver:
+    """The solver of the augmented adjoint system where ``adjoint_method`` is left out.
+
+    torchdiffeq then reuses ``method``. The augmented system (state, its adjoint, parameter
+    gradients) is a plain ODE without noise levels, so a solver that needs a process stands for the
+    general method of its order on the same grid: ``euler`` for 1, ``heun`` for 2, ``rk4`` above.
+    """
+    if solver.needs == "ode":
+        return solver
+    order = solver.orders.get("strong", solver.orders.get("tv", 1))
+    return get_solver("euler" if order <= 1 else "heun" if order <= 2 else "rk4")
+
+
+def own_methods() -> tuple[str, ...]:
+    """Names of torchdiffeq's own methods."""
+    return tuple(name for name, entry in SOLVERS.items() if not _ours(entry))
+
+
+def _ours(entry: Any) -> bool:
+    return isinstance(entry, type) and issubclass(entry, ProbflowSolver)
+
+
+def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
+    """Call ``torchdiffeq.odeint``.
+
+    A process is defined on an interval of times, but torchdiffeq's adaptive methods step over the
+    last time, into NaN, and interpolate back. For a ``ProbabilityFlowODE`` they are therefore given
+    the output times as their option ``step_t``, which makes them land there.
+    """
+    options = arguments["options"] or {}
+    adaptive = issubclass(SOLVERS.get(arguments["method"], object), RKAdaptiveStepsizeODESolver)
+    adaptive = adaptive or arguments["method"] is None
+    bounded = isinstance(func, ProbabilityFlowODE) and arguments["event_fn"] is None
+    if bounded and adaptive and "step_t" not in options and isinstance(t, Tensor) and len(t) > 1:
+        arguments["options"] = {**options, "step_t": t[1:].detach()}
+        arguments["method"] = arguments["method"] or "dopri5"
+    return torchdiffeq.odeint(func, y0, t, **arguments)
+
+
+def register() -> None:
+    """Enter the deterministic solvers of probflow's registry; see :func:`probflow.register`."""
+    constants = OdeintAdjointMethod.backward.__code__.co_consts
+    if not any(getattr(code, "co_name", None) == "augmented_dynamics" for code in constants):
+        raise _moved("augmented_dynamics in OdeintAdjointMethod.backward")
+    unregister()
+    for solver in solvers():
+        if solver.stochastic:
+            continue
+        entry = type("ProbflowSolver", (ProbflowSolver,), {"solver": solver})
+        for name in spellings(solver):
+            SOLVERS.setdefault(name, entry)
+
+
+def unregister() -> None:
+    """Remove what :func:`register` entered."""
+    for name in [name for name, entry in SOLVERS.items() if _ours(entry)]:
+        del SOLVERS[name]

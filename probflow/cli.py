@@ -1,0 +1,340 @@
+"""The command line: ``probflow rates``, ``probflow solvers`` and ``probflow sample``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probflow._version import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (2 for bad input, 130 if interrupted)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, TypeError, OSError) as problem:
+        print(f"probflow: error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("probflow: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="probflow",
+        description="Diffusion samplers as ODE/SDE solvers, with measured orders of convergence.",
+    )
+    parser.add_argument("--version", action="version", version=f"probflow {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    rates = commands.add_parser("rates", help="measure orders of convergence and write a report")
+    rates.add_argument("study", nargs="?", help="study file (TOML); the built-in study without one")
+    rates.add_argument("--out", default="probflow-report", help="folder of the report")
+    rates.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
+    rates.add_argument("--seed", type=int, default=None, help="overrides the study's seed")
+    rates.add_argument("--no-progress", action="store_true", help="no progress bar")
+    rates.set_defaults(run=_rates)
+
+    solvers = commands.add_parser("solvers", help="list the solvers, or print one")
+    solvers.add_argument("name", nargs="?", help="solver to print: equation, tableau, reference")
+    solvers.add_argument("--grid", default="log-snr", help="kind of grid for the tableau")
+    solvers.add_argument("--steps", type=int, default=4, help="number of steps of that grid")
+    solvers.add_argument("--step", type=int, default=1, help="which step to print")
+    solvers.add_argument("--latex", action="store_true", help="print the tableau as LaTeX")
+    solvers.add_argument("--markdown", action="store_true", help="print the list as Markdown")
+    solvers.set_defaults(run=_solvers)
+
+    sample = commands.add_parser("sample", help="draw samples; write them and a picture")
+    source = sample.add_mutually_exclusive_group()
+    source.add_argument(
+        "--target", default="digits", help="digits, mixture, or a study file with a [target]"
+    )
+    source.add_argument(
+        "--checkpoint", help="TorchScript (.pt) or torch.export (.pt2) model f(x, t)"
+    )
+    sample.add_argument("--shape", help="shape of one sample for a checkpoint, e.g. 3,32,32")
+    sample.add_argument("--prediction", default="eps", help="what the checkpoint predicts")
+    sample.add_argument("--time-scale", type=float, default=1.0, help="model time / process time")
+    sample.add_argument("--process", default="vp-linear", help="noising process")
+    sample.add_argument("--solver", default="accelerated-ode-multistep")
+    sample.add_argument("--steps", type=int, default=20)
+    sample.add_argument("--grid", default="log-snr", help="kind of grid")
+    sample.add_argument("-n", "--number", type=int, default=64, help="number of samples")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", default="probflow-samples", help="folder for the results")
+    sample.add_argument("--no-progress", action="store_true", help="no progress bar")
+    sample.set_defaults(run=_sample)
+    return parser
+
+
+# probflow rates --------------------------------------------------------------------------------
+
+
+def _rates(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from probflow.integrate.noise import check_seed
+    from probflow.report import check_writable, summary_table, to_markdown
+    from probflow.studies import builtin
+    from probflow.studies.config import read_study
+    from probflow.studies.runner import StudyInterrupted, run_curves
+
+    check_writable(arguments.out)
+    if arguments.seed is not None:
+        check_seed(arguments.seed)
+    if arguments.study is None:
+        title = "Orders of convergence: the built-in study"
+        curves = builtin.builtin_curves(arguments.seed or 0)
+    else:
+        content = read_study(arguments.study)
+        title, curves = content.name, list(content.curves)
+        if arguments.seed is not None:
+            curves = [
+                replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves
+            ]
+    interrupted = False
+    try:
+        result = run_curves(curves, jobs=arguments.jobs, progress=not arguments.no_progress)
+    except StudyInterrupted as stop:
+        if not stop.study.rows:
+            raise
+        result, interrupted = stop.study, True
+    _write_rates(arguments, title, result, curves, interrupted)
+    print(to_markdown(summary_table(result.rows, result.estimates)))
+    print(f"\nReport: {Path(arguments.out) / 'report.md'}")
+    if interrupted:
+        print("probflow: interrupted; the report holds what was finished", file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _write_rates(
+    arguments: argparse.Namespace, title: str, result: Any, curves: Any, interrupted: bool
+) -> None:
+    from probflow.report import write_report
+    from probflow.studies import figures
+
+    provenance = _provenance(result.settings.seed, curves)
+    if arguments.study is None and not interrupted:
+        pictures, notes = figures.builtin_figures(result, provenance), figures.BUILTIN_NOTES
+    else:
+        pictures, notes = figures.study_figures(result, provenance), []
+    notes = [*notes, *figures.refusal_notes(result)]
+    if interrupted:
+        notes = ["The study was interrupted; curves that are not listed were not measured.", *notes]
+    write_report(
+        arguments.out,
+        rows=result.rows,
+        orders=result.estimates,
+        provenance=provenance,
+        figures=pictures,
+        notes=notes,
+        title=title,
+    )
+
+
+def _provenance(seed: int, curves: Sequence[Any]) -> dict[str, Any]:
+    """What the numbers depend on; no times, no machine names."""
+    from importlib.metadata import version
+
+    processes = [curve.process for curve in curves if curve.process is not None]
+    return {
+        "probflow": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
+        "dtype": "float64",
+        "device": "cpu",
+        "process": str(processes[0]) if processes else "vp-linear",
+        "samples": max(curve.settings.samples for curve in curves),
+        "seed": seed,
+    }
+
+
+def _commit() -> str:
+    """Short commit of the checkout that probflow runs from, or an empty text."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return ""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# probflow solvers ------------------------------------------------------------------------------
+
+
+def solver_table(*, markdown: bool = False) -> str:
+    """The registry as a table: names, NFE per step, declared orders, reference."""
+    from probflow.solvers import solvers
+
+    def orders(solver: Any, measure: str) -> str:
+        value = solver.orders.get(measure)
+        return "" if value is None else f"{value:g}"
+
+    header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
+    rows = []
+    for solver in solvers():
+        names = ", ".join([solver.name, *solver.aliases])
+        rows.append(
+            [
+                f"`{names}`" if markdown else names,
+                str(solver.nfe),
+                *(orders(solver, measure) for measure in ("tv", "strong", "path-kl")),
+                "yes" if solver.stochastic else "",
+                solver.reference,
+            ]
+        )
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * 7, *rows]]
+        return "\n".join(lines)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(7)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
+
+
+def _solvers(arguments: argparse.Namespace) -> int:
+    if arguments.name is None:
+        print(solver_table(markdown=arguments.markdown))
+        return 0
+    from probflow.describe import tableau, tableau_latex
+    from probflow.grids import Grid
+    from probflow.processes import VP
+    from probflow.solvers import get_solver
+
+    solver = get_solver(arguments.name)
+    process = VP.linear()
+    times = Grid(arguments.grid).times(process, arguments.steps)
+    plan = solver.plan(process, times)
+    step = min(arguments.step, len(plan.steps) - 1)
+    if arguments.latex:
+        print(tableau_latex(plan, step))
+        return 0
+    measures = {"tv": "TV and W2", "strong": "strong error", "path-kl": "sqrt(path KL)"}
+    claims = [f"{solver.orders[key]:g} in {text}" for key, text in measures.items() if key in solver.orders]
+    print(solver.name + (f" (also {', '.join(solver.aliases)})" if solver.aliases else ""))
+    print(f"\n{solver.equation}\n")
+    print(f"order:      {'; '.join(claims)}")
+    print(f"NFE:        {solver.nfe} a step ({plan.nfe} for {len(plan.steps)} steps)")
+    print(f"written in: {solver.prediction}, coordinates {solver.coordinates}")
+    for key, value in solver.options.items():
+        print(f"option:     {key} = {value}")
+    print(f"reference:  {solver.reference}")
+    print(f"\nOn the {arguments.grid} grid of {process.name} with {arguments.steps} steps:")
+    print(tableau(plan, step))
+    return 0
+
+
+# probflow sample -------------------------------------------------------------------------------
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from probflow.grids import Grid
+    from probflow.integrate.sample import sample
+    from probflow.report import save_figure
+    from probflow.studies import figures
+    from probflow.studies.config import PROCESSES
+
+    out = Path(arguments.out)
+    if arguments.process not in PROCESSES:
+        raise ValueError(
+            f"--process: got {arguments.process!r}, allowed are {', '.join(PROCESSES)}"
+        )
+    if arguments.number < 1:
+        raise ValueError(f"--number: need at least 1, got {arguments.number}")
+    process = PROCESSES[arguments.process]()
+    model, shape = (
+        _checkpoint(arguments, process)
+        if arguments.checkpoint
+        else _named_target(arguments.target)
+    )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is not a folder")
+    x = sample(
+        model,
+        (arguments.number, *shape),
+        arguments.solver,
+        arguments.steps,
+        process=process,
+        grid=Grid(arguments.grid),
+        seed=arguments.seed,
+        progress=not arguments.no_progress,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "samples.npy", x.numpy())
+    figure = figures.samples_figure(x.numpy(), None if arguments.checkpoint else model, process)
+    save_figure(figure, out / "samples", ("png",))
+    print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {out / 'samples.npy'}")
+    print(f"Picture: {out / 'samples.png'}")
+    return 0
+
+
+def _named_target(name: str) -> tuple[Any, tuple[int, ...]]:
+    from probflow.studies import builtin
+    from probflow.studies.config import digits, read_study
+
+    if name == "digits":
+        return digits(), (64,)
+    if name == "mixture":
+        return builtin.mixture(), (1,)
+    if not name.endswith(".toml"):
+        raise ValueError(f"--target: need digits, mixture or a .toml file, got {name!r}")
+    target = read_study(name).curves[0].target
+    return target, (target.dim,)
+
+
+def _checkpoint(arguments: argparse.Namespace, process: Any) -> tuple[Any, tuple[int, ...]]:
+    import torch
+
+    from probflow.models import Model
+
+    path = Path(arguments.checkpoint)
+    if not path.is_file():
+        raise ValueError(f"--checkpoint: there is no file {path}")
+    if not arguments.shape:
+        raise ValueError("--shape: needed with --checkpoint, e.g. --shape 3,32,32")
+    try:
+        shape = tuple(int(size) for size in arguments.shape.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--shape: need whole numbers like 3,32,32, got {arguments.shape!r}"
+        ) from None
+    try:
+        if path.suffix == ".pt2":
+            network: Any = torch.export.load(path).module()
+        else:
+            network = torch.jit.load(path, map_location="cpu").eval()
+    except (RuntimeError, ValueError) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise ValueError(
+            f"--checkpoint: {path} is neither TorchScript nor torch.export ({first})"
+        ) from None
+    scale = arguments.time_scale
+    if not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"--time-scale: need a finite number other than 0, got {scale}")
+    return Model(network, process, arguments.prediction, time=lambda t: scale * t), shape
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

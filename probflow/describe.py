@@ -1,0 +1,98 @@
+"""Printing a plan: its steps as tableaus, in text and in LaTeX."""
+
+from __future__ import annotations
+
+from probflow.plan import Plan, Register, Step, X
+
+__all__ = ["tableau", "tableau_latex"]
+
+
+def tableau(plan: Plan, step: int = 0) -> str:
+    """One step of a plan as a text table: a row per stage and one for the update.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    step
+        Number of the step; negative numbers count from the end.
+
+    Examples
+    --------
+    >>> import probflow as pf
+    >>> plan = pf.get_solver("euler").plan(None, [0.0, 0.5, 1.0])
+    >>> print(tableau(plan))
+    step 0 of 2: t = 0 -> 0.5
+          at t  x  f0
+    f0 =  0     1
+    x' =        1  0.5
+    """
+    number, chosen = _choose(plan, step)
+    header, rows = _cells(chosen)
+    table = [["", "at t", *(str(register) for register in header)], *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+    title = f"step {number} of {len(plan.steps)}: t = {chosen.start:g} -> {chosen.stop:g}"
+    noises = [
+        f"z{j}: unit normal of t = {start:g} -> {stop:g}"
+        for j, (start, stop) in enumerate(chosen.noises)
+    ]
+    return "\n".join([title, *lines, *noises])
+
+
+def tableau_latex(plan: Plan, step: int = 0) -> str:
+    """One step of a plan as a LaTeX ``tabular`` (needs booktabs)."""
+    _, chosen = _choose(plan, step)
+    header, rows = _cells(chosen)
+    columns = " & ".join(["", "$t$", *(f"${_latex(register)}$" for register in header)])
+    body = [
+        " & ".join([f"${_latex_name(row[0])}$", *(f"${c}$" if c else "" for c in row[1:])]) + r" \\"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(header) + 1)}}}",
+            r"\toprule",
+            columns + r" \\",
+            r"\midrule",
+            *body[:-1],
+            r"\midrule",
+            body[-1],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _choose(plan: Plan, step: int) -> tuple[int, Step]:
+    count = len(plan.steps)
+    if not -count <= step < count:
+        raise ValueError(f"step: the plan has steps 0 .. {count - 1}, got {step}")
+    return step % count, plan.steps[step]
+
+
+def _cells(step: Step) -> tuple[list[Register], list[list[str]]]:
+    """Registers in the order x, noises, stages, history; and a row of texts per combination."""
+    used = {register for combination in step.combinations() for register, _ in combination}
+    order = {"x": 0, "z": 1, "u": 2, "f": 3}
+    header = sorted(used | {X}, key=lambda r: (r.age, order[r.kind], r.index))
+    rows = []
+    for index, combination in enumerate(step.combinations()):
+        weights = dict(combination)
+        is_update = index == len(step.stages)
+        name = "x' =" if is_update else f"f{index} ="
+        time = "" if is_update else f"{step.stages[index].time:.6g}"
+        rows.append([name, time, *(f"{weights[r]:.6g}" if r in weights else "" for r in header)])
+    return header, rows
+
+
+def _latex(register: Register) -> str:
+    index = "" if register.kind == "x" else f"_{{{register.index}}}"
+    return f"{register.kind}{index}" + (f"^{{(-{register.age})}}" if register.age else "")
+
+
+def _latex_name(name: str) -> str:
+    return "x'" if name.startswith("x'") else f"f_{{{name[1:-2]}}}"

@@ -1,0 +1,83 @@
+r"""Distances between laws. q is the true law, p the sampler's; all sums are non-negative."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import xlog1py
+
+__all__ = ["excess", "gaussian_kl", "gaussian_w2", "kl_on_grid", "tv_on_grid", "w2_on_grid"]
+
+
+def excess(log_ratio: np.ndarray) -> np.ndarray:
+    r""":math:`e^\ell - 1 - \ell \ge 0` without cancellation.
+
+    With :math:`\ell = \ln(p/q)` its mean under q is KL(q || p), and no term is negative, so small
+    divergences do not drown (Schulman's k3 form).
+    """
+    ell = np.asarray(log_ratio, dtype=np.float64)
+    small = np.abs(ell) < 1e-2
+    series = ell**2 / 2 * (1 + ell / 3 * (1 + ell / 4 * (1 + ell / 5 * (1 + ell / 6))))
+    with np.errstate(over="ignore"):
+        return np.where(small, series, np.expm1(ell) - ell)
+
+
+def tv_on_grid(q: np.ndarray, p: np.ndarray, dx: float) -> float:
+    """Total variation of two densities on one uniform grid."""
+    return float(0.5 * np.abs(q - p).sum() * dx)
+
+
+def kl_on_grid(log_q: np.ndarray, log_p: np.ndarray, dx: float) -> float:
+    """KL(q || p) of two log-densities on one uniform grid."""
+    q = np.exp(log_q)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(q > 0, q * excess(log_p - log_q), 0.0)
+    return float(terms.sum() * dx)
+
+
+def w2_on_grid(q: np.ndarray, p: np.ndarray, x: np.ndarray) -> float:
+    """W2 of two 1-D densities on one uniform grid, through their quantile functions.
+
+    The transport between the two is found at the midpoints of equal masses of q; accurate while
+    the distance is well above the grid spacing times the relative error of the densities.
+    """
+    dx = x[1] - x[0]
+    cumulative = [np.concatenate([[0.0], np.cumsum(0.5 * (d[1:] + d[:-1]) * dx)]) for d in (q, p)]
+    fq, fp = (c / c[-1] for c in cumulative)
+    # Where p has the mass below x: invert with the local density as slope (cubic Hermite).
+    inside = (fq > 1e-13) & (fq < 1 - 1e-13)
+    level = fq[inside]
+    index = np.clip(np.searchsorted(fp, level) - 1, 0, len(x) - 2)
+    y = x[index] + dx * _invert_trapezoid(
+        (level - fp[index]) * cumulative[1][-1] / dx, p[index], p[index + 1]
+    )
+    return float(np.sqrt(np.sum(q[inside] * (y - x[inside]) ** 2) * dx))
+
+
+def _invert_trapezoid(mass: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Fraction u of a cell with ``mass = left u + (right - left) u^2/2`` (densities linear)."""
+    root = np.sqrt(np.maximum(left**2 + 2 * (right - left) * mass, 0.0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        u = 2 * mass / (left + root)
+    return np.clip(np.nan_to_num(u), 0.0, 1.0)
+
+
+def gaussian_kl(
+    mean_q: np.ndarray, var_q: np.ndarray, mean_p: np.ndarray, var_p: np.ndarray
+) -> float:
+    """KL(q || p) of normal laws with the same principal axes (variances along them)."""
+    shift = (var_q - var_p) / var_p
+    spread = np.where(
+        np.abs(shift) < 1e-3,
+        shift**2 / 2 - shift**3 / 3 + shift**4 / 4 - shift**5 / 5,
+        shift - xlog1py(1.0, shift),
+    )
+    return float(0.5 * np.sum(spread + (mean_q - mean_p) ** 2 / var_p))
+
+
+def gaussian_w2(
+    mean_q: np.ndarray, var_q: np.ndarray, mean_p: np.ndarray, var_p: np.ndarray
+) -> float:
+    """W2 of normal laws with the same principal axes (the Bures distance)."""
+    # sqrt(a) - sqrt(b) = (a - b)/(sqrt(a) + sqrt(b)), without cancellation.
+    widths = (var_q - var_p) / (np.sqrt(var_q) + np.sqrt(var_p))
+    return float(np.sqrt(np.sum((mean_q - mean_p) ** 2 + widths**2)))

@@ -1,0 +1,305 @@
+r"""Exact 1-D laws of a plan: no sampling.
+
+Deterministic plans are maps: a fine grid of starting points is pushed through with its derivative,
+and the density follows by change of variables. Stochastic plans are Markov chains: the density is
+carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step that
+resolves both the density and the kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicHermiteSpline
+
+from probflow.laws.distances import excess, kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.registers import (
+    ExactModel,
+    HalfNoise,
+    Kernel,
+    NormalKernel,
+    Refusal,
+    kernels,
+    push,
+)
+from probflow.plan import Plan, Point
+from probflow.targets import Target
+
+__all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
+
+REACH = 8.5  # standard deviations kept around every component: 1e-17 of mass is left out
+MASS_DEFECT = 1e-10  # largest loss of mass that is accepted
+RESOLVE_KERNEL = 2.2  # grid points per standard deviation of a kernel
+RESOLVE_DENSITY = 0.3  # spacing in standard deviations of the narrowest component
+
+
+def _require_line(target: Target) -> None:
+    if target.dim != 1:
+        raise Refusal(f"a 1-D law was asked for, but {target.name} has {target.dim} dimensions")
+
+
+def column(values: np.ndarray) -> torch.Tensor:
+    """A float64 tensor (n, 1) of values."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).reshape(-1, 1)
+
+
+def true_log_density(process: Any, target: Target, time: float, x: np.ndarray) -> np.ndarray:
+    """Log-density of the noised target at a process time, at points ``x`` of any shape."""
+    point = Point.many(process, [time])[0]
+    return target.log_prob(column(x.ravel()), point.alpha, point.sigma).numpy().reshape(x.shape)
+
+
+def components(process: Any, target: Target, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and standard deviations of the noised target's components at a process time."""
+    point = Point.many(process, [time])[0]
+    _, centres, stds = target._line_components(point.alpha, point.sigma)
+    return centres.numpy(), stds.numpy()
+
+
+def support(
+    process: Any, target: Target, time: float, reach: float = REACH
+) -> tuple[float, float, float]:
+    """Ends of the support of the noised target, and its narrowest standard deviation."""
+    centres, stds = components(process, target, time)
+    return (
+        float((centres - reach * stds).min()),
+        float((centres + reach * stds).max()),
+        float(stds.min()),
+    )
+
+
+# Deterministic plans ---------------------------------------------------------------------------
+
+
+def map_distances(plan: Plan, process: Any, target: Target, points: int = 4001) -> dict[str, float]:
+    """TV, KL, W2 and strong error of a deterministic plan in one dimension.
+
+    Parameters
+    ----------
+    plan, process, target
+        The plan starts from the exact law at its first time.
+    points
+        Number of points of the quadrature.
+
+    Returns
+    -------
+    dict
+        ``tv``, ``kl``, ``w2`` and ``strong`` (the last two are equal: on the line the exact flow
+        is the optimal coupling).
+
+    Raises
+    ------
+    Refusal
+        If the map is not increasing: then the change of variables is invalid.
+    """
+    _require_line(target)
+    low, high, _ = support(process, target, plan.times[0])
+    x = np.linspace(low, high, points)
+    dx = x[1] - x[0]
+    mapped, slopes = push(plan, process, target, column(x), jacobian=True)
+    assert slopes is not None
+    y, slope = mapped[:, 0].numpy(), slopes[:, 0, 0].numpy()
+    if not np.isfinite(y).all() or not slope.min() > 0:
+        raise Refusal(
+            f"{plan.solver} with {len(plan.steps)} steps is no increasing map (its smallest "
+            f"derivative is {slope.min():.3g}), so the change of variables is invalid; take more "
+            "steps"
+        )
+    log_start = true_log_density(process, target, plan.times[0], x)
+    log_end = true_log_density(process, target, plan.times[-1], y)
+    log_ratio = log_start - np.log(slope) - log_end  # ln(p/q) at y(x)
+    # With q dy = q slope dx; the true mass outside the image of the grid counts as well.
+    q = np.exp(log_end) * slope
+    start = Point.many(process, [plan.times[0]])[0]
+    stop = Point.many(process, [plan.times[-1]])[0]
+    exact = target.flow(column(x), (start.alpha, start.sigma), (stop.alpha, stop.sigma))[:, 0]
+    strong = float(np.sqrt(np.sum(np.exp(log_start) * (y - exact.numpy()) ** 2) * dx))
+    return {
+        "tv": float(0.5 * np.abs(np.exp(log_start) - q).sum() * dx),
+        "kl": float(np.sum(q * excess(log_ratio)) * dx),
+        "w2": strong,
+        "strong": strong,
+    }
+
+
+# Stochastic plans ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LineLaw:
+    """A density on a uniform grid.
+
+    Attributes
+    ----------
+    x, density
+        (n,) grid points and values; the density is 0 outside.
+    """
+
+    x: np.ndarray
+    density: np.ndarray
+
+    @property
+    def dx(self) -> float:
+        return float(self.x[1] - self.x[0])
+
+
+def inverse_of_inner(
+    kernel: HalfNoise, model: ExactModel, low: float, high: float, points: int = 6001
+) -> CubicHermiteSpline:
+    """Inverse of H on the values that it takes for u in [low, high], exact slopes at the knots."""
+    u = np.linspace(low, high, points)
+    value, jacobian = kernel.inner(column(u), model)
+    h, slope = value[:, 0].numpy(), jacobian[:, 0, 0].numpy()
+    if not slope.min() > 0:
+        raise Refusal(
+            f"the step's map of its noise is not increasing (derivative {slope.min():.3g}): its "
+            "density has no single branch; take more steps"
+        )
+    return CubicHermiteSpline(h, u, 1.0 / slope)
+
+
+class _KernelDensity:
+    """Density ``k(x, y)`` of one kernel, for sorted sources x."""
+
+    def __init__(self, kernel: Kernel, model: ExactModel, x: np.ndarray) -> None:
+        self._kernel, self._x = kernel, x
+        if isinstance(kernel, NormalKernel):
+            means, slopes = kernel.means(column(x), model, jacobian=True)
+            assert slopes is not None
+            self.mean = means[:, 0].numpy()
+            self.slope = float(np.abs(slopes[:, 0, 0].numpy()).max())
+            self.std, self.width = kernel.std, REACH * kernel.std
+        else:
+            # Twice the reach: the true kernel may be wider than this one.
+            reach = 2.0 * REACH * abs(kernel.e)
+            ends = float(x[0] * kernel.r - reach), float(x[-1] * kernel.r + reach)
+            self._u_of = inverse_of_inner(kernel, model, *ends)
+            self._slope_of = self._u_of.derivative()
+            value, jacobian = kernel.inner(column(kernel.r * x), model)
+            inner_slope = jacobian[:, 0, 0].numpy()
+            self.mean = value[:, 0].numpy() + kernel.shift * x
+            self.slope = float(np.abs(inner_slope * kernel.r + kernel.shift).max())
+            local = abs(kernel.e) * inner_slope
+            self.std, self.width = float(local.min()), REACH * float(local.max()) * 1.05
+
+    def log(self, rows: slice, y: np.ndarray) -> np.ndarray:
+        """Log-density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
+        kernel = self._kernel
+        if isinstance(kernel, NormalKernel):
+            z = (y - self.mean[rows, None]) / kernel.std
+            return -0.5 * z**2 - np.log(kernel.std * np.sqrt(2 * np.pi))
+        x = self._x[rows, None]
+        argument = y - kernel.shift * x
+        knots = self._u_of.x
+        inside = (argument > knots[0]) & (argument < knots[-1])
+        argument = np.clip(argument, knots[0], knots[-1])
+        z = (self._u_of(argument) - kernel.r * x) / kernel.e
+        value = np.log(self._slope_of(argument) / (np.sqrt(2 * np.pi) * abs(kernel.e)))
+        return np.where(inside, value - 0.5 * z**2, -np.inf)
+
+    def __call__(self, rows: slice, y: np.ndarray) -> np.ndarray:
+        """Density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
+        return np.exp(self.log(rows, y))
+
+
+def _carry(density: _KernelDensity, law: LineLaw, y: np.ndarray) -> np.ndarray:
+    """Chapman-Kolmogorov on a band: ``p'(y_j) = sum_i p(x_i) k(x_i, y_j) dx``."""
+    step = y[1] - y[0]
+    first = np.floor((density.mean - density.width - y[0]) / step).astype(np.int64)
+    count = int(np.ceil(2 * density.width / step)) + 2
+    offsets = np.arange(count)
+    result = np.zeros(len(y))
+    size = max(1, 2_000_000 // count)
+    for begin in range(0, len(law.x), size):
+        rows = slice(begin, begin + size)
+        index = first[rows, None] + offsets
+        values = density(rows, y[0] + step * index) * (law.density[rows, None] * law.dx)
+        keep = (index >= 0) & (index < len(y))
+        result += np.bincount(index[keep], weights=values[keep], minlength=len(y))
+    return result
+
+
+def line_law(
+    plan: Plan, process: Any, target: Target, *, points: int = 4001, widen: float = 1.0
+) -> LineLaw:
+    """Law of a stochastic plan's output in one dimension, on a grid of ``points`` points.
+
+    Each step's density lives on a uniform grid with a spacing of at most ``std/(2.2 slope)`` of
+    the kernel that leaves it and 0.3 standard deviations of the narrowest component.
+
+    Raises
+    ------
+    Refusal
+        If a step is no product of known kernels, the grid would be too large, or mass is lost.
+    """
+    _require_line(target)
+    model = ExactModel(plan, process, target)
+    chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
+
+    def grid(time: float, spread: float, kernel: Kernel | None, slope: float) -> np.ndarray:
+        low, high, narrow = support(process, target, time, REACH * widen)
+        low, high = low - REACH * spread, high + REACH * spread
+        if kernel is None:
+            return np.linspace(low, high, points)
+        # Half of the noise survives the map of the other half.
+        std = kernel.std if isinstance(kernel, NormalKernel) else 0.5 * abs(kernel.c)
+        spacing = min(std / (RESOLVE_KERNEL * slope), RESOLVE_DENSITY * narrow)
+        count = int(np.ceil((high - low) / spacing)) + 1
+        if count > 200_000:
+            raise Refusal(
+                f"{plan.solver}: resolving its kernel (std {std:.3g}) would take {count} grid "
+                "points; end the grid at a higher noise level"
+            )
+        return np.linspace(low, high, max(count, 64))
+
+    def prepared(time: float, spread: float, kernel: Kernel) -> _KernelDensity:
+        # The slope of the mean map sets the spacing and is known on a grid only: look, then fit.
+        if isinstance(kernel, HalfNoise):
+            return _KernelDensity(kernel, model, grid(time, spread, kernel, 1.0))
+        coarse = _KernelDensity(kernel, model, grid(time, spread, kernel, 1.0))
+        return _KernelDensity(kernel, model, grid(time, spread, kernel, max(coarse.slope, 1.0)))
+
+    current = prepared(plan.times[0], 0.0, chain[0][1])
+    x = current._x
+    law = LineLaw(x, np.exp(true_log_density(process, target, plan.times[0], x)))
+    for position, (step, kernel) in enumerate(chain):
+        last = position + 1 == len(chain)
+        following = None if last else chain[position + 1][1]
+        inside = not last and chain[position + 1][0] is step
+        time = step.start if inside else step.stop
+        spread = kernel.std if inside and isinstance(kernel, NormalKernel) else 0.0
+        upcoming = None if following is None else prepared(time, spread, following)
+        y = grid(time, 0.0, None, 1.0) if upcoming is None else upcoming._x
+        law = LineLaw(y, _carry(current, law, y))
+        if upcoming is not None:
+            current = upcoming
+    defect = abs(law.density.sum() * law.dx - 1.0)
+    if not defect < MASS_DEFECT:
+        if widen < 3.0:
+            return line_law(plan, process, target, points=points, widen=widen * 1.5)
+        raise Refusal(
+            f"{plan.solver} with {len(plan.steps)} steps: the quadrature loses mass ({defect:.1e})"
+        )
+    return law
+
+
+def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
+    """TV, KL and W2 of a stochastic plan's law in one dimension."""
+    law = line_law(plan, process, target)
+    log_q = true_log_density(process, target, plan.times[-1], law.x)
+    q = np.exp(log_q)
+    with np.errstate(divide="ignore"):
+        log_p = np.log(law.density)
+    return {
+        "tv": tv_on_grid(q, law.density, law.dx),
+        "kl": kl_on_grid(log_q, log_p, law.dx),
+        "w2": w2_on_grid(q, law.density, law.x),
+    }
+
+
+def distances_1d(plan: Plan, process: Any, target: Target) -> dict[str, float]:
+    """All marginal distances of a plan in one dimension: see the two functions above."""
+    return (law_distances if plan.stochastic else map_distances)(plan, process, target)

@@ -1,0 +1,109 @@
+"""The built-in study: what the founding paper claims, measured on a mixture and on real data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from probflow.grids import Grid
+from probflow.integrate.sample import sample
+from probflow.processes import VP
+from probflow.solvers import Solver, get_solver
+from probflow.studies.config import digits
+from probflow.studies.measure import Settings
+from probflow.studies.runner import Curve, make_curves
+from probflow.targets import GaussianMixture
+
+__all__ = ["builtin_curves", "digit_pictures", "mixture"]
+
+DETERMINISTIC = (
+    "ddim",
+    "vanilla-ode",
+    "accelerated-ode",
+    "accelerated-ode-multistep",
+    "heun",
+    "dpm-solver-2",
+)
+STOCHASTIC = ("ddpm", "accelerated-sde", "accelerated-sde-readme", "accelerated-sde-half-noise")
+NFE_BUDGETS = (5, 10, 20)
+
+
+def mixture() -> GaussianMixture:
+    """The 1-D two-component mixture of the built-in study."""
+    target = GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.30, 0.45])
+    target.name = "mixture-1d"
+    return target
+
+
+def builtin_curves(seed: int = 0) -> list[Curve]:
+    """Curves of the built-in study: (a) the 1-D mixture, (b) the digits."""
+    line = {
+        "targets": [mixture()],
+        # Uniform log-SNR with fixed ends: there every solver is in its asymptotic range, and
+        # slopes in T carry no logarithm.
+        "grid": Grid("log-snr", 3.0, -math.log(0.99), "neg_log_ab"),
+        "steps": (8, 16, 32, 64, 128, 256, 512),
+        "process": None,
+        "settings": Settings(seed),
+    }
+    # At -ln ab = 0.5 the flow of the digits is smooth; nearer to the data a few samples that
+    # change to another digit decide the mean (docs/real-data.md).
+    real = {
+        "targets": [digits()],
+        "grid": Grid("log-snr", 5.0, 0.5, "neg_log_ab"),
+        "steps": (8, 16, 32, 64, 128),
+        "process": None,
+        "settings": Settings(seed, samples=96, reference_steps=256),
+    }
+    curves = [
+        *make_curves(solvers=STOCHASTIC, measures=("path-kl",), **line),  # type: ignore[arg-type]
+        *make_curves(solvers=(*STOCHASTIC, *DETERMINISTIC), measures=("tv",), **line),  # type: ignore[arg-type]
+        *make_curves(solvers=DETERMINISTIC, measures=("strong",), **real),  # type: ignore[arg-type]
+        *make_curves(solvers=("ddpm", *STOCHASTIC[1:3]), measures=("path-kl",), **real),  # type: ignore[arg-type]
+    ]
+    few = {**real, "steps": (8, 16, 32, 64), "settings": Settings(seed, samples=32)}
+    half = make_curves(solvers=STOCHASTIC[3:], measures=("path-kl",), **few)  # type: ignore[arg-type]
+    return [*curves, *(replace(curve, target=curves[-1].target) for curve in half)]
+
+
+def steps_for(solver: Solver, budget: int, grid: Grid) -> int:
+    """Largest number of steps of a solver whose plan takes at most ``budget`` evaluations."""
+    process = VP.linear()
+    steps = budget
+    while steps > 1 and solver.plan(process, grid.times(process, steps)).nfe > budget:
+        steps -= 1
+    return steps
+
+
+def digit_pictures(
+    count: int = 6, seed: int = 0, budgets: tuple[int, ...] = NFE_BUDGETS
+) -> dict[str, list[np.ndarray]]:
+    """Generated digits per solver, ``count`` for each NFE budget, all from the same noise.
+
+    Returns
+    -------
+    dict
+        Solver name to 8 x 8 pictures in [-1, 1]: the budgets one after the other.
+    """
+    target, process = digits(), VP.linear()
+    grid = Grid("log-snr", float(process.neg_log_ab(1.0)), 1e-3, "neg_log_ab")
+    pictures: dict[str, list[np.ndarray]] = {}
+    for name in (*STOCHASTIC[:2], *DETERMINISTIC, "dpm-solver++-2m"):
+        solver = get_solver(name)
+        row: list[np.ndarray] = []
+        for budget in budgets:
+            x: Tensor = sample(
+                target,
+                (count, 64),
+                solver,
+                steps_for(solver, budget, grid),
+                process=process,
+                grid=grid,
+                seed=seed,
+            )
+            row += list(x.reshape(-1, 8, 8).double().numpy())
+        pictures[name] = row
+    return pictures

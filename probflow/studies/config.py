@@ -1,0 +1,221 @@
+"""Study files: TOML in, curves out, with one clear sentence for anything that does not fit."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probflow.grids import GRIDS, Grid
+from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.studies.measure import Settings
+from probflow.studies.rows import MEASURES
+from probflow.studies.runner import Curve, make_curves
+from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["StudyFile", "digits", "read_study", "target_from_table"]
+
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "vp-linear": VP.linear,
+    "vp-cosine": VP.cosine,
+    "ve": VE,
+    "edm": EDM,
+    "flow-matching": FlowMatching,
+}
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study file's content, checked.
+
+    Attributes
+    ----------
+    name
+        Title of the report: the file's ``name``, or its stem.
+    curves
+        What to measure.
+    """
+
+    name: str
+    curves: tuple[Curve, ...]
+
+
+def read_study(path: str | Path) -> StudyFile:
+    """Read a study file; its format is in ``docs/guide.md``.
+
+    Raises
+    ------
+    ValueError
+        For a file that is missing, is no TOML, or has unknown or ill-typed keys: the message names
+        file and key.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"study file: there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"study file: {path} cannot be read ({problem})") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise ValueError(f"study file: {path} is not valid TOML ({problem})") from None
+    try:
+        return _parse(table, path)
+    except (ValueError, TypeError) as problem:
+        raise ValueError(f"{path}: {problem}") from None
+
+
+def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
+    allowed = {
+        "solvers": list,
+        "measures": list,
+        "target": dict,
+        "grid": dict,
+        "process": dict,
+        "seed": int,
+        "samples": int,
+        "reference_steps": int,
+        "name": str,
+    }
+    _check_keys(table, allowed, "the study", required=("solvers", "measures", "target", "grid"))
+    grid_table = dict(table["grid"])
+    steps = grid_table.pop("steps", None)
+    if not isinstance(steps, list):
+        raise ValueError("[grid] needs steps, a list of increasing whole numbers")
+    process_table = table.get("process", {})
+    _check_keys(process_table, {"kind": str}, "[process]")
+    kind = process_table.get("kind")
+    if kind is not None and kind not in PROCESSES:
+        raise ValueError(f"[process] kind: got {kind!r}, allowed are {', '.join(PROCESSES)}")
+    defaults = Settings()
+    settings = Settings(
+        table.get("seed", defaults.seed),
+        table.get("samples", defaults.samples),
+        table.get("reference_steps", defaults.reference_steps),
+    )
+    for name in (*table["solvers"], *table["measures"]):
+        if not isinstance(name, str):
+            raise ValueError(f"solvers, measures: need names, got {name!r}")
+    for name in table["measures"]:
+        if name not in MEASURES:
+            raise ValueError(f"measures: got {name!r}, allowed are {', '.join(MEASURES)}")
+    curves = make_curves(
+        targets=[target_from_table(table["target"], path.parent)],
+        solvers=table["solvers"],
+        steps=steps,
+        measures=table["measures"],
+        grid=_grid(grid_table),
+        process=None if kind is None else PROCESSES[kind](),
+        settings=settings,
+    )
+    return StudyFile(table.get("name", path.stem), tuple(curves))
+
+
+def _grid(table: Mapping[str, Any]) -> Grid:
+    number = (int, float)
+    allowed: dict[str, Any] = {"kind": str, "start": number, "end": number}
+    allowed |= {"rho": number, "c0": number, "c1": number}
+    _check_keys(table, allowed, "[grid]", required=("kind",))
+    kinds = [kind for kind in GRIDS if kind != "explicit"]
+    if table["kind"] not in kinds:
+        raise ValueError(f"[grid] kind: got {table['kind']!r}, allowed are {', '.join(kinds)}")
+    options = {key: float(table[key]) for key in ("rho", "c0", "c1") if key in table}
+    ends = {key: float(table[key]) for key in ("start", "end") if key in table}
+    if table["kind"] != "paper" and len(ends) < 2:
+        raise ValueError("[grid] needs start and end, as -ln alphas_cumprod")
+    return Grid(table["kind"], ends.get("start"), ends.get("end"), "neg_log_ab", options)
+
+
+def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
+    """The target of a ``[target]`` table; data files are looked up from ``folder``.
+
+    Raises
+    ------
+    ValueError
+        For unknown kinds, keys or values, or a data file that is missing or not numeric.
+    """
+    kind = table.get("kind")
+    keys: dict[Any, dict[str, Any]] = {
+        "gaussian": {"mean": list, "covariance": (list, int, float)},
+        "gaussian-mixture": {
+            "weights": list,
+            "means": list,
+            "stds": list,
+            "covariances": list,
+        },
+        "empirical": {"data": str},
+    }
+    if kind not in keys:
+        raise ValueError(f"[target] kind: got {kind!r}, allowed are {', '.join(keys)}")
+    allowed = {"kind": str, **keys[kind]}
+    required = {"gaussian": ("mean", "covariance"), "empirical": ("data",)}
+    _check_keys(table, allowed, "[target]", required=required.get(kind, ("weights", "means")))
+    values = {key: value for key, value in table.items() if key != "kind"}
+    try:
+        if kind == "gaussian":
+            return Gaussian(**values)
+        if kind == "gaussian-mixture":
+            covariances = values.pop("covariances", None)
+            weights, means = values.pop("weights"), values.pop("means")
+            return GaussianMixture(weights, means, covariances, **values)
+    except (ValueError, TypeError) as problem:
+        raise ValueError(f"[target] {problem}") from None
+    return _empirical(values["data"], folder)
+
+
+def _empirical(data: str, folder: Path) -> Empirical:
+    if data == "digits":
+        return digits()
+    path = folder / data
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"[target] data: there is no file {path}") from None
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"[target] data: {path} is no .npy array ({problem})") from None
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f"[target] data: {path} must hold one numeric array")
+    return Empirical(array.astype(np.float64), name=path.stem)
+
+
+def digits() -> Empirical:
+    """The 1 797 handwritten digits of 8 x 8 pixels, scaled to [-1, 1] (float64, d = 64).
+
+    Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), the test part as in
+    scikit-learn; see ``probflow/data/README.md``.
+    """
+    with (
+        resources.as_file(resources.files("probflow") / "data" / "digits.npz") as path,
+        np.load(path) as content,
+    ):
+        images = content["images"].astype(np.float64)
+    return Empirical(images / 8.0 - 1.0, name="digits")
+
+
+def _check_keys(
+    table: Any, allowed: Mapping[str, Any], where: str, required: tuple[str, ...] = ()
+) -> None:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} must be a table, got {table!r}")
+    for key, value in table.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{where} has the unknown key {key!r}{hint} (allowed: {', '.join(allowed)})"
+            )
+        if not isinstance(value, allowed[key]) or isinstance(value, bool):
+            raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")
+    for key in required:
+        if key not in table:
+            raise ValueError(f"{where} needs the key {key!r}")

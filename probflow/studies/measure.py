@@ -1,0 +1,228 @@
+"""One cell of a study: the error of one plan in one measure, exact wherever a law is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probflow.grids import Grid
+from probflow.integrate.loop import run_plan
+from probflow.laws.density import density_samples
+from probflow.laws.distances import gaussian_kl, gaussian_w2
+from probflow.laws.gaussian import gaussian_law, true_law
+from probflow.laws.line import distances_1d
+from probflow.laws.path import path_kl, path_kl_samples
+from probflow.laws.registers import Refusal
+from probflow.plan import Plan, Point
+from probflow.solvers import get_solver
+from probflow.studies.rows import MEASURES
+from probflow.targets import Gaussian, Target
+
+__all__ = ["Measurement", "Settings", "measure", "needs_reference", "reference_flow"]
+
+Reference = tuple[Tensor, float]  # final states, and their own RMS error
+
+#: Errors below these are round-off of the quadratures (measured: the distance of a law to itself
+#: computed two ways).
+FLOORS = {"tv": 1e-13, "kl": 1e-17, "w2": 1e-12, "strong": 1e-12, "path-kl": 1e-9}
+#: The quantile inversion of a stochastic plan's W2 is less sharp.
+W2_FLOOR_STOCHASTIC = 1e-8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the sampled measures depend on.
+
+    Parameters
+    ----------
+    seed
+        Of all random draws; every step count and solver gets the same ones.
+    samples
+        Number of samples or paths where an expectation has no quadrature.
+    reference_steps
+        Steps of the fourth-order reference that stands in for an exact flow.
+    """
+
+    seed: int = 0
+    samples: int = 128
+    reference_steps: int = 256
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An error, its standard error and floor, and what correlates it with other step counts.
+
+    ``samples`` are per-sample contributions c with ``error = scale * mean(c) ** power``; the same
+    random draws at every step count make the errors of a curve correlated, which
+    :func:`log_covariance` takes into account.
+    """
+
+    error: float
+    se: float = 0.0
+    floor: float = 0.0
+    samples: np.ndarray | None = None
+    power: float = 1.0
+
+    @staticmethod
+    def of_samples(samples: np.ndarray, power: float, scale: float, floor: float) -> Measurement:
+        """From per-sample contributions."""
+        mean = float(np.mean(samples))
+        if not (math.isfinite(mean) and mean > 0):
+            raise Refusal(f"the mean over samples is {mean:.3g}: too few samples or an overflow")
+        error = scale * mean**power
+        relative = abs(power) * float(np.std(samples, ddof=1)) / (mean * math.sqrt(len(samples)))
+        return Measurement(error, error * relative, floor, samples, power)
+
+
+def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
+    """Covariance of the log-errors of a curve (delta method), or ``None`` for exact measures."""
+    if any(m.samples is None for m in curve):
+        return None
+    relative = np.stack([m.power * m.samples / np.mean(m.samples) for m in curve])  # type: ignore[operator]
+    return np.atleast_2d(np.cov(relative)) / relative.shape[1]
+
+
+def measure(
+    name: str,
+    plan: Plan,
+    process: Any,
+    target: Target,
+    settings: Settings,
+    reference: Reference | None = None,
+) -> Measurement:
+    """Measure one plan.
+
+    Parameters
+    ----------
+    name
+        ``tv``, ``kl``, ``w2``, ``path-kl`` or ``strong``: see
+        :data:`probflow.studies.rows.MEASURES`.
+    plan, process, target
+        The plan starts from the exact law at its first time, and is compared with the exact law
+        (or flow) at its last.
+    settings
+        Seed and number of samples, for the measures that sample.
+    reference
+        What :func:`reference_flow` returned, where :func:`needs_reference` says so.
+
+    Raises
+    ------
+    Refusal
+        If the measure does not exist for this solver and target, or cannot be had honestly; the
+        message is the reason.
+    ValueError
+        For an unknown measure.
+    """
+    if name in ("tv", "kl", "w2"):
+        return _marginal(name, plan, process, target, settings)
+    if name == "path-kl":
+        return _path(plan, process, target, settings)
+    if name == "strong":
+        return _strong(plan, process, target, settings, reference)
+    raise ValueError(f"measure: got {name!r}, allowed are {', '.join(MEASURES)}")
+
+
+def _generator(settings: Settings) -> torch.Generator:
+    return torch.Generator().manual_seed(settings.seed)
+
+
+@lru_cache(maxsize=64)
+def _line_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
+    return distances_1d(plan, process, target)
+
+
+def _marginal(
+    name: str, plan: Plan, process: Any, target: Target, settings: Settings
+) -> Measurement:
+    if target.dim == 1:
+        floor = W2_FLOOR_STOCHASTIC if name == "w2" and plan.stochastic else FLOORS[name]
+        return Measurement(_line_distances(plan, process, target)[name], floor=floor)
+    if isinstance(target, Gaussian) and name in ("kl", "w2"):
+        law, true = gaussian_law(plan, process, target), true_law(process, target, plan.times[-1])
+        distance = gaussian_kl if name == "kl" else gaussian_w2
+        value = distance(true.mean, true.variance, law.mean, law.variance)
+        return Measurement(value, floor=FLOORS[name])
+    if name == "w2":
+        raise Refusal(f"W2 in {target.dim} dimensions is exact for Gaussian targets only")
+    if plan.stochastic:
+        raise Refusal(
+            f"the marginal law of a stochastic solver in {target.dim} dimensions has no closed "
+            "form for this target; measure path-kl"
+        )
+    samples = density_samples(
+        plan, process, target, settings.samples, generator=_generator(settings)
+    )
+    return Measurement.of_samples(samples[name], 1.0, 1.0, FLOORS[name])
+
+
+def _path(plan: Plan, process: Any, target: Target, settings: Settings) -> Measurement:
+    if target.dim == 1:
+        value = math.sqrt(path_kl(plan, process, target) / 2)
+        return Measurement(value, floor=FLOORS["path-kl"])
+    samples = path_kl_samples(
+        plan, process, target, settings.samples, generator=_generator(settings)
+    )
+    return Measurement.of_samples(samples, 0.5, math.sqrt(0.5), FLOORS["path-kl"])
+
+
+def _strong(
+    plan: Plan, process: Any, target: Target, settings: Settings, reference: Reference | None
+) -> Measurement:
+    if plan.stochastic:
+        raise Refusal(
+            f"{plan.solver} is stochastic: its strong error needs the reverse SDE's own path as "
+            "reference; measure tv or path-kl"
+        )
+    if target.dim == 1:
+        value = _line_distances(plan, process, target)["strong"]
+        return Measurement(value, floor=FLOORS["strong"])
+    start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
+    x = _start(process, target, plan.times[0], settings)
+    if isinstance(target, Gaussian):
+        exact = target.flow(x, (start.alpha, start.sigma), (stop.alpha, stop.sigma))
+        floor = FLOORS["strong"]
+    elif reference is not None:
+        exact, floor = reference
+    else:
+        raise ValueError("reference: this target has no exact flow; give reference_flow(...)")
+    with torch.no_grad():
+        reached = run_plan(plan, target.model(process, plan.prediction), x)
+    squares = (reached - exact).square().mean(dim=1).numpy()
+    return Measurement.of_samples(squares, 0.5, 1.0, floor)
+
+
+def needs_reference(target: Target, measures: Sequence[str]) -> bool:
+    """Whether a strong error on this target has no exact flow to be measured against."""
+    return "strong" in measures and target.dim > 1 and not isinstance(target, Gaussian)
+
+
+def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings) -> Reference:
+    """Flow of the sampled states by the fourth-order method, and its own RMS error.
+
+    The error is that of Richardson's comparison: the distance to a run with half the steps, over
+    2^4 - 1.
+    """
+    runs = []
+    for count in (settings.reference_steps // 2, settings.reference_steps):
+        times = grid.times(process, count)
+        plan = get_solver("rk4").plan(process, times, "eps")
+        x = _start(process, target, times[0], settings)
+        with torch.no_grad():
+            runs.append(run_plan(plan, target.model(process), x))
+    error = float((runs[0] - runs[1]).square().mean().sqrt()) / 15.0
+    return runs[1], error
+
+
+def _start(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
+    """The same draws of the exact law at the first time, for every plan."""
+    point = Point.many(process, [time])[0]
+    return target.sample(
+        settings.samples, point.alpha, point.sigma, generator=_generator(settings)
+    )

@@ -1,0 +1,110 @@
+"""What a study produces: one :class:`Row` per cell and one :class:`OrderEstimate` per curve.
+
+Reports, files and tests all read these two types; nothing else travels between measuring and
+reporting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
+
+#: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.
+#: ``q`` is the true law, ``p`` the sampler's.
+MEASURES: dict[str, str] = {
+    "tv": "TV(q, p)",
+    "kl": "KL(q || p)",
+    "w2": "W2(q, p)",
+    "path-kl": "sqrt(path KL(q || p) / 2)",
+    "strong": "strong error, RMS per coordinate",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured cell of a study: a solver at one number of steps in one measure.
+
+    Parameters
+    ----------
+    target, solver, grid
+        Names; ``grid`` includes its end points.
+    steps
+        Number of steps ``T`` (intervals of the grid).
+    nfe
+        Model calls for one sample, all steps together.
+    h_max
+        Largest ``1 - alpha_ratio`` over the steps, the paper's step size; in (0, 1).
+    measure
+        A key of :data:`MEASURES`, which says what ``error`` is.
+    error
+        The measured error, > 0; NaN where ``status`` is not ``"ok"``.
+    se
+        Standard error of ``error`` (0 where the measure has no sampling noise).
+    floor
+        Size below which ``error`` is round-off or the reference's own error.
+    eoc
+        Local order against the next coarser row, ``ln(e_coarse / e) / ln(T / T_coarse)``;
+        NaN for the coarsest.
+    in_window
+        Whether the order estimate used this row.
+    status
+        ``"ok"``, or ``"refused: <reason>"`` / ``"failed: <reason>"``.
+    """
+
+    target: str
+    solver: str
+    grid: str
+    steps: int
+    nfe: int
+    h_max: float
+    measure: str
+    error: float
+    se: float = 0.0
+    floor: float = 0.0
+    eoc: float = math.nan
+    in_window: bool = False
+    status: str = "ok"
+
+
+@dataclass(frozen=True)
+class OrderEstimate:
+    """The order of one error curve, its interval, and the verdict on the claim.
+
+    Parameters
+    ----------
+    order, low, high
+        Point estimate and interval of the order; NaN where there is none.
+    claim
+        Declared order ``p0``; NaN where nothing is claimed (the verdict is then
+        ``"inconclusive"`` with the reason ``"no claim"``, order and interval still given).
+    verdict
+        ``consistent``, ``slower`` (contradicts the claim), ``faster`` (the claim holds but is
+        not sharp) or ``inconclusive``.
+    reason
+        One sentence: why this verdict.
+    axis
+        ``"T"`` (number of steps) or ``"h"`` (largest step).
+    window
+        Coarsest and finest number of steps used, or ``None``.
+    eoc
+        The (up to) three finest local orders, coarse to fine.
+    target, solver, grid, measure
+        Names of the curve; empty where the estimate was made from bare numbers.
+    """
+
+    order: float
+    low: float
+    high: float
+    claim: float
+    verdict: Verdict
+    reason: str
+    axis: Literal["T", "h"] = "T"
+    window: tuple[int, int] | None = None
+    eoc: tuple[float, ...] = ()
+    target: str = ""
+    solver: str = ""
+    grid: str = ""
+    measure: str = ""

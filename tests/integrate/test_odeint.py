@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchdiffeq
+
+import probflow as pf
+from probflow.integrate.loop import NonFiniteError
+from probflow.solvers.registry import unregister as remove_solver
+
+DOUBLE = torch.float64
+DETERMINISTIC = [solver.name for solver in pf.solvers() if not solver.stochastic]
+STRUCTURED = [s.name for s in pf.solvers() if not s.stochastic and s.needs == "process"]
+GENERAL = [s.name for s in pf.solvers() if not s.stochastic and s.needs == "ode"]
+
+PROCESS = pf.VP.linear()
+TARGET = pf.Gaussian([0.5, -1.0], [[1.0, 0.2], [0.2, 0.5]])
+ODE = pf.ProbabilityFlowODE(PROCESS, TARGET)
+
+
+@pytest.fixture
+def y0() -> torch.Tensor:
+    return torch.randn(5, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+
+
+def times(steps: int, start: float = 1.0, stop: float = 0.05) -> torch.Tensor:
+    return torch.linspace(start, stop, steps + 1, dtype=DOUBLE)
+
+
+def lotka(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A plain function of time and state, shape (2,)."""
+    a, b = y.unbind(-1)
+    return torch.stack((a * (1 - b) + torch.sin(3 * t), b * (a - 1)), -1)
+
+
+def test_signature_is_torchdiffeqs() -> None:
+    ours, theirs = inspect.signature(pf.odeint), inspect.signature(torchdiffeq.odeint)
+    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.parameters.values()
+    ]
+
+
+# Structured problems ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_sampling_equals_the_plan_run_by_hand(name: str, y0: torch.Tensor) -> None:
+    t = times(7)
+    states = pf.odeint(ODE, y0, t, method=name)
+    assert states.shape == (8, 5, 2)
+    assert torch.equal(states[0], y0)
+    expected = pf.sample(ODE.model, x=y0, solver=name, grid=t.tolist(), trajectory=True)
+    assert torch.equal(states, expected)
+
+
+def exact(y: torch.Tensor, start: float, stop: float) -> torch.Tensor:
+    levels = [(float(PROCESS.alpha(t)), float(PROCESS.sigma(t))) for t in (start, stop)]
+    return TARGET.flow(y, *levels)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize(("start", "stop"), [(0.9, 0.1), (0.1, 0.9)], ids=["sample", "encode"])
+def test_both_time_directions_converge(
+    name: str, start: float, stop: float, y0: torch.Tensor
+) -> None:
+    end = exact(y0, start, stop)
+    errors = [
+        float((pf.odeint(ODE, y0, times(n, start, stop), method=name)[-1] - end).abs().max())
+        for n in (160, 320)
+    ]
+    order = pf.get_solver(name).orders["strong"]
+    assert errors[1] < 1e-10 or math.log2(errors[0] / errors[1]) > order - 0.3
+
+
+def test_there_and_back_again(y0: torch.Tensor) -> None:
+    code = pf.odeint(ODE, y0, times(200, 0.05, 1.0), method="dpm-solver++-2m")[-1]
+    back = pf.odeint(ODE, code, times(200, 1.0, 0.05), method="dpm-solver++-2m")[-1]
+    assert float((back - y0).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
+def test_every_prediction_type(prediction: str, y0: torch.Tensor) -> None:
+    ode = pf.ProbabilityFlowODE(PROCESS, ODE.model.as_prediction(prediction))
+    for name in ("accelerated-ode", "rk4", "ddim"):
+        states = pf.odeint(ode, y0, times(9), method=name)
+        torch.testing.assert_close(states, pf.odeint(ODE, y0, times(9), method=name))
+
+
+def test_a_step_function_a_solver_and_an_alias_are_methods(y0: torch.Tensor) -> None:
+    expected = pf.odeint(ODE, y0, times(4), method="dpm-solver++-2m")
+    for method in (
+        pf.get_solver("dpm-solver++-2m"),
+        pf.get_solver("dpm-solver++-2m").function,
+        "dpmpp_2m",
+        "DPM_Solver++_2M",
+    ):
+        assert torch.equal(pf.odeint(ODE, y0, times(4), method=method), expected)
+
+
+def test_the_solvers_own_options(y0: torch.Tensor) -> None:
+    solver = pf.get_solver("dpm-solver-2", r1=0.8)
+    given = pf.odeint(ODE, y0, times(4), method="dpm-solver-2", options={"r1": 0.8})
+    assert torch.equal(given, pf.odeint(ODE, y0, times(4), method=solver))
+    assert not torch.equal(given, pf.odeint(ODE, y0, times(4), method="dpm-solver-2"))
+
+
+def test_image_states_and_half_precision() -> None:
+    model = pf.Model(lambda x, t: 0.5 * x, PROCESS)
+    ode = pf.ProbabilityFlowODE(PROCESS, model)
+    for dtype in (torch.float32, torch.bfloat16):
+        y = torch.ones(3, 2, 4, 4, dtype=dtype)
+        states = pf.odeint(ode, y, times(5), method="accelerated-ode")
+        assert states.shape == (6, 3, 2, 4, 4)
+        assert states.dtype == dtype
+
+
+def test_gradients_reach_state_and_parameters(y0: torch.Tensor) -> None:
+    linear = torch.nn.Linear(2, 2).double()
+    ode = pf.ProbabilityFlowODE(PROCESS, pf.Model(lambda x, t: linear(x), PROCESS))
+    y = y0.clone().requires_grad_()
+    pf.odeint(ode, y, times(4), method="accelerated-ode")[-1].sum().backward()
+    assert y.grad is not None
+    assert linear.weight.grad is not None
+    with torch.no_grad():
+        assert not pf.odeint(ode, y, times(4), method="ddim").requires_grad
+
+
+def test_a_process_that_changed_gets_a_new_plan(y0: torch.Tensor) -> None:
+    class Scaled(pf.VE):
+        factor = 1.0
+
+        def sigma(self, t):
+            return self.factor * super().sigma(t)
+
+        def lambda_(self, t):
+            return -np.log(self.sigma(t))
+
+    process = Scaled(0.1, 5.0)
+    ode = pf.ProbabilityFlowODE(process, pf.Model(lambda x, t: 0.1 * x, process))
+    before = pf.odeint(ode, y0, times(4), method="ddim")
+    process.factor = 2.0
+    after = pf.odeint(ode, y0, times(4), method="ddim")
+    assert not torch.equal(before, after)
+    assert torch.equal(after, pf.sample(ode.model, x=y0, solver="ddim", grid=times(4).tolist(),
+                                        trajectory=True))  # fmt: skip
+
+
+# Grids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("flip", [False, True])
+def test_step_size_is_the_grid_written_out(name: str, flip: bool, y0: torch.Tensor) -> None:
+    t = torch.tensor([0.9, 0.66, 0.2], dtype=DOUBLE)
+    grid = torch.tensor([0.9, 0.8, 0.7, 0.66, 0.56, 0.46, 0.36, 0.26, 0.2], dtype=DOUBLE)
+    if flip:
+        t = t.flip(0)
+        grid = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.6, 0.66, 0.76, 0.86, 0.9], dtype=DOUBLE)
+    states = pf.odeint(ODE, y0, t, method=name, options={"step_size": 0.1})
+    fine = pf.odeint(ODE, y0, grid, method=name)
+    outputs = [int((grid == value).nonzero()) for value in t]
+    torch.testing.assert_close(states, fine[outputs], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [3, 7, 20, 50, 100, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_step_size_makes_no_step_of_rounding_errors(steps: int, dtype: torch.dtype) -> None:
+    calls = []
+
+    def func(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls.append(float(t))
+        return 0 * y
+
+    for t in ([0.0, 1.0], [1.0, 0.0], [1.0, 0.25, 0.0], [0.0, 999.0]):
+        calls.clear()
+        step = torch.tensor((t[-1] - t[0]) / steps, dtype=dtype).abs()
+        outputs = torch.tensor(t, dtype=dtype)
+        pf.odeint(func, torch.ones(1), outputs, method="euler", options={"step_size": step})
+        assert len(calls) == steps + (len(t) == 3 and steps % 4 != 0)
+        assert min(t) <= min(calls)
+        assert max(calls) <= max(t)
+
+
+def test_grid_constructor(y0: torch.Tensor) -> None:
+    grid = times(12)
+    ends = grid[[0, -1]]
+    seen = []
+
+    def constructor(func, y, t):
+        seen.append((func, y, t))
+        return grid
+
+    states = pf.odeint(ODE, y0, ends, method="ddim", options={"grid_constructor": constructor})
+    assert torch.equal(states, pf.odeint(ODE, y0, grid, method="ddim")[[0, -1]])
+    assert seen == [(ODE, y0, ends)]
+    with pytest.raises(ValueError, match=r"grid_constructor: the grid must run from t\[0\]"):
+        pf.odeint(ODE, y0, times(5), method="ddim", options={"grid_constructor": constructor})
+    options = {"grid_constructor": constructor, "step_size": 0.1}
+    with pytest.raises(ValueError, match="give one of them"):
+        pf.odeint(ODE, y0, ends, method="ddim", options=options)
+
+
+@pytest.mark.parametrize("convert", [list, tuple, np.asarray, torch.Tensor.float])
+def test_kinds_of_times(convert, y0: torch.Tensor) -> None:
+    t = torch.tensor([1.0, 0.5, 0.25], dtype=DOUBLE)  # exact in float32
+    states = pf.odeint(ODE, y0, convert(t), method="ddim")
+    assert torch.equal(states, pf.odeint(ODE, y0, t, method="ddim"))
+
+
+def test_a_single_time_returns_the_state(y0: torch.Tensor) -> None:
+    assert torch.equal(pf.odeint(ODE, y0, torch.tensor([0.5]), method="ddim"), y0[None])
+    first, second = pf.odeint(lotka, (y0, y0[0]), torch.tensor([0.5]), method="rk4")
+    assert torch.equal(first, y0[None])
+    assert torch.equal(second, y0[None, 0])
+
+
+@pytest.mark.parametrize(
+    ("t", "error"),
+    [
+        (torch.tensor([1.0, 0.5, 0.5]), ValueError),
+        (torch.tensor([1.0, 0.5, 0.7]), ValueError),
+        (torch.tensor([1.0, math.nan]), ValueError),
+        (torch.tensor([[1.0, 0.5]]), ValueError),
+        (torch.tensor([]), ValueError),
+        (torch.tensor([1, 0]), TypeError),
+        ("abc", TypeError),
+        (torch.tensor([1.5, 0.5]), ValueError),
+    ],
+)
+def test_bad_times(t, error, y0: torch.Tensor) -> None:
+    with pytest.raises(error, match=r"^t: "):
+        pf.odeint(ODE, y0, t, method="ddim")
+
+
+def test_gradients_of_times_are_refused(y0: torch.Tensor) -> None:
+    t = times(3).requires_grad_()
+    with pytest.raises(ValueError, match=r"t: gradients .*odeint_adjoint"):
+        pf.odeint(ODE, y0, t, method="ddim")
+    with torch.no_grad():
+        pf.odeint(ODE, y0, t, method="ddim")
+
+
+# Plain functions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk4", "rk4")],
+)
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("step", [None, 0.07])
+def test_general_methods_equal_torchdiffeqs(
+    ours: str, theirs: str, flip: bool, step: float | None
+) -> None:
+    t = torch.linspace(0, 2, 9, dtype=DOUBLE) if step is None else torch.tensor([0.0, 2.0]).double()
+    t = t.flip(0) if flip else t
+    options = None if step is None else {"step_size": step}
+    y = torch.tensor([[1.0, 2.0], [0.3, 0.4]], dtype=DOUBLE)
+    expected = torchdiffeq.odeint(lotka, y, t, method=theirs, options=options)
+    torch.testing.assert_close(
+        pf.odeint(lotka, y, t, method=ours, options=options), expected, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_tuples_and_scalars_and_complex_states() -> None:
+    def func(t, state):
+        x, logp, z = state
+        return -x * t, -x.sum() * torch.ones_like(logp), 1j * z
+
+    state = (
+        torch.ones(3, 2, dtype=torch.complex128),
+        torch.zeros((), dtype=torch.complex128),
+        torch.ones(1, dtype=torch.complex128),
+    )
+    t = torch.linspace(1, 0, 6, dtype=DOUBLE)
+    ours = pf.odeint(func, state, t, method="rk4")
+    for mine, peer in zip(ours, torchdiffeq.odeint(func, state, t, method="rk4"), strict=True):
+        torch.testing.assert_close(mine, peer, rtol=1e-12, atol=1e-12)
+    scalar = torch.tensor(1.0, dtype=DOUBLE)
+    assert pf.odeint(lambda t, y: -y, scalar, t, method="euler").shape == (6,)
+
+
+def test_times_of_a_plain_function_are_scalars_of_the_states_precision() -> None:
+    seen = []
+
+    def func(t, y):
+        seen.append((t.shape, t.dtype))
+        return -y
+
+    for dtype in (torch.bfloat16, torch.float32, DOUBLE):
+        pf.odeint(func, torch.ones(2, dtype=dtype), torch.tensor([0.0, 1.0]), method="euler")
+    assert seen == [((), torch.float32), ((), torch.float32), ((), DOUBLE)]
+
+
+def test_nan_is_reported() -> None:
+    with pytest.raises(NonFiniteError, match=r"step 5 of 10, t = 0.5"):
+        pf.odeint(
+            lambda t, y: y / (t != 0.5),
+            torch.zeros(2),
+            torch.linspace(0, 1, 11, dtype=DOUBLE),
+            method="euler",
+        )
+
+
+# What is passed on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, "dopri5", "bosh3", "heun3", "scipy_solver"])
+def test_methods_of_torchdiffeq_are_passed_on(method: str | None) -> None:
+    t = times(3)
+    y = torch.tensor([[1.0, 2.0], [0.3, 0.4]], dtype=DOUBLE)
+    ours = pf.odeint(lotka, y, t, method=method, rtol=1e-5, atol=1e-6)
+    theirs = torchdiffeq.odeint(lotka, y, t, method=method, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("method", [None, "dopri5", "dopri8", "bosh3"])
+@pytest.mark.parametrize(("start", "stop"), [(1.0, 1e-3), (1e-3, 1.0)])
+def test_adaptive_methods_stay_inside_the_process(
+    method: str | None, start: float, stop: float, y0: torch.Tensor
+) -> None:
+    seen = []
+
+    def function(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(float(t[0]))
+        return ODE.model(x, t)
+
+    ode = pf.ProbabilityFlowODE(PROCESS, pf.Model(function, PROCESS))
+    states = pf.odeint(ode, y0, times(2, start, stop), method=method, rtol=1e-6, atol=1e-8)
+    assert 1e-3 <= min(seen) <= max(seen) <= 1.0
+    assert float((states[-1] - exact(y0, start, stop)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("method", [None, "dopri5", "rk4"])
+def test_events_are_passed_on(method: str | None) -> None:
+    def event(t, y):
+        return y[0] - 0.5
+
+    options = {"step_size": 0.01} if method == "rk4" else None
+    t, _ = pf.odeint(
+        lambda t, y: -y,
+        torch.ones(1, dtype=DOUBLE),
+        torch.tensor([0.0, 1.0], dtype=DOUBLE),
+        method=method,
+        options=options,
+        event_fn=event,
+    )
+    assert float(t) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_events_need_a_method_of_torchdiffeq(y0: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"event_fn: ddim does not look for events.*dopri5"):
+        pf.odeint(ODE, y0, times(1), method="ddim", event_fn=lambda t, y: y.sum())
+
+
+# Messages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_a_plain_function_is_told_what_is_needed_and_how_to_make_it(name: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        pf.odeint(lotka, torch.ones(2), times(3), method=name)
+    text = str(caught.value)
+    assert text.startswith(f"func: {name} uses the noise levels")
+    for piece in ("pf.VP.linear()", "pf.ProbabilityFlowODE(process", "pf.Model(f", *GENERAL):
+        assert piece in text
+
+
+def test_the_recipe_in_the_message_works() -> None:
+    process = pf.VP.linear()
+    ode = pf.ProbabilityFlowODE(process, pf.Model(lambda x, t: 0.1 * x, process, prediction="eps"))
+    assert pf.odeint(ode, torch.ones(3, 2), times(3), method="ddim").shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize("name", [s.name for s in pf.solvers() if s.stochastic])
+def test_stochastic_solvers_point_to_sdeint(name: str, y0: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"is stochastic.*pf\.sdeint\(pf\.ReverseSDE"):
+        pf.odeint(ODE, y0, times(3), method=name)
+
+
+@pytest.mark.parametrize("method", ["ddim", "euler", None])
+def test_wrong_problems(method: str | None, y0: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match=r"pf\.sdeint; .* pf\.ProbabilityFlowODE"):
+        pf.odeint(pf.ReverseSDE(PROCESS, TARGET), y0, times(3), method=method)
+    with pytest.raises(TypeError, match=r"pf\.ProbabilityFlowODE\(model\.process, model\)"):
+        pf.odeint(ODE.model, y0, times(3), method=method)
+    with pytest.raises(TypeError, match=r"func: need func\(t, y\)"):
+        pf.odeint(3.0, y0, times(3), method=method)
+
+
+def test_unknown_methods_list_near_names_of_both(y0: torch.Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"neither probflow nor torchdiffeq .*near names: .*dopri5"
+    ):
+        pf.odeint(ODE, y0, times(3), method="dopri")
+    with pytest.raises(ValueError, match=r"near names: .*accelerated-ode"):
+        pf.odeint(ODE, y0, times(3), method="acelerated_ode")
+    with pytest.raises(TypeError, match="solver: need a name"):
+        pf.odeint(ODE, y0, times(3), method=3)
+
+
+def test_unknown_options_name_the_allowed_ones(y0: torch.Tensor) -> None:
+    for options in ({"stepsize": 0.1}, {"interp": "cubic"}, {"perturb": True}):
+        with pytest.raises(ValueError, match=r"allowed: step_size, grid_constructor, r1$"):
+            pf.odeint(ODE, y0, times(3), method="dpm-solver-2", options=options)
+    for step in (0.0, -0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="step_size: need a positive finite step"):
+            pf.odeint(ODE, y0, times(3), method="ddim", options={"step_size": step})
+
+
+def test_wrong_states(y0: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="y0: need a tensor"):
+        pf.odeint(ODE, y0.numpy(), times(3), method="ddim")
+    with pytest.raises(TypeError, match="y0: the state of a ProbabilityFlowODE"):
+        pf.odeint(ODE, (y0,), times(3), method="ddim")
+    with pytest.raises(TypeError, match="floating-point"):
+        pf.odeint(lambda t, y: y, torch.ones(3, dtype=torch.int64), times(3), method="euler")
+    with pytest.raises(TypeError, match="y0: need a tensor or a tuple"):
+        pf.odeint(lambda t, y: y, (1.0, 2.0), times(3), method="euler")
+
+
+def test_a_solver_registered_now_is_a_method_now(y0: torch.Tensor) -> None:
+    @pf.register_solver("test-odeint-euler", reference="test", prediction="eps",
+                        coordinates="ve", orders={"tv": 1})  # fmt: skip
+    def step(step):
+        """y' = y + (rho' - rho) eps."""
+        return step.x + (step.s.rho - step.t.rho) * step.model(step.x, step.t)
+
+    try:
+        states = pf.odeint(ODE, y0, times(4), method=step)
+        torch.testing.assert_close(states, pf.odeint(ODE, y0, times(4), method="edm-euler"))
+    finally:
+        remove_solver("test-odeint-euler")

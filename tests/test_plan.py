@@ -1,0 +1,251 @@
+"""Plans as data: what is checked, aliasing, counts, speed of construction."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import probflow as pf
+from probflow.plan import Linear, Plan, Point, Register, Stage, Step, StepBuilder, X, trace
+
+F, U, Z = Register("f", 0), Register("u", 0), Register("z", 0)
+ALL = pf.solvers()
+
+
+def step(
+    start: float = 1.0,
+    stop: float = 0.5,
+    stages: tuple[Stage, ...] = (Stage(((X, 1.0),), 1.0),),
+    noises: tuple[tuple[float, float], ...] = (),
+    update: tuple[tuple[Register, float], ...] = ((X, 1.0), (F, 0.5)),
+) -> Step:
+    return Step(start, stop, stages, noises, update)
+
+
+def plan(*steps: Step) -> Plan:
+    return Plan("mine", "eps", steps)
+
+
+def test_a_sound_plan() -> None:
+    old = Register("f", 0, 1)
+    made = plan(step(), step(0.5, 0.0, update=((X, 2.0), (F, 1.0), (old, -1.0))))
+    assert made.times == (1.0, 0.5, 0.0)
+    assert made.nfe == 2
+    assert made.memory == 1
+    assert not made.stochastic
+    noisy = plan(step(noises=((1.0, 0.5),), update=((X, 1.0), (Z, 1.0))))
+    assert noisy.stochastic
+    assert noisy.memory == 0
+    plan(step(noises=((1.0, 0.75), (0.75, 0.5)), update=((Z, 1.0),)))  # touching, not overlapping
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plan(), "plan: need at least 1 step"),
+        (lambda: plan(step(), step(0.4, 0.1)), "step 1 .*does not start where the step before"),
+        (lambda: plan(step(update=((Z, 1.0),))), "step 0 .*register z0 does not exist there"),
+        (lambda: plan(step(update=((Register("f", 1), 1.0),))), "register f1 does not exist"),
+        (lambda: plan(step(update=((Register("f", -1), 1.0),))), "register f-1 does not exist"),
+        (lambda: plan(step(update=((Register("x", 1), 1.0),))), "does not exist"),
+        (lambda: plan(step(update=((Register("y", 0), 1.0),))), "register y0 does not exist"),
+        (lambda: plan(step(update=((Register("f", 0, 1), 1.0),))), r"register f0\[-1\] does not"),
+        (lambda: plan(step(update=((Register("x", 0, -1), 1.0),))), r"register x\[--1\] does not"),
+        (
+            lambda: plan(step(), step(0.5, 0, update=((Register("f", 0, 2), 1.0),))),
+            r"step 1 .*register f0\[-2\] does not exist",
+        ),
+        (lambda: plan(step(stages=(Stage(((F, 1.0),), 1.0),))), "register f0 does not exist"),
+        (lambda: plan(step(stages=(Stage(((U, 1.0),), 1.0),))), "register u0 does not exist"),
+        (lambda: plan(step(update=())), "an empty combination"),
+        (lambda: plan(step(stages=(Stage((), 1.0),))), "an empty combination"),
+        (lambda: plan(step(update=((X, math.nan),))), "the weight of x is nan; .*log-SNR"),
+        (lambda: plan(step(update=((X, math.inf),))), "the weight of x is inf"),
+        (lambda: plan(step(stages=(Stage(((X, -math.inf),), 1.0),))), "the weight of x is -inf"),
+        (lambda: plan(step(noises=((1.0, 0.6), (0.7, 0.5)))), "noises .* and .* overlap"),
+        (lambda: plan(step(noises=((1.0, 0.4),))), r"noise of \(0.4, 1\) is not of the step"),
+        (lambda: plan(step(noises=((0.7, 0.7),))), "is not of the step"),
+        (lambda: plan(step(noises=((1.0, 0.5), (1.0, 0.5)))), "noises .* and .* overlap"),
+    ],
+)
+def test_messages(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_last_stage_sees_the_earlier_ones_only() -> None:
+    two = (Stage(((X, 1.0),), 1.0), Stage(((X, 1.0), (F, 1.0), (U, 0.5)), 0.5))
+    plan(step(stages=two))
+    wrong = (two[0], Stage(((Register("f", 1), 1.0),), 0.5))
+    with pytest.raises(ValueError, match="register f1 does not exist"):
+        plan(step(stages=wrong))
+
+
+def test_alias() -> None:
+    assert Stage(((X, 1.0),), 1.0).alias == X
+    assert Stage(((X, 2.0),), 1.0).alias is None
+    assert Stage(((X, 1.0), (F, 1.0)), 1.0).alias is None
+    assert str(X) == "x"
+    assert str(Register("f", 2, 1)) == "f2[-1]"
+
+
+# Linear combinations -----------------------------------------------------------------------
+
+
+def test_linear_algebra() -> None:
+    x, z = Linear({X: 1.0}), Linear({Z: 1.0})
+    sum_ = 2 * x + z * 3 - x / 4 - (-z)
+    assert sum_.terms == {X: 1.75, Z: 4.0}
+    assert (x - x).combination() == ()
+    assert (x * (1 + 4e-16)).combination() == ((X, 1.0),)
+    assert (x * 1.0001).combination() == ((X, 1.0001),)
+    assert x.aged().terms == {Register("x", 0, 1): 1.0}
+    assert x.terms == {X: 1.0}  # aging does not change the original
+
+
+def test_nonlinear_steps_are_refused() -> None:
+    x = Linear({X: 1.0})
+    with pytest.raises(TypeError, match="product of two registers is not allowed"):
+        x * x
+    with pytest.raises(TypeError):
+        x + 1.0
+    with pytest.raises(TypeError):
+        x / x
+    with pytest.raises(TypeError):
+        math.sqrt(x)
+
+
+# Tracing -----------------------------------------------------------------------------------
+
+
+def build(function: Callable[[StepBuilder], Linear], times: list[float], **options: object) -> Plan:
+    return trace("mine", function, None, times, native="velocity", prediction="velocity", **options)
+
+
+def test_inputs_are_registers_and_aliases_are_found() -> None:
+    def function(step: StepBuilder) -> Linear:
+        f = step.model(step.x, step.t)
+        g = step.model(step.x + 2 * f, step.s)
+        assert f.input.terms == {X: 1.0}
+        assert g.input.terms == {Register("u", 1): 1.0}
+        return g.input + f
+
+    made = build(function, [1.0, 0.5, 0.0])
+    assert made.steps[0].stages[0].alias == X
+    assert made.steps[0].stages[1].alias is None
+    assert made.steps[0].update == ((Register("u", 1), 1.0), (F, 1.0))
+    assert made.memory == 0
+
+
+def test_memory_reaches_back() -> None:
+    def function(step: StepBuilder) -> Linear:
+        f = step.model(step.x, step.t)
+        old = [p.outputs[0] for p in step.previous]
+        assert [p.t.t - step.t.t for p in step.previous] == [i + 1 for i in range(len(old))]
+        return step.x + sum((o * (i + 2) for i, o in enumerate(old)), f)
+
+    made = build(function, [4.0, 3.0, 2.0, 1.0], memory=2)
+    assert made.memory == 2
+    assert made.steps[0].update == ((X, 1.0), (F, 1.0))
+    assert made.steps[2].update == (
+        (X, 1.0),
+        (F, 1.0),
+        (Register("f", 0, 1), 2.0),
+        (Register("f", 0, 2), 3.0),
+    )
+
+
+def test_noise_registers_name_their_interval() -> None:
+    def function(step: StepBuilder) -> Linear:
+        first, second = step.noise(0, 0.5), step.noise(0.5, 1)
+        assert step.noise(0, 0.5).terms == first.terms  # the same noise, not a new one
+        return step.x + first + 2 * second + step.model(step.x, step.t)
+
+    made = build(function, [1.0, 0.0])
+    assert made.steps[0].noises == ((1.0, 0.5), (0.5, 0.0))
+    with pytest.raises(ValueError, match="overlap"):
+        build(lambda step: step.noise() + step.noise(0, 0.5), [1.0, 0.0])
+
+
+def test_infinite_log_snr_is_refused_with_the_reason() -> None:
+    flow = pf.FlowMatching()
+    for solver in ("ddim", "accelerated-ode", "ddpm", "dpm-solver-2", "edm-heun"):
+        with pytest.raises(ValueError, match="alpha = 0 or sigma = 0"):
+            pf.get_solver(solver).plan(flow, [1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("process", [pf.VP.linear(), pf.EDM(), pf.FlowMatching()], ids=repr)
+def test_chain_steps_reach_sigma_0_on_every_process(process: pf.VP) -> None:
+    """-ln ab is 0 where there is no noise, whatever the process."""
+    for solver in ("ddpm", "vanilla-ode", "accelerated-ode", "accelerated-sde", "ddim"):
+        made = pf.get_solver(solver).plan(process, [0.9, 0.5, 0.1, 0.0])
+        weights = [w for s in made.steps for c in s.combinations() for _, w in c]
+        assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "message"),
+    [
+        ([1.0], ValueError, "times: need at least 2"),
+        (1.0, ValueError, "times: need at least 2"),
+        ([1.0, 0.5, 0.5], ValueError, "times: must be finite and strictly"),
+        ([1.0, 0.2, 0.5], ValueError, "times: must be finite and strictly"),
+        ([1.0, math.nan], ValueError, "times: must be finite and strictly"),
+        ([1.1, 0.5], ValueError, "1.1 lies outside"),
+    ],
+)
+def test_wrong_times(times: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pf.get_solver("ddim").plan(pf.VP.linear(), times)
+
+
+@pytest.mark.parametrize("solver", [s for s in ALL if s.stochastic], ids=lambda s: s.name)
+def test_noise_is_drawn_towards_data_only(solver: pf.Solver) -> None:
+    with pytest.raises(ValueError, match=r"times: .* runs from noise to data only"):
+        solver.plan(pf.VP.linear(), [0.1, 0.5, 0.9])
+
+
+def test_solvers_say_what_they_need() -> None:
+    with pytest.raises(TypeError, match=r"ddim uses the noise levels .* needs a process"):
+        pf.get_solver("ddim").plan(None, [1.0, 0.0])
+    with pytest.raises(ValueError, match="prediction: a plain ODE has 'velocity' only"):
+        pf.get_solver("euler").plan(None, [1.0, 0.0], "eps")
+    with pytest.raises(ValueError, match="prediction: got 'noise'"):
+        pf.get_solver("ddim").plan(pf.VP.linear(), [1.0, 0.5], "noise")
+    forward = pf.get_solver("euler").plan(None, [0.0, 1.0, 3.0])
+    assert [dict(s.update)[F] for s in forward.steps] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("solver", ALL, ids=lambda s: s.name)
+def test_plans_of_1000_steps_are_quick(solver: pf.Solver) -> None:
+    process = pf.VP.linear()
+    times = np.linspace(1.0, 1e-3, 1001)
+    solver.plan(process, times[:5])  # warm
+    start = time.process_time()
+    made = solver.plan(process, times, "x0")
+    assert time.process_time() - start < 0.75
+    assert len(made.steps) == 1000
+    assert made.times == tuple(times)
+
+
+def test_points_agree_with_the_process() -> None:
+    process = pf.VP.cosine()
+    (point,) = Point.many(process, [0.3])
+    assert point.alpha == process.alpha(0.3)
+    assert point.theta == pytest.approx(math.acos(point.alpha), rel=1e-14)
+    assert point.rho == pytest.approx(math.exp(-point.lambda_), rel=1e-14)
+    assert point.ab == pytest.approx(point.alpha**2, rel=1e-14)
+    assert (point.drift, point.diffusion) == (process.drift(0.3), process.diffusion(0.3))
+
+
+def test_plans_are_values() -> None:
+    process, times = pf.VP.linear(), [1.0, 0.5, 0.1]
+    one, other = (pf.get_solver("accelerated-sde").plan(process, times) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    with pytest.raises(AttributeError):
+        one.solver = "other"
