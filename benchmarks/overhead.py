@@ -1,8 +1,9 @@
 """Overhead of the tensor loop: microseconds a step beyond the model, side by side.
 
 Every variant takes the same steps with the same trivial model, whose own time is measured and
-subtracted. Each repeat times all variants one after the other; ratios are medians over repeats of
-the ratio within a repeat, so a machine that is busy for a while does not favour anybody.
+subtracted. Time is the processor time of the one thread. Each repeat times all variants one after
+the other; ratios are medians over repeats of the ratio within a repeat, so that a machine that is
+busy for a while does not favour anybody.
 
     python benchmarks/overhead.py --repeats 30
 """
@@ -186,10 +187,10 @@ def sde_variants(x: Tensor, steps: int) -> Variants:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """Processor time of one call: there is one thread, and other programs do not count."""
+    start = time.thread_time()
     work()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def measure(variants: Variants, evaluations: int, x: Tensor, steps: int, repeats: int) -> dict:

@@ -9,6 +9,7 @@ from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
 from probflow.solvers import Solver, get_solver, solver_names, solvers
 from probflow.solvers.registry import register as register_solver
+from probflow.studies import study
 from probflow.targets import Empirical, Gaussian, GaussianMixture
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "sdeint",
     "solver_names",
     "solvers",
+    "study",
     "unregister",
 ]

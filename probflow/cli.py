@@ -269,8 +269,10 @@ def _sample(arguments: argparse.Namespace) -> int:
         if arguments.checkpoint
         else _named_target(arguments.target)
     )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: {out} is not a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(f"--out: {out} cannot be made a folder ({problem.strerror})") from None
     x = sample(
         model,
         (arguments.number, *shape),
@@ -281,7 +283,6 @@ def _sample(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=not arguments.no_progress,
     )
-    out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", x.numpy())
     figure = figures.samples_figure(x.numpy(), None if arguments.checkpoint else model, process)
     save_figure(figure, out / "samples", ("png",))

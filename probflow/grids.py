@@ -151,7 +151,8 @@ class Grid:
             raise ValueError(f"{name}: {error}") from None
         if not math.isfinite(time):
             raise ValueError(f"{name}: {number:g} in {self.unit} has no time on {process!r}")
-        process.check_times(time, name)
+        label = name if self.unit == "t" else f"{name} = {value:g} (unit {self.unit}), its t"
+        process.check_times(time, label)
         return time
 
     @property

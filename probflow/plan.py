@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class Register(NamedTuple):
     """Name of a tensor that a combination refers to; see the module's table."""
 
     kind: str  # "x", "u", "f" or "z"
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]
     age: int = 0  # how many steps ago
 
     def __str__(self) -> str:
@@ -103,13 +104,13 @@ class Plan:
 
     def _check_step(self, number: int, step: Step, where: str) -> None:
         intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
-        for first, second in zip(intervals, intervals[1:], strict=False):
+        for first, second in pairwise(intervals):
             if second[0] < first[1]:
                 raise ValueError(f"{where}: noises {first} and {second} overlap")
         low, high = sorted((step.start, step.stop))
-        for first, last in intervals:
-            if not low <= first < last <= high:
-                raise ValueError(f"{where}: the noise of ({first:g}, {last:g}) is not of the step")
+        for begin, end in intervals:
+            if not low <= begin < end <= high:
+                raise ValueError(f"{where}: the noise of ({begin:g}, {end:g}) is not of the step")
         for stage_number, combination in enumerate(step.combinations()):
             if not combination:
                 raise ValueError(f"{where}: an empty combination")
@@ -227,7 +228,7 @@ class Point:
         self.alpha, self.sigma, self.lambda_, self.neg_log_ab = alpha, sigma, lambda_, neg_log_ab
 
     @staticmethod
-    def many(process: Any, times: Sequence[float]) -> list[Point]:
+    def many(process: Any, times: Sequence[float] | np.ndarray) -> list[Point]:
         """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
         if process is None:
             return [Point(None, float(t), *(math.nan,) * 4) for t in times]
@@ -238,14 +239,17 @@ class Point:
 
     @property
     def ab(self) -> float:
+        """``alphas_cumprod``."""
         return math.exp(-self.neg_log_ab)
 
     @property
     def theta(self) -> float:
+        """Angle ``atan2(sigma, alpha)``."""
         return math.atan2(self.sigma, self.alpha)
 
     @property
     def rho(self) -> float:
+        """Noise-to-signal ratio ``sigma/alpha``."""
         return self.sigma / self.alpha
 
     @property
@@ -367,7 +371,7 @@ def trace(
     name: str,
     step_function: Callable[[StepBuilder], Linear],
     process: Any,
-    times: Sequence[float],
+    times: Sequence[float] | np.ndarray,
     *,
     native: str,
     prediction: str,
@@ -402,7 +406,7 @@ def trace(
     points = Point.many(process, times)
     previous: list[StepBuilder] = []
     steps = []
-    for t, s in zip(points, points[1:], strict=False):
+    for t, s in pairwise(points):
         try:
             builder = StepBuilder(
                 process,

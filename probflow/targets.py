@@ -185,10 +185,11 @@ class GaussianMixture(Target):
             covariances = np.asarray(stds, dtype=np.float64) ** 2
         cov = np.asarray(covariances, dtype=np.float64)
         K, d = mu.shape
-        if cov.shape not in ((K,), (K, d), (K, d, d)):
-            raise ValueError(
-                f"covariances: need shape ({K},), ({K}, {d}) or ({K}, {d}, {d}), got {cov.shape}"
-            )
+        name = "covariances" if stds is None else "stds"
+        shapes = [(K,), (K, d)] + ([(K, d, d)] if stds is None else [])
+        if cov.shape not in shapes:
+            allowed = " or ".join(str(shape) for shape in shapes)
+            raise ValueError(f"{name}: need shape {allowed}, got {cov.shape}")
         if cov.ndim == 3:
             if not np.allclose(cov, cov.transpose(0, 2, 1), atol=1e-12 * np.abs(cov).max()):
                 raise ValueError("covariances: full matrices must be symmetric")

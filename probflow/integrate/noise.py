@@ -10,7 +10,7 @@ calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -130,7 +130,8 @@ class SeededNoise:
         self._samples = _sample_indices(first_sample, self._shape[0], device)
         self._count = math.prod(self._shape[1:])
         self._ahead = max(1, min(64, _BLOCK // max(1, self._shape[0] * self._count)))
-        self._draw, self._block = 0, iter(())
+        self._draw = 0
+        self._block: Iterator[Tensor] = iter(())
 
     def __call__(self, start: float = 0.0, stop: float = 1.0) -> Tensor:
         """The next draw; the interval does not matter here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from probflow.solvers import Solver, get_solver, solver_names, solvers
 
 __all__ = ["odeint"]
 
-_GRID_OPTIONS = ("step_size", "grid_constructor")
+_OPTIONS = ("step_size", "grid_constructor", "check_finite")
 
 
 def odeint(
@@ -64,7 +65,9 @@ def odeint(
         shortened so that it lands on it. (torchdiffeq steps over the output times and
         interpolates, linearly by default.) ``grid_constructor``: ``(func, y0, t) -> grid``,
         a tensor of times from ``t[0]`` to ``t[-1]`` with all of ``t`` in it. Without either, ``t``
-        is the grid. Further the solver's own options, such as ``r1`` of ``dpm-solver-2``.
+        is the grid. ``check_finite``: ``False`` leaves out the look at the final state, which
+        waits for the device once and cannot be taken under ``torch.func.vmap``. Further the
+        solver's own options, such as ``r1`` of ``dpm-solver-2``.
     event_fn
         See torchdiffeq.
 
@@ -186,7 +189,8 @@ def integrate(
     settings = dict(options or {})
     step_size = settings.pop("step_size", None)
     constructor = settings.pop("grid_constructor", None)
-    solver = with_options(solver, settings, _GRID_OPTIONS)
+    check = settings.pop("check_finite", True)
+    solver = with_options(solver, settings, _OPTIONS)
     check_function(func, solver)
     outputs = host_times(t, "t")
     if isinstance(y0, tuple):
@@ -202,8 +206,12 @@ def integrate(
         times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
         grid = host_times(constructor(func, y0, times), "grid_constructor")
     if _structured(func):
-        return run_grid(solver, func.process, func.model, y0, grid, outputs)
-    return run_grid(solver, None, lambda x, time: func(time, x), y0, grid, outputs)
+        return run_grid(solver, func.process, func.model, y0, grid, outputs, check_finite=check)
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        return func(time, x)
+
+    return run_grid(solver, None, velocity, y0, grid, outputs, check_finite=check)
 
 
 def _integrate_tuple(solver: Solver, func: Any, y0: tuple, t: Any, options: Any) -> tuple:
@@ -260,7 +268,7 @@ def host_times(t: Any, name: str) -> list[float]:
                 f"{name}: gradients with respect to times are not formed natively; pass "
                 f"{name}.detach(), or use torchdiffeq.odeint_adjoint after pf.register()"
             )
-        values = t.detach().to("cpu", torch.float64).numpy()
+        values = np.asarray(t.detach().tolist(), dtype=np.float64)
     else:
         try:
             values = np.asarray(t, dtype=np.float64)
@@ -306,6 +314,8 @@ def run_grid(
     grid: Sequence[float],
     outputs: Sequence[float],
     noise: NoiseSource | None = None,
+    *,
+    check_finite: bool = True,
 ) -> Tensor:
     """States at the ``outputs``, which are among the times of the ``grid``; (m, \\*y0.shape).
 
@@ -323,10 +333,11 @@ def run_grid(
             "grid_constructor: the grid must run from t[0] to t[-1] and contain every time of t"
         )
     plan = _plan(solver, process, grid, model.prediction if process is not None else None)
+    run = partial(run_plan, plan, model, y0, noise=noise, check_finite=check_finite)
     if len(wanted) == len(grid):
-        return run_plan(plan, model, y0, noise=noise, trajectory=True)
+        return run(trajectory=True)
     if len(wanted) == 2:
-        return torch.stack([y0, run_plan(plan, model, y0, noise=noise)])
+        return torch.stack([y0, run()])
     # A fine grid with few outputs: keep those only.
     numbers, states = {index - 1 for index in wanted}, [y0]
 
@@ -334,7 +345,7 @@ def run_grid(
         if number in numbers:
             states.append(state)
 
-    run_plan(plan, model, y0, noise=noise, callback=collect)
+    run(callback=collect)
     return torch.stack(states)
 
 

@@ -22,7 +22,7 @@ from probflow.solvers import Solver, get_solver
 
 __all__ = ["sdeint"]
 
-_OPTIONS = ("seed", "step_size")
+_OPTIONS = ("seed", "step_size", "check_finite")
 
 
 def sdeint(
@@ -69,7 +69,8 @@ def sdeint(
     options
         ``step_size``: same as ``dt``, and used instead of it. ``seed``: whole number that fixes the
         noise where no ``bm`` is given; without one, a seed is drawn from torch's global generator,
-        so that ``torch.manual_seed`` makes a run repeatable. Further the solver's own options.
+        so that ``torch.manual_seed`` makes a run repeatable. ``check_finite``: ``False`` leaves out
+        the look at the final state. Further the solver's own options.
     adaptive, rtol, atol, dt_min, names, logqp, extra, extra_solver_state
         Of torchsde, for its methods.
 
@@ -127,6 +128,7 @@ def sdeint(
     )
     settings = dict(options or {})
     seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
+    check = settings.pop("check_finite", True)
     solver = with_options(solver, settings, _OPTIONS)
     check_sde(sde, solver)
     times = process_times(ts)
@@ -135,7 +137,7 @@ def sdeint(
     if bm is not None and seed is not None:
         raise ValueError("bm, seed: give one of them, not both")
     noise = _seeded(seed, y0) if bm is None else path_noise(bm, y0, grid)
-    return run_grid(solver, sde.process, sde.model, y0, grid, times, noise)
+    return run_grid(solver, sde.process, sde.model, y0, grid, times, noise, check_finite=check)
 
 
 def _native(method: Any) -> Solver | None:

@@ -10,15 +10,14 @@ from .document import (
     row_dict,
     write_report,
 )
-from .plots import (
+from .page import save_figure
+from .pictures import density_plot, image_grid
+from .rates import (
     Panel,
-    density_plot,
     draw_local_orders,
     draw_rates,
-    image_grid,
     rate_panels,
     rate_plot,
-    save_figure,
     work_precision,
 )
 from .style import OKABE_ITO, Mark, figure_params, solver_marks

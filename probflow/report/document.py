@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..studies.rows import MEASURES, OrderEstimate, Row
-from .plots import save_figure
+from .page import save_figure
 from .tables import (
     FORMATS,
     CurveKey,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, StepBuilder, trace
+from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, trace
 
 __all__ = ["Solver", "get_solver", "register", "solver_names", "solvers"]
 
@@ -77,7 +77,9 @@ class Solver:
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, process: Any, times: Sequence[float], prediction: str | None = None) -> Plan:
+    def plan(
+        self, process: Any, times: Sequence[float] | np.ndarray, prediction: str | None = None
+    ) -> Plan:
         """The plan of this solver on a grid.
 
         Parameters

@@ -28,8 +28,9 @@ Figures = list[tuple[str, str, Any]]
 
 BUILTIN_NOTES = [
     "The founding paper's two claims, in the measures in which they hold: the accelerated "
-    "deterministic sampler reaches order 2 in total variation where DDIM has 1, and the accelerated "
-    "stochastic sampler reaches order 1 in path space, sqrt(path KL / 2), where DDPM has 1/2.",
+    "deterministic sampler reaches order 2 in total variation where DDIM has 1, and the "
+    "accelerated stochastic sampler reaches order 1 in path space, sqrt(path KL / 2), where DDPM "
+    "has 1/2.",
     "In the marginal total variation of the final samples plain DDPM already has order 1: the "
     "order 1/2 belongs to the law of the whole path. There the accelerated stochastic sampler is "
     "better by a constant, not by an order. docs/theory.md derives both.",
@@ -151,14 +152,13 @@ def samples_figure(x: np.ndarray, target: Target | None, process: Process) -> An
 
 def _square_grid(images: list[np.ndarray]) -> Any:
     columns = int(np.ceil(len(images) ** 0.5))
-    rows = {
-        str(i // columns): images[i : i + columns] for i in range(0, len(images), columns)
-    }
+    # Rows are labelled by the index of their first sample.
+    rows = {str(i): images[i : i + columns] for i in range(0, len(images), columns)}
     return image_grid(rows, [""])
 
 
 def _histogram(values: np.ndarray, target: Target | None, process: Process) -> Any:
-    counts, edges = np.histogram(values, bins="auto", density=True)
+    counts, edges = np.histogram(values, bins=max(20, int(2 * len(values) ** 0.5)), density=True)
     curve = {"samples": (np.repeat(edges, 2)[1:-1], np.repeat(counts, 2))}
     truth = None
     if target is not None:

@@ -223,6 +223,4 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
 def _start(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
     """The same draws of the exact law at the first time, for every plan."""
     point = Point.many(process, [time])[0]
-    return target.sample(
-        settings.samples, point.alpha, point.sigma, generator=_generator(settings)
-    )
+    return target.sample(settings.samples, point.alpha, point.sigma, generator=_generator(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,9 +111,7 @@ def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | N
     try:
         process, plan = curve.plan(steps)
         empty = replace(empty, nfe=plan.nfe, h_max=h_max(plan, process))
-        result = measure(
-            name, plan, process, curve.target, curve.settings, curve.reference
-        )
+        result = measure(name, plan, process, curve.target, curve.settings, curve.reference)
     except Refusal as reason:
         return replace(empty, status=f"refused: {reason}"), None
     except (NonFiniteError, ValueError) as reason:
@@ -293,7 +292,7 @@ def make_curves(
 ) -> list[Curve]:
     """Check a study's arguments and lay out its curves."""
     counts = tuple(check_steps(count) for count in steps)
-    if not counts or any(a >= b for a, b in zip(counts, counts[1:], strict=False)):
+    if not counts or any(a >= b for a, b in itertools.pairwise(counts)):
         raise ValueError(f"steps: need increasing step counts, got {list(steps)}")
     for name in measures:
         if name not in MEASURES:
@@ -318,9 +317,7 @@ def make_curves(
     return curves
 
 
-def run_curves(
-    curves: Sequence[Curve], *, jobs: int = 1, progress: bool = False
-) -> Study:
+def run_curves(curves: Sequence[Curve], *, jobs: int = 1, progress: bool = False) -> Study:
     """Measure curves, in this process or in workers; the result is the same for any ``jobs``."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: need a whole number >= 1, got {jobs!r}")

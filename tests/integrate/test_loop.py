@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import probflow as pf
 from probflow.integrate import NonFiniteError, SeededNoise, run_plan
 from probflow.integrate.noise import NoiseSource
-from probflow.plan import PREDICTIONS, Plan
+from probflow.plan import PREDICTIONS, Plan, Register, Stage, Step
 
 ALL = pf.solvers()
 PROCESS = pf.VP.linear()
@@ -100,9 +100,7 @@ def test_the_loop_is_the_plan(solver: pf.Solver, prediction: str) -> None:
 
 def test_hand_written_plans_with_every_kind_of_reference() -> None:
     """Registers of inputs, noises and states of earlier steps, aliases, several stages."""
-    from probflow.plan import Register as R
-    from probflow.plan import Stage, Step, X as x
-
+    R, x = Register, Register("x")
     f0, f1, u1, z = R("f", 0), R("f", 1), R("u", 1), R("z", 0)
     first = Step(
         1.0,
@@ -357,7 +355,7 @@ def test_transforms_of_torch_func(solver: pf.Solver) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("solver", ["ddim", "accelerated-ode-multistep", "ddpm", "heun"])
 def test_half_precision_accumulates_in_float32(solver: str, dtype: torch.dtype) -> None:
-    """200 small steps: rounding every state to half would stall; the model sees half only."""
+    """400 small steps: rounding every state to half would stall; the model sees half only."""
     seen = set()
 
     def model(x: Tensor, t: Tensor) -> Tensor:
@@ -371,9 +369,7 @@ def test_half_precision_accumulates_in_float32(solver: str, dtype: torch.dtype) 
     result = run_plan(plan, pf.Model(model, PROCESS), x, noise=zs)
     assert seen == {(dtype, torch.float32)}
     assert result.dtype == dtype
-    exact = run_plan(
-        plan, pf.Model(lambda x, t: torch.zeros_like(x), PROCESS), x.float(), noise=zs
-    )
+    exact = run_plan(plan, pf.Model(lambda x, t: torch.zeros_like(x), PROCESS), x.float(), noise=zs)
     assert torch.equal(result, exact.to(dtype))
     states = run_plan(plan, pf.Model(model, PROCESS), x, noise=zs, trajectory=True)
     assert states.dtype == dtype
@@ -445,7 +441,7 @@ def test_weights_are_floats_and_few_operations(solver: pf.Solver) -> None:
     loop = [name for name in watch.operations if "add" in name or "mul" in name]
     terms = sum(len(c) for step in plan.steps for c in step.combinations())
     assert len(loop) <= terms
-    assert {name for name in loop} <= {"aten.mul.Tensor", "aten.add.Tensor", "aten.add_.Tensor"}
+    assert set(loop) <= {"aten.mul.Tensor", "aten.add.Tensor", "aten.add_.Tensor"}
     other = [name for name in watch.operations if name not in loop]
     assert len(other) < 12  # preparation does not grow with the number of steps
 
@@ -466,17 +462,6 @@ def test_the_model_is_called_nfe_times(solver: pf.Solver) -> None:
 
 
 # Failures ----------------------------------------------------------------------------------
-
-
-def failing(at: int, value: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """A model whose output has one bad element where t is the stage of that number."""
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        output = 0.1 * x
-        bad = (t - torch.tensor(at, dtype=t.dtype)).abs() < 1e-9
-        return torch.where(bad[:, None] & (torch.arange(2) == 1), value, output)
-
-    return model
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -306,6 +306,21 @@ def test_nan_is_reported() -> None:
         )
 
 
+def test_function_transforms() -> None:
+    y, t = torch.tensor([[1.0, 2.0], [0.3, 0.4]], dtype=DOUBLE), torch.linspace(0, 1, 5).double()
+
+    def solve(y, **options):
+        return pf.odeint(lotka, y, t, method="rk4", options=options)
+
+    expected = solve(y)
+    given = torch.func.vmap(lambda y: solve(y, check_finite=False))(y)
+    torch.testing.assert_close(given.transpose(0, 1), expected)
+    jacobian = torch.autograd.functional.jacobian(lambda y: solve(y)[-1], y[0])
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(lambda y: solve(y)[-1])(y[0]), jacobian)
+    torch.func.hessian(lambda y: solve(y)[-1].sum())(y[0])
+
+
 # What is passed on ------------------------------------------------------------------------------
 
 
@@ -405,7 +420,9 @@ def test_unknown_methods_list_near_names_of_both(y0: torch.Tensor) -> None:
 
 def test_unknown_options_name_the_allowed_ones(y0: torch.Tensor) -> None:
     for options in ({"stepsize": 0.1}, {"interp": "cubic"}, {"perturb": True}):
-        with pytest.raises(ValueError, match=r"allowed: step_size, grid_constructor, r1$"):
+        with pytest.raises(
+            ValueError, match=r"allowed: step_size, grid_constructor, check_finite, r1$"
+        ):
             pf.odeint(ODE, y0, times(3), method="dpm-solver-2", options=options)
     for step in (0.0, -0.1, math.inf, math.nan):
         with pytest.raises(ValueError, match="step_size: need a positive finite step"):

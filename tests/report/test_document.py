@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from probflow.report import document
 from probflow.report.document import check_writable, footer_text, row_dict, write_report
-from probflow.report.plots import rate_plot
+from probflow.report.rates import rate_plot
 from probflow.studies.rows import OrderEstimate, Row
 
 ERRORS = (2.826e-1, 1.854e-1, 1.034e-1, 5.315e-2, 2.667e-2)

@@ -1,0 +1,234 @@
+"""The parts of a rate plot: what a row shows, and how curves, bars, floors and arrows are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from ..studies.order import FLOOR_FACTOR, MAX_RELATIVE_SE, Z
+from ..studies.rows import OrderEstimate, Row
+from .style import FLOOR_COMMON, FLOOR_SOME, GREY, Mark, Marks, all_marks
+from .tables import CurveKey, curve_labels, group_curves, order_text, verdict_text
+
+Axis = Literal["T", "h", "nfe"]
+
+#: What stands on the x axis, and its label.
+X_VALUE: dict[str, Callable[[Row], float]] = {
+    "T": lambda row: row.steps,
+    "h": lambda row: row.h_max,
+    "nfe": lambda row: row.nfe,
+}
+X_NAME = {"T": "steps T", "h": "largest step h", "nfe": "model calls per sample (NFE)"}
+
+_ARROW_KEY: dict[str, Any] = {"markersize": 5.0, "markeredgewidth": 0.2}
+
+
+def curves_of(rows: Iterable[Row], measure: str) -> dict[CurveKey, list[Row]]:
+    """Group the rows of one measure by curve; refuse to go on without any."""
+    rows = list(rows)
+    curves = group_curves(row for row in rows if row.measure == measure)
+    if not curves:
+        there = ", ".join(sorted({row.measure for row in rows})) or "no rows at all"
+        raise ValueError(f"no rows of measure {measure!r} to plot; there are: {there}")
+    return curves
+
+
+def prepare(
+    rows: Iterable[Row], measure: str, marks: Marks | None
+) -> tuple[dict[CurveKey, list[Row]], dict[CurveKey, str], dict[str, Mark]]:
+    """Curves of one measure, their labels, and the marks of the labels."""
+    curves = curves_of(rows, measure)
+    labels = curve_labels(curves)
+    return curves, labels, all_marks(labels.values(), marks)
+
+
+def shown_error(row: Row) -> float:
+    """Height of a row's marker; NaN where it has none."""
+    if row.status == "ok":
+        for value in (row.error, row.floor):
+            if math.isfinite(value) and value > 0:
+                return value
+    return math.nan
+
+
+def is_refused(row: Row) -> bool:
+    """Whether a row has no number to show."""
+    return math.isnan(shown_error(row))
+
+
+def is_censored(row: Row) -> bool:
+    """Whether the order estimate leaves a row out as too close to the floor or too noisy."""
+    if row.in_window or is_refused(row):
+        return False
+    clear = row.error > FLOOR_FACTOR * row.floor and row.se / row.error <= MAX_RELATIVE_SE
+    return not clear
+
+
+def error_limits(rows: Iterable[Row]) -> tuple[float, float]:
+    """Limits of a log axis that hold errors, bars and floors that are not far below."""
+    rows = list(rows)
+    values = [value for value in map(shown_error, rows) if not math.isnan(value)]
+    if not values:
+        return 0.1, 1.0
+    low, high = min(values), max(values)
+    for row in rows:
+        if row.status == "ok" and row.se > 0 and math.isfinite(row.error):
+            high = max(high, row.error + Z * row.se)
+            low = min(low, max(row.error - Z * row.se, min(values) / 3.0))
+    near = [row.floor for row in rows if row.floor > low / 30.0]
+    if near:
+        low = min(low, min(near) / (high / min(near)) ** 0.08)  # room for the word "floor"
+    pad = (high / low) ** 0.06 * 1.1
+    return low / pad, high * pad
+
+
+def draw_floor(
+    ax: Axes, curves: Iterable[Sequence[Row]], x_of: Callable[[Row], float], low: float
+) -> None:
+    """Grey band below the floor: dark below the floors of all curves, light below some."""
+    by_x: dict[float, list[float]] = {}
+    for row in (row for curve in curves for row in curve):
+        if row.floor > 0 and math.isfinite(row.floor):
+            by_x.setdefault(x_of(row), []).append(row.floor)
+    if not by_x:
+        return
+    places = sorted(by_x)
+    lowest = np.array([min(by_x[x]) for x in places])
+    highest = np.array([max(by_x[x]) for x in places])
+    look: dict[str, Any] = {"fontsize": 5.5, "color": GREY, "zorder": 3}
+    if highest.max() <= low:
+        text = f"floor {lowest.min():.0e} to {highest.max():.0e}, below this panel"
+        if lowest.min() == highest.max():
+            text = f"floor {highest.max():.0e}, below this panel"
+        ax.text(0.02, 0.015, text, transform=ax.transAxes, ha="left", va="bottom", **look)
+        return
+    left, right = ax.get_xlim()
+    x = np.array([left, *places, right])
+    for values, colour in ((highest, FLOOR_SOME), (lowest, FLOOR_COMMON)):
+        top = np.array([values[0], *values, values[-1]])
+        ax.fill_between(x, top, low * 1e-6, color=colour, linewidth=0, zorder=0.5)
+    at = 0 if lowest[0] >= lowest[-1] else len(places) - 1
+    side = "left" if at == 0 else "right"
+    ax.annotate(
+        "floor",
+        (0.02 if at == 0 else 0.98, lowest[at]),
+        (0, -1.5),
+        xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points",
+        ha=side,
+        va="top",
+        **look,
+    )
+
+
+def draw_curve(
+    ax: Axes, x: Sequence[float], y: Sequence[float], hollow: Iterable[bool], mark: Mark
+) -> None:
+    """Draw a line through all points, filled markers, and hollow ones where asked."""
+    hollow = list(hollow)
+    ax.plot(x, y, color=mark.colour, linestyle=mark.linestyle, zorder=2.2)
+    for flag in (False, True):
+        chosen = [i for i, value in enumerate(hollow) if value is flag and not math.isnan(y[i])]
+        if chosen:
+            ax.plot(
+                [x[i] for i in chosen],
+                [y[i] for i in chosen],
+                color=mark.colour,
+                marker=mark.marker,
+                markerfacecolor="white" if flag else mark.colour,
+                linestyle="none",
+                zorder=2.6,
+            )
+
+
+def draw_bars(
+    ax: Axes, curve: Iterable[Row], x_of: Callable[[Row], float], mark: Mark, low: float
+) -> None:
+    """95 % bars ``error -+ 1.96 se``, which a log axis shows asymmetric; to the edge if <= 0."""
+    noisy = [row for row in curve if not is_refused(row) and row.se > 0]
+    noisy = [row for row in noisy if math.isfinite(row.error) and row.error > 0]
+    if not noisy:
+        return
+    error = np.array([row.error for row in noisy])
+    half = Z * np.array([row.se for row in noisy])
+    down = error - np.maximum(error - half, low * 1e-3)
+    x = [x_of(row) for row in noisy]
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": mark.colour, "elinewidth": 0.7}
+    ax.errorbar(x, error, yerr=np.array([down, half]), zorder=2.4, **bars)
+
+
+def draw_arrow(
+    ax: Axes, xy: tuple[float, float], points: float, colour: str, coords: Any = "data"
+) -> None:
+    """Arrow from ``xy`` by so many points upwards, its head at the far end."""
+    arrow: dict[str, Any] = {"arrowstyle": "<|-,head_width=0.14,head_length=0.22"}
+    arrow |= {"color": colour, "linewidth": 0.8, "shrinkA": 0.0, "shrinkB": 2.0}
+    ax.annotate(
+        "",
+        xy,
+        (0.0, points),
+        xycoords=coords,
+        textcoords="offset points",
+        arrowprops=arrow,
+        annotation_clip=False,
+        zorder=2.5,
+    )
+
+
+def draw_refused(ax: Axes, x: float, height: float, mark: Mark) -> None:
+    """Draw the marker near the top of the panel, with an arrow: there is no number to show."""
+    ax.plot(
+        [x],
+        [height],
+        transform=ax.get_xaxis_transform(),
+        color=mark.colour,
+        marker=mark.marker,
+        markerfacecolor="white",
+        linestyle="none",
+        zorder=2.6,
+    )
+    draw_arrow(ax, (x, height), 7.0, mark.colour, coords=ax.get_xaxis_transform())
+
+
+def curve_handle(mark: Mark, label: str) -> Line2D:
+    """Legend handle of a curve."""
+    style: Any = mark.linestyle
+    return Line2D([], [], color=mark.colour, marker=mark.marker, linestyle=style, label=label)
+
+
+def key_handles(
+    curves: Iterable[Sequence[Row]], claims: Iterable[float], *, fitted: bool
+) -> list[Line2D]:
+    """Explain the marks that occur: hollow, arrows, dashed claims."""
+    rows = [row for curve in curves for row in curve]
+    shown = [row for row in rows if not is_refused(row)]
+    keys: list[tuple[str, dict[str, Any]]] = []
+    if fitted and not all(row.in_window for row in shown):
+        keys.append(("outside the fit window", {"marker": "o", "markerfacecolor": "white"}))
+    if any(map(is_censored, rows)):
+        keys.append(("censored: near the floor or noise", _ARROW_KEY | {"marker": r"$\downarrow$"}))
+    if len(shown) < len(rows):
+        keys.append(("refused or failed: no value", _ARROW_KEY | {"marker": r"$\uparrow$"}))
+    handles = [Line2D([], [], color=GREY, linestyle="none", label=t, **look) for t, look in keys]
+    if any(True for _ in claims):
+        line = (0, (4, 2.5))
+        handles.append(Line2D([], [], color=GREY, linestyle=line, label="claimed order"))
+    return handles
+
+
+def legend_text(label: str, orders: Sequence[OrderEstimate], axis: Axis) -> str:
+    """For instance ``heun: 2.00 [1.94, 2.07], consistent with 2``."""
+    if not orders:
+        return label
+    wanted = "h" if axis == "h" else "T"
+    order = next((order for order in orders if order.axis == wanted), orders[0])
+    verdict = verdict_text(order)
+    if order.axis != wanted:
+        verdict += f" (in {order.axis})"
+    value = f"{order_text(order)}, " if math.isfinite(order.order) else ""
+    return f"{label}: {value}{verdict}"

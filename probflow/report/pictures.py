@@ -1,0 +1,174 @@
+"""Figures of what a sampler makes: densities and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from .curves import curve_handle
+from .page import finish_figure, new_figure, page_width
+from .style import GREY, Marks, all_marks, style_context
+
+
+def density_plot(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    truth: tuple[ArrayLike, ArrayLike] | None = None,
+    *,
+    truth_label: str = "true density",
+    difference: bool = False,
+    xlabel: str = "x",
+    title: str | None = None,
+    footer: str | None = None,
+    columns: int = 1,
+    marks: Marks | None = None,
+) -> Figure:
+    """Plot densities over the true one and, if asked, their differences to it.
+
+    Parameters
+    ----------
+    curves
+        Name to ``(x, density)``, both of shape (n,).
+    truth
+        ``(x, density)`` of the true law, drawn as a grey area.
+    truth_label, xlabel
+        Texts.
+    difference
+        Whether to add a panel with density minus true density (interpolated in ``x``).
+    title, footer, columns, marks
+        As in :func:`~probflow.report.rates.rate_plot`.
+    """
+    if difference and truth is None:
+        raise ValueError("difference=True needs the true density; pass truth=(x, density)")
+    marks = all_marks(curves, marks)
+    with style_context():
+        count = 2 if difference else 1
+        fig, axes = new_figure(columns, *((1, count) if columns == 2 else (count, 1)))
+        handles: list[Any] = []
+        if truth is not None:
+            x_true, p_true = (np.asarray(values, dtype=float) for values in truth)
+            area = axes[0].fill_between(x_true, p_true, color="#DDDDDD", linewidth=0, zorder=1)
+            axes[0].plot(x_true, p_true, color="#999999", linewidth=0.6, zorder=1.2)
+            area.set_label(truth_label)
+            handles.append(area)
+        for place, (name, (x, p)) in enumerate(curves.items()):
+            x, p = np.asarray(x, dtype=float), np.asarray(p, dtype=float)
+            mark = marks[name]
+            # Few markers, shifted from curve to curve, tell the lines apart in grey.
+            every = max(1, len(x) // 9)
+            look: dict[str, Any] = {
+                "color": mark.colour,
+                "linestyle": mark.linestyle,
+                "marker": mark.marker,
+                "markevery": (place * every // max(1, len(curves)), every),
+                "markersize": 3.0,
+            }
+            axes[0].plot(x, p, **look)
+            if difference:
+                axes[1].plot(x, p - np.interp(x, x_true, p_true), **look)
+            handles.append(curve_handle(mark, name))
+        axes[0].set_ylabel("density")
+        axes[0].set_ylim(bottom=0.0)
+        if difference:
+            axes[1].axhline(0.0, color=GREY, linewidth=0.6, zorder=1)
+            axes[1].set_ylabel("density \N{MINUS SIGN} true density")
+        for ax in axes:
+            ax.set_xlabel(xlabel)
+            ax.margins(x=0.0)
+        finish_figure(
+            fig, panel_height=2.0, legends=[(0.0, 1.0, handles)], title=title, footer=footer
+        )
+    return fig
+
+
+def image_grid(
+    images: Mapping[str, Sequence[ArrayLike | None]],
+    column_labels: Sequence[str],
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str = "gray_r",
+    title: str | None = None,
+    footer: str | None = None,
+    columns: int = 2,
+) -> Figure:
+    """Show pictures: a row per solver, a group of columns per budget.
+
+    Parameters
+    ----------
+    images
+        Solver to its pictures of shape (height, width), group after group, all groups of the
+        same size; ``None`` leaves an empty frame (a refused cell).
+    column_labels
+        One label per group, for instance ``"10 NFE"``.
+    vmin, vmax
+        Values of the lightest and darkest grey; by default the extremes over all pictures.
+    cmap
+        Name of a matplotlib colour map.
+    title, footer, columns
+        As in :func:`~probflow.report.rates.rate_plot`.
+    """
+    groups = len(column_labels)
+    counts = {len(row) for row in images.values()}
+    if not images or not groups or len(counts) != 1 or 0 in counts or min(counts) % groups:
+        raise ValueError(
+            "image_grid needs the same number of pictures for every solver, a multiple of the "
+            f"{groups} column labels; got { ({name: len(row) for name, row in images.items()}) }"
+        )
+    per_group = min(counts) // groups
+    arrays = {
+        name: [None if image is None else np.asarray(image, dtype=float) for image in row]
+        for name, row in images.items()
+    }
+    present = [image for row in arrays.values() for image in row if image is not None]
+    if any(image.ndim != 2 for image in present):
+        raise ValueError("image_grid shows 2-D arrays (height, width) only")
+    vmin = (
+        min((float(np.nanmin(image)) for image in present), default=0.0) if vmin is None else vmin
+    )
+    vmax = (
+        max((float(np.nanmax(image)) for image in present), default=1.0) if vmax is None else vmax
+    )
+
+    width = page_width(columns)
+    gap, group_gap, row_gap, margin = 0.03, 0.1, 0.05, 0.05
+    left = margin + 0.06 + 0.062 * max(len(name) for name in images)
+    space = width - left - margin - (groups - 1) * group_gap - groups * (per_group - 1) * gap
+    tile = min(0.5, space / (groups * per_group))
+    if tile < 0.06:
+        raise ValueError(f"{min(counts)} pictures a row do not fit a figure {width} in wide")
+    group_width = per_group * tile + (per_group - 1) * gap
+    height = len(images) * (tile + row_gap) + 0.2
+    with style_context():
+        fig, (ax,) = new_figure(columns, 1, 1)
+        ax.set_axis_off()
+        for i, (name, row) in enumerate(arrays.items()):
+            y = height - 0.2 - i * (tile + row_gap)
+            ax.text(left - 0.06, y - tile / 2, name, ha="right", va="center", fontsize=6.5)
+            for j, image in enumerate(row):
+                group, place = divmod(j, per_group)
+                x = left + group * (group_width + group_gap) + place * (tile + gap)
+                box = (x, x + tile, y - tile, y)
+                if image is None:
+                    ax.plot(
+                        [x, x + tile, x + tile, x, x, x + tile],
+                        [y - tile, y - tile, y, y, y - tile, y],
+                        color="#BBBBBB",
+                        linewidth=0.5,
+                    )
+                else:
+                    ax.imshow(
+                        image, extent=box, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest"
+                    )
+        for group, label in enumerate(column_labels):
+            x = left + group * (group_width + group_gap) + group_width / 2
+            ax.text(x, height - 0.1, label, ha="center", va="center", fontsize=6.5)
+        ax.set_xlim(0.0, width)
+        ax.set_ylim(0.0, height)
+        ax.set_aspect("auto")
+        # One inch of the page is one unit of the axes, so that pixels stay square.
+        finish_figure(fig, panel_height=height, title=title, footer=footer, fill=True)
+    return fig

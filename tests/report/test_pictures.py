@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn import legend_texts, pages_overlap
+
+from probflow.report.pictures import density_plot, image_grid
+
+
+def test_density_plot() -> None:
+    x = np.linspace(-3, 3, 101)
+    p = np.exp(-(x**2) / 2)
+    fig = density_plot({"ddim": (x, 1.1 * p)}, (x, p), difference=True, columns=2)
+    assert legend_texts(fig) == ["true density", "ddim"]
+    drawn = [np.asarray(line.get_ydata()) for line in fig.axes[1].lines]
+    assert any(len(y) == 101 and np.allclose(y, 0.1 * p) for y in drawn)
+    assert not pages_overlap(fig)
+    with pytest.raises(ValueError, match="needs the true density"):
+        density_plot({"ddim": (x, p)}, difference=True)
+
+
+def test_image_grid() -> None:
+    rng = np.random.default_rng(0)
+    digits = [rng.random((8, 8)) for _ in range(6)]
+    fig = image_grid({"ddim": digits, "heun": [None, *digits[1:]]}, ["5 NFE", "10 NFE"])
+    [ax] = fig.axes
+    assert len(ax.images) == 11
+    assert {text.get_text() for text in ax.texts} == {"ddim", "heun", "5 NFE", "10 NFE"}
+    limits = {image.get_clim() for image in ax.images}
+    assert len(limits) == 1  # one scale for all
+    fig.draw_without_rendering()
+    box = ax.images[0].get_window_extent()
+    assert box.width == pytest.approx(box.height)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [({}, ["a"]), ({"x": [np.zeros((8, 8))] * 3}, ["a", "b"]), ({"x": []}, ["a"])],
+)
+def test_image_grid_wants_full_groups(images: Any, labels: list[str]) -> None:
+    with pytest.raises(ValueError, match="same number of pictures"):
+        image_grid(images, labels)
+
+
+def test_image_grid_refuses_what_it_cannot_show() -> None:
+    with pytest.raises(ValueError, match="2-D arrays"):
+        image_grid({"x": [np.zeros((8, 8, 3))]}, ["a"])
+    with pytest.raises(ValueError, match="do not fit"):
+        image_grid({"x": [np.zeros((8, 8))] * 100}, ["a"], columns=1)

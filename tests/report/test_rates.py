@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn import (
+    DDPM,
+    ODE,
+    ORDERS,
+    ROWS,
+    STEPS,
+    curve,
+    estimate,
+    legend_texts,
+    markers,
+    pages_overlap,
+)
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+
+from probflow.report.page import page_width
+from probflow.report.rates import Panel, rate_panels, rate_plot, work_precision
+from probflow.report.style import solver_marks
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rate_plot_axes(columns: int) -> None:
+    fig = rate_plot(ROWS, ORDERS, measure="tv", columns=columns)
+    left, right = fig.axes
+    assert fig.get_figwidth() == page_width(columns)
+    assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
+    assert left.get_xlabel() == "steps T"
+    assert left.get_ylabel() == "TV(q, p)"
+    assert (right.get_xlabel(), right.get_ylabel()) == ("steps T", "local order")
+    for ax in (left, right):
+        assert list(ax.get_xticks()) == list(STEPS)
+        assert [text.get_text() for text in ax.get_xticklabels()] == [str(T) for T in STEPS]
+        assert len(ax.get_xticks(minor=True)) == 0
+    assert not pages_overlap(fig)
+
+
+def test_hollow_outside_the_window() -> None:
+    left, right = rate_plot(ROWS, ORDERS, measure="tv").axes
+    colour = solver_marks(["ddpm"])["ddpm"].colour
+    assert markers(left, colour, hollow=True) == list(zip(STEPS[:2], DDPM[:2], strict=True))
+    assert markers(left, colour, hollow=False) == list(zip(STEPS[2:], DDPM[2:], strict=True))
+    assert [x for x, _ in markers(right, colour, hollow=True)] == [16]
+    assert [x for x, _ in markers(right, colour, hollow=False)] == list(STEPS[2:])
+
+
+def test_legend_states_order_and_verdict() -> None:
+    orders = [
+        ORDERS[0],
+        estimate("accelerated-ode", 1.5, 2.0, verdict="slower"),
+        estimate("heun", math.nan, 2.0, verdict="inconclusive"),
+        estimate("ddim", 1.01, math.nan, verdict="inconclusive"),
+    ]
+    rows = [*ROWS, *curve("heun", ODE), *curve("ddim", DDPM), *curve("bare", DDPM)]
+    texts = legend_texts(rate_plot(rows, orders, measure="tv"))
+    assert texts[:5] == [
+        "ddpm: 1.00 [0.94, 1.07], consistent with 1",
+        "accelerated-ode: 1.50 [1.44, 1.57], slower than 2",
+        "heun: inconclusive (claim 2)",
+        "ddim: 1.01 [0.95, 1.08], no claim",
+        "bare",
+    ]
+    assert "outside the fit window" in texts
+    assert "claimed order" in texts
+
+
+def test_legend_says_when_the_order_is_on_another_axis() -> None:
+    both = [ORDERS[0], estimate("ddpm", 1.11, 1.0, axis="h")]
+    assert legend_texts(rate_plot(ROWS, both, measure="tv", axis="h"))[0].startswith("ddpm: 1.11")
+    assert legend_texts(rate_plot(ROWS, both, measure="tv"))[0].startswith("ddpm: 1.00")
+    texts = legend_texts(rate_plot(ROWS, ORDERS, measure="tv", axis="h"))
+    assert texts[0] == "ddpm: 1.00 [0.94, 1.07], consistent with 1 (in T)"
+
+
+def test_claims_are_dashed() -> None:
+    right = rate_plot(ROWS, ORDERS, measure="tv").axes[1]
+    levels = {
+        float(np.asarray(line.get_ydata())[0])
+        for line in right.lines
+        if line.is_dashed() and len(set(np.asarray(line.get_ydata()).tolist())) == 1
+    }
+    assert levels == {1.0, 2.0}
+
+
+def test_wild_local_order_does_not_flatten_the_panel() -> None:
+    rows = [dataclasses.replace(row, eoc=40.0) if row.steps == 64 else row for row in ROWS]
+    right = rate_plot(rows, ORDERS, measure="tv").axes[1]
+    assert right.get_ylim()[1] < 4.0
+    assert sum(not text.get_text() for text in right.texts) == 2  # an arrow per solver
+
+
+def test_bars_only_with_noise() -> None:
+    def bars(ax: Axes) -> list[np.ndarray]:
+        return [
+            np.asarray(segment)
+            for artist in ax.collections
+            if isinstance(artist, LineCollection)
+            for segment in artist.get_segments()
+        ]
+
+    assert bars(rate_plot(ROWS, ORDERS, measure="tv").axes[0]) == []
+    noisy = bars(rate_plot(curve("ddpm", DDPM, se=0.1), ORDERS, measure="tv").axes[0])
+    assert len(noisy) == len(STEPS)
+    np.testing.assert_allclose(noisy[0][:, 1], DDPM[0] * np.array([1 - 0.196, 1 + 0.196]))
+
+
+def test_bar_below_zero_goes_to_the_edge() -> None:
+    ax = rate_plot(curve("ddpm", DDPM, se=2.0), measure="tv").axes[0]
+    [bars] = [artist for artist in ax.collections if isinstance(artist, LineCollection)]
+    low = ax.get_ylim()[0]
+    assert low > 1e-4
+    assert all(0 < np.asarray(segment)[0, 1] < low for segment in bars.get_segments())
+
+
+def test_floor_band_and_its_label() -> None:
+    ax = rate_plot(curve("ode", ODE, floor=1e-4), measure="tv").axes[0]
+    assert any(isinstance(artist, PolyCollection) for artist in ax.collections)
+    assert "floor" in [text.get_text() for text in ax.texts]
+    assert ax.get_ylim()[0] < 1e-4
+    far = rate_plot(curve("ode", ODE, floor=1e-13), measure="tv").axes[0]
+    assert not any(isinstance(artist, PolyCollection) for artist in far.collections)
+    assert "floor 1e-13, below this panel" in [text.get_text() for text in far.texts]
+    assert far.get_ylim()[0] > 1e-6
+
+
+def test_censored_and_refused_are_arrows() -> None:
+    rows = curve("ode", ODE)
+    rows[-1] = dataclasses.replace(rows[-1], floor=5e-5, in_window=False)
+    rows[0] = dataclasses.replace(rows[0], error=math.nan, status="refused: not injective")
+    fig = rate_plot(rows, measure="tv")
+    arrows = [text for text in fig.axes[0].texts if not text.get_text()]
+    assert len(arrows) == 2
+    texts = legend_texts(fig)
+    assert "censored: near the floor or noise" in texts
+    assert "refused or failed: no value" in texts
+    # The refused cell has no height of its own: its marker is placed in parts of the axes.
+    colour = solver_marks(["ode"])["ode"].colour
+    heights = dict(markers(fig.axes[0], colour, hollow=True))
+    assert 0.8 < heights[8.0] < 1.0
+    assert "refused" not in " ".join(legend_texts(rate_plot(ROWS, ORDERS, measure="tv")))
+
+
+def test_everything_refused_still_draws() -> None:
+    rows = curve("ode", [math.nan] * len(STEPS), eoc=math.nan)
+    fig = rate_plot(rows, [estimate("ode", math.nan, 2.0)], measure="tv", title="t", footer="f")
+    assert len(fig.axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("axis", "label", "ticks"),
+    [("nfe", "model calls per sample (NFE)", [*STEPS, 1024]), ("h", "largest step h", None)],
+)
+def test_other_axes(axis: Any, label: str, ticks: list[int] | None) -> None:
+    ax = rate_plot(ROWS, ORDERS, measure="tv", axis=axis).axes[0]
+    assert ax.get_xlabel() == label
+    wanted = sorted({row.h_max for row in ROWS}) if ticks is None else ticks
+    np.testing.assert_allclose(sorted(ax.get_xticks()), wanted)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_twelve_solvers_do_not_cover_data(columns: int) -> None:
+    rows, orders = [], []
+    for i in range(12):
+        rows += curve(f"a-long-solver-name-{i}", [(1 + 0.1 * i) * error for error in DDPM], se=0.02)
+        orders.append(estimate(f"a-long-solver-name-{i}", 1.0, 1.0))
+    fig = rate_plot(rows, orders, measure="tv", columns=columns, footer="f " * 200, title="title")
+    assert len(legend_texts(fig)) >= 12
+    assert not pages_overlap(fig)
+
+
+def test_curves_of_two_grids_are_told_apart() -> None:
+    rows = [*curve("ddpm", DDPM), *curve("ddpm", ODE, grid="paper")]
+    texts = legend_texts(rate_plot(rows, ORDERS, measure="tv"))
+    assert texts[0].startswith("ddpm, lambda: 1.00")
+    assert texts[1] == "ddpm, paper"
+
+
+def test_clear_errors() -> None:
+    with pytest.raises(ValueError, match=r"no rows of measure 'kl' to plot; there are: tv"):
+        rate_plot(ROWS, ORDERS, measure="kl")
+    with pytest.raises(ValueError, match="axis must be one of T, h, nfe"):
+        rate_plot(ROWS, ORDERS, measure="tv", axis="steps")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one panel"):
+        rate_panels([])
+
+
+def test_rate_panels_share_looks() -> None:
+    path = curve("accelerated-ode", DDPM, measure="path-kl")
+    panels = [Panel(ROWS, ORDERS, "tv", title="Marginal"), Panel(path, [], "path-kl", axis="h")]
+    fig = rate_panels(panels, footer="f", title="t")
+    assert len(fig.axes) == 4
+    assert fig.axes[0].get_title("left") == "Marginal"
+    assert fig.axes[1].get_ylabel() == "sqrt(path KL(q || p) / 2)"
+    colour = solver_marks(["ddpm", "accelerated-ode"])["accelerated-ode"].colour
+    assert markers(fig.axes[0], colour, hollow=False)
+    assert markers(fig.axes[1], colour, hollow=False)
+    assert not pages_overlap(fig)
+    assert len(rate_panels(panels, local_orders=False).axes) == 2
+
+
+def test_work_precision() -> None:
+    wall = {(row.solver, row.steps): 1e-3 * row.nfe for row in ROWS if row.steps > 8}
+    fig = work_precision(ROWS, measure="tv", wall=wall)
+    left, right = fig.axes
+    assert left.get_xlabel() == "model calls per sample (NFE)"
+    assert right.get_xlabel() == "median wall time [s]"
+    assert left.get_ylim() == right.get_ylim()
+    assert legend_texts(fig) == ["ddpm", "accelerated-ode"]
+    colour = solver_marks(["ddpm"])["ddpm"].colour
+    assert len(markers(left, colour, hollow=False)) == 7
+    assert len(markers(right, colour, hollow=False)) == 6
+    assert len(work_precision(ROWS, measure="tv").axes) == 1

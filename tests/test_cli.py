@@ -1,0 +1,242 @@
+"""The command line: results, exit codes, and one clear sentence for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import probflow as pf
+from probflow.cli import main
+
+STUDY = """
+solvers  = ["ddim", "accelerated-sde"]
+measures = ["tv", "path-kl"]
+[target]
+kind = "gaussian-mixture"
+weights = [0.35, 0.65]
+means   = [-1.2, 0.8]
+stds    = [0.30, 0.45]
+[grid]
+kind  = "exponential"
+start = 3.0
+end   = 0.01005033585350145
+steps = [8, 16, 32, 64, 128]
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_rates_writes_the_whole_report(study_file: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "report"
+    assert run("rates", study_file, "--out", out, "--jobs", 1, "--no-progress") == 0
+    for name in ("report.md", "results.jsonl", "orders.json", "provenance.json"):
+        assert (out / name).is_file()
+    assert list((out / "figures").glob("*.pdf"))
+    assert list((out / "tables").glob("*.tex"))
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 5
+    keys = "target solver grid steps nfe h_max measure error se floor eoc in_window status"
+    assert set(rows[0]) == set(keys.split())
+    refused = [row for row in rows if row["solver"] == "ddim" and row["measure"] == "path-kl"]
+    assert all(row["status"].startswith("refused: ddim is deterministic") for row in refused)
+    assert all(row["error"] is None for row in refused)
+    orders = {
+        (order["solver"], order["measure"]): order
+        for order in json.loads((out / "orders.json").read_text())
+    }
+    wanted = {"solver", "measure", "axis", "order", "low", "high", "claim", "verdict", "reason"}
+    assert wanted <= set(orders["ddim", "tv"])
+    assert orders["ddim", "tv"]["claim"] == 1
+    assert orders["accelerated-sde", "path-kl"]["claim"] == 1
+    assert "accelerated-sde" in capsys.readouterr().out
+
+
+def test_rates_is_byte_identical_on_a_second_run_and_for_any_number_of_jobs(
+    study_file: Path, tmp_path: Path
+) -> None:
+    for name, jobs in (("a", 1), ("b", 2)):
+        arguments = ("rates", study_file, "--out", tmp_path / name, "--jobs", jobs)
+        assert run(*arguments, "--no-progress") == 0
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) > 10
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_paper_grid_is_fitted_against_h(tmp_path: Path) -> None:
+    text = STUDY.replace('kind  = "exponential"', 'kind = "paper"\nc0 = 1.0\nc1 = 2.0')
+    text = text.replace("start = 3.0\n", "").replace("end   = 0.01005033585350145\n", "")
+    path = tmp_path / "paper.toml"
+    path.write_text(text.replace('"path-kl"', '"w2"').replace("[8, 16, 32,", "[32, 48,"))
+    assert run("rates", path, "--out", tmp_path / "out", "--jobs", 1, "--no-progress") == 0
+    orders = json.loads((tmp_path / "out" / "orders.json").read_text())
+    assert {order["axis"] for order in orders} == {"h"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("solvers ", "solvrs ", "unknown key 'solvrs'; did you mean 'solvers'?"),
+        ('"ddim"', '"dimm"', "no solver is named 'dimm'; near names: ddim"),
+        ('"tv"', '"tvv"', "measures: got 'tvv', allowed are tv, kl, w2"),
+        ("[8, 16", "[0, 16", "steps: need at least 1, got 0"),
+        ("[8, 16", "[16, 16", "steps: need increasing step counts"),
+        ("steps = [8, 16, 32, 64, 128]", "", "[grid] needs steps"),
+        ("start = 3.0", "start = 0.001", "start must be the noisier"),
+        ("start = 3.0", "start = 300.0", "outside the process"),
+        ("start = 3.0", 'start = "x"', "[grid]: start has the wrong type"),
+        ('"exponential"', '"expo"', "[grid] kind: got 'expo', allowed are"),
+        ("stds    = [0.30, 0.45]", "stds = [0.3]", "stds: need shape (2,) or (2, 1), got (1,)"),
+        ('"gaussian-mixture"', '"cauchy"', "[target] kind: got 'cauchy', allowed are"),
+        ("weights = [0.35, 0.65]\n", "", "[target] needs the key 'weights'"),
+        ("[grid]", '[process]\nkind = "vq"\n[grid]', "[process] kind: got 'vq', allowed are"),
+        ("[grid]", "[grid", "is not valid TOML"),
+    ],
+)
+def test_bad_study_files(
+    study_file: Path, tmp_path: Path, capsys, old: str, new: str, message: str
+) -> None:
+    assert old in STUDY
+    study_file.write_text(STUDY.replace(old, new))
+    assert run("rates", study_file, "--out", tmp_path / "out", "--no-progress") == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "study.toml" in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_and_unwritable_folders(study_file: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert run("rates", tmp_path / "none.toml") == 2
+    assert "there is no file" in capsys.readouterr().err
+    assert run("rates", study_file, "--out", file / "x") == 2
+    assert "is not a folder" in capsys.readouterr().err
+    text = STUDY.replace('"gaussian-mixture"', '"empirical"\ndata = "none.npy"')
+    for line in ("weights = [0.35, 0.65]\n", "means   = [-1.2, 0.8]\n", "stds    = [0.30, 0.45]\n"):
+        text = text.replace(line, "")
+    study_file.write_text(text)
+    assert run("rates", study_file, "--out", tmp_path / "out") == 2
+    assert "[target] data: there is no file" in capsys.readouterr().err
+    np.save(tmp_path / "none.npy", np.array(["a", "b"]))
+    assert run("rates", study_file, "--out", tmp_path / "out") == 2
+    assert "numeric" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--jobs", 0), "jobs: need a whole number >= 1"),
+        (("--seed", -1), "seed: need a whole number in"),
+    ],
+)
+def test_bad_flags(study_file: Path, tmp_path: Path, capsys, arguments, message: str) -> None:
+    assert run("rates", study_file, "--out", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_solvers_lists_the_registry(capsys) -> None:
+    assert run("solvers") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in pf.solver_names())
+
+
+@pytest.mark.parametrize("name", pf.solver_names(aliases=True))
+def test_solvers_prints_each(name: str, capsys) -> None:
+    assert run("solvers", name) == 0
+    text = capsys.readouterr().out
+    solver = pf.get_solver(name)
+    assert solver.equation.splitlines()[0] in text
+    assert solver.reference in text
+    assert "x' =" in text
+    assert run("solvers", name, "--latex") == 0
+    latex = capsys.readouterr().out
+    rows = re.findall(r"^(?:f\d+|x') =", text, re.MULTILINE)
+    assert latex.count(r"\\") == len(rows) + 1
+
+
+def test_solvers_bad_name(capsys) -> None:
+    assert run("solvers", "dpm-solver") == 2
+    assert "near names: dpm-solver-2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "shape"), [("digits", (64,)), ("mixture", (1,))])
+def test_sample_from_targets(tmp_path: Path, target: str, shape: tuple[int, ...]) -> None:
+    common = ("sample", "--target", target, "-n", 9, "--steps", 8, "--no-progress")
+    assert run(*common, "--out", tmp_path / "a") == 0
+    assert run(*common, "--out", tmp_path / "b", "--solver", "accelerated-sde", "--seed", 1) == 0
+    a, b = (np.load(tmp_path / name / "samples.npy") for name in "ab")
+    assert a.shape == b.shape == (9, *shape)
+    assert not np.allclose(a, b)
+    assert (tmp_path / "a" / "samples.png").stat().st_size > 1000
+
+
+def test_sample_from_a_study_file(study_file: Path, tmp_path: Path) -> None:
+    arguments = ("sample", "--target", study_file, "-n", 4, "--out", tmp_path, "--no-progress")
+    assert run(*arguments) == 0
+    assert np.load(tmp_path / "samples.npy").shape == (4, 1)
+
+
+class Network(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * t[:, None, None, None] / 1000
+
+
+def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "network.pt2"
+    batch = torch.export.Dim("batch", min=1)
+    example = (torch.zeros(2, 3, 8, 8), torch.zeros(2))
+    shapes = ({0: batch}, {0: batch})
+    torch.export.save(torch.export.export(Network(), example, dynamic_shapes=shapes), path)
+    arguments = ["sample", "--checkpoint", path, "--shape", "3,8,8", "--time-scale", 1000]
+    arguments += ["-n", 5, "--steps", 4, "--out", tmp_path, "--no-progress"]
+    assert run(*arguments) == 0
+    process = pf.VP.linear()
+    model = pf.Model(Network(), process, time=lambda t: 1000 * t)
+    wanted = pf.sample(
+        model, (5, 3, 8, 8), steps=4, grid=pf.grids.log_snr(), seed=0, solver="accelerated-ode-multistep"
+    )
+    assert np.allclose(np.load(tmp_path / "samples.npy"), wanted.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "nothing"), "--target: need digits, mixture or a .toml file"),
+        (("--steps", 0), "steps: need at least 1"),
+        (("-n", 0), "--number: need at least 1"),
+        (("--solver", "dimm"), "near names: ddim"),
+        (("--process", "vq"), "--process: got 'vq', allowed are"),
+        (("--checkpoint", "none.pt"), "--checkpoint: there is no file"),
+        (("--grid", "expo"), "kind: got 'expo', allowed are"),
+    ],
+)
+def test_sample_bad_input(tmp_path: Path, capsys, arguments, message: str) -> None:
+    assert run("sample", "--out", tmp_path / "out", "--no-progress", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checkpoint_that_is_none(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "network.pt"
+    path.write_text("nothing")
+    assert run("sample", "--checkpoint", path, "--out", tmp_path) == 2
+    assert "--shape: needed" in capsys.readouterr().err
+    assert run("sample", "--checkpoint", path, "--shape", "3,x", "--out", tmp_path) == 2
+    assert "--shape: need whole numbers" in capsys.readouterr().err
+    assert run("sample", "--checkpoint", path, "--shape", "3,8,8", "--out", tmp_path) == 2
+    assert "neither TorchScript nor torch.export" in capsys.readouterr().err
