@@ -132,7 +132,7 @@ class NormalKernel:
         self, x: Tensor, model: ExactModel, *, jacobian: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Mean (n, d) of the next state, and its Jacobian (n, d, d) if asked."""
-        slope = torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1) if jacobian else None
+        slope = torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1)
         return _advance(self.mean, _Registers({X: x}, {X: slope} if jacobian else None), model)
 
 

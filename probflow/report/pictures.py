@@ -100,7 +100,8 @@ def image_grid(
     Parameters
     ----------
     images
-        Solver to its pictures of shape (height, width), group after group, all groups of the
+        Solver to its pictures of shape (height, width), or (height, width, 3) with colours in
+        [0, 1], group after group, all groups of the
         same size; ``None`` leaves an empty frame (a refused cell).
     column_labels
         One label per group, for instance ``"10 NFE"``.
@@ -124,8 +125,8 @@ def image_grid(
         for name, row in images.items()
     }
     present = [image for row in arrays.values() for image in row if image is not None]
-    if any(image.ndim != 2 for image in present):
-        raise ValueError("image_grid shows 2-D arrays (height, width) only")
+    if any(image.ndim != 2 and image.shape[2:] != (3,) for image in present):
+        raise ValueError("image_grid shows arrays (height, width) or (height, width, 3) only")
     vmin = (
         min((float(np.nanmin(image)) for image in present), default=0.0) if vmin is None else vmin
     )

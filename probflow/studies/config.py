@@ -159,7 +159,7 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
         raise ValueError(f"[target] kind: got {kind!r}, allowed are {', '.join(keys)}")
     allowed = {"kind": str, **keys[kind]}
     required = {"gaussian": ("mean", "covariance"), "empirical": ("data",)}
-    _check_keys(table, allowed, "[target]", required=required.get(kind, ("weights", "means")))
+    _check_keys(table, allowed, "[target]", required=required.get(str(kind), ("weights", "means")))
     values = {key: value for key, value in table.items() if key != "kind"}
     try:
         if kind == "gaussian":

@@ -152,6 +152,8 @@ def samples_figure(x: np.ndarray, target: Target | None, process: Process) -> An
 
 def _square_grid(images: list[np.ndarray]) -> Any:
     columns = int(np.ceil(len(images) ** 0.5))
+    white = 1.0 if images[0].ndim == 3 else min(image.min() for image in images)
+    images = images + [np.full_like(images[0], white)] * (-len(images) % columns)
     # Rows are labelled by the index of their first sample.
     rows = {str(i): images[i : i + columns] for i in range(0, len(images), columns)}
     return image_grid(rows, [""])

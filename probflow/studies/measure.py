@@ -83,9 +83,10 @@ class Measurement:
 
 def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
     """Covariance of the log-errors of a curve (delta method), or ``None`` for exact measures."""
-    if any(m.samples is None for m in curve):
+    columns = [m.power * m.samples / np.mean(m.samples) for m in curve if m.samples is not None]
+    if len(columns) < len(curve):
         return None
-    relative = np.stack([m.power * m.samples / np.mean(m.samples) for m in curve])  # type: ignore[operator]
+    relative = np.stack(columns)
     return np.atleast_2d(np.cov(relative)) / relative.shape[1]
 
 

@@ -122,32 +122,28 @@ def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | N
 def _with_order(
     curve: Curve, name: str, axis: Any, cells: list[Row], measured: list[Measurement | None]
 ) -> tuple[list[Row], OrderEstimate]:
-    claim = curve.solver.order(name)
-    names = {
-        "target": curve.target.name,
-        "solver": curve.solver.name,
-        "grid": curve.grid.label,
-        "measure": name,
-    }
+    declared = curve.solver.order(name)
+    claim = math.nan if declared is None else declared
+
+    def named(estimate: OrderEstimate) -> OrderEstimate:
+        return replace(
+            estimate,
+            target=curve.target.name,
+            solver=curve.solver.name,
+            grid=curve.grid.label,
+            measure=name,
+        )
+
     known = [m for m in measured if m is not None]
     if not known:
         reason = next((c.status for c in cells if c.status != "ok"), "no cell was measured")
-        nothing = OrderEstimate(
-            order=math.nan,
-            low=math.nan,
-            high=math.nan,
-            claim=math.nan if claim is None else claim,
-            verdict="inconclusive",
-            reason=reason,
-            axis=axis,
-            **names,
-        )
-        return cells, nothing
+        nothing = OrderEstimate(math.nan, math.nan, math.nan, claim, "inconclusive", reason, axis)
+        return cells, named(nothing)
     kept = [i for i, m in enumerate(measured) if m is not None]
     fit = fit_order(
         [cells[i].steps for i in kept],
         [cells[i].error for i in kept],
-        claim=math.nan if claim is None else claim,
+        claim=claim,
         covariance=log_covariance(known),
         floor=np.array([m.floor for m in known]),
         axis=axis,
@@ -155,16 +151,10 @@ def _with_order(
     )
     cells = list(cells)
     for position, i in enumerate(kept):
-        eoc = math.nan
-        if position and kept[position - 1] == i - 1:
-            before, here = cells[i - 1], cells[i]
-            if axis == "h":
-                span = math.log(before.h_max / here.h_max)
-            else:
-                span = math.log(here.steps / before.steps)
-            eoc = math.log(before.error / here.error) / span
+        adjacent = position > 0 and kept[position - 1] == i - 1
+        eoc = float(fit.local_orders[position]) if adjacent else math.nan
         cells[i] = replace(cells[i], eoc=eoc, in_window=bool(fit.in_window[position]))
-    return cells, replace(fit.estimate, **names)
+    return cells, named(fit.estimate)
 
 
 @dataclass(frozen=True)

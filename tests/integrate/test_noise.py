@@ -81,7 +81,7 @@ def test_restart() -> None:
 
 
 def test_float32_is_rounded_float64() -> None:
-    single, double = (draw(4, 2, (500, 100), dtype) for dtype in (torch.float32, torch.float64))
+    single, double = (draw(40, 2, (500, 100), dtype) for dtype in (torch.float32, torch.float64))
     assert single.dtype == torch.float32
     # The angle is known to 2 pi 2^-24; the radius to 2^-24 of itself.
     assert (single - double).abs().max() < 3e-6

@@ -45,7 +45,8 @@ def test_image_grid_wants_full_groups(images: Any, labels: list[str]) -> None:
 
 
 def test_image_grid_refuses_what_it_cannot_show() -> None:
-    with pytest.raises(ValueError, match="2-D arrays"):
-        image_grid({"x": [np.zeros((8, 8, 3))]}, ["a"])
+    image_grid({"x": [np.zeros((8, 8, 3))]}, ["a"])  # colours are fine
+    with pytest.raises(ValueError, match="shows arrays"):
+        image_grid({"x": [np.zeros((8, 8, 4))]}, ["a"])
     with pytest.raises(ValueError, match="do not fit"):
         image_grid({"x": [np.zeros((8, 8))] * 100}, ["a"], columns=1)
