@@ -118,7 +118,7 @@ def map_distances(plan: Plan, process: Any, target: Target, points: int = 4001) 
     exact = target.flow(column(x), (start.alpha, start.sigma), (stop.alpha, stop.sigma))[:, 0]
     strong = float(np.sqrt(np.sum(np.exp(log_start) * (y - exact.numpy()) ** 2) * dx))
     return {
-        "tv": float(0.5 * np.abs(np.exp(log_start) - q).sum() * dx),
+        "tv": tv_on_grid(q, np.exp(log_start), dx),
         "kl": float(np.sum(q * excess(log_ratio)) * dx),
         "w2": strong,
         "strong": strong,
