@@ -1,183 +1,33 @@
 """The tensor loop: run a plan on a model.
 
-A plan's steps have few different shapes (which registers go where), so the loop over steps of one
-shape is written out once as a small Python generator, with the weights as data; a run then costs
-what a careful hand-written loop costs. Weights are Python floats, times one tensor made before the
-first step, and nothing inside the loop waits for the device.
+The steps themselves are in :mod:`probflow.integrate.kernels`. Weights are Python floats, times one
+tensor made before the first step, and nothing inside the loop waits for the device.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import repeat
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from probflow.integrate.kernels import Kernel, States, compiled
 from probflow.integrate.noise import NoiseSource
 from probflow.models import Model, check_output
-from probflow.plan import Plan, Point, Register, Step, conversion
+from probflow.plan import Plan, Point, conversion
 
 __all__ = ["NonFiniteError", "run_plan"]
 
 Callback = Callable[[int, float, Tensor], None]
 Evaluate = Callable[[Tensor, Tensor], Tensor]
-States = Generator[Tensor, None, Tensor]
-Kernel = Callable[..., States]  # see _kernel
-
 
 _LARGE = 2**14  # elements of a state, from where copying costs more than calling
 
 
 class NonFiniteError(ValueError):
     """The model returned NaN or infinity; the message names step and time."""
-
-
-# Step shapes -----------------------------------------------------------------------------------
-
-Shape = tuple[tuple[tuple[Register, bool], ...], ...]  # per combination: (register, weight is 1)
-
-
-def _shape(step: Step) -> Shape:
-    return tuple(
-        tuple((register, weight == 1.0) for register, weight in combination)
-        for combination in step.combinations()
-    )
-
-
-@lru_cache(maxsize=256)
-def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Kernel:
-    """Write out the loop over steps of the given shape as a generator and compile it.
-
-    The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
-    and returns the last. A row is (weights that are not 1, noise intervals, stage times) of a
-    step; ``past[a - 1]`` holds the registers kept ``a`` steps ago by name (``keep`` is ``None``
-    for one-step methods, which keep no past).
-    """
-    weights: list[str] = []
-    names: dict[Register, str] = {}
-
-    def weight() -> str:
-        weights.append(f"w{len(weights)}")
-        return weights[-1]
-
-    def name(register: Register) -> str:
-        if register.age:
-            return f"past[{register.age - 1}]['{register._replace(age=0)}']"
-        return names.get(register, str(register))
-
-    def expression(combination: Sequence[tuple[Register, bool]]) -> str:
-        (first, one), rest = combination[0], combination[1:]
-        text = name(first)
-        if not one:
-            text = f"mul({text}, {weight()})"
-        elif rest:
-            (second, unit), rest = rest[0], rest[1:]
-            text = f"add({text}, {name(second)}, alpha={1.0 if unit else weight()})"
-        for register, unit in rest:
-            text += f".add_({name(register)}, alpha={1.0 if unit else weight()})"
-        return text
-
-    body = [f"z{index} = noise(*i{index})" for index in range(noises)]
-    done = [f"z{index}" for index in range(noises)]
-    for index, combination in enumerate(shape[:-1]):
-        text = expression(combination)
-        if text.isidentifier():
-            names[Register("u", index)] = text
-        else:
-            body.append(f"u{index} = {text}")
-            done.append(f"u{index}")
-        done.append(f"f{index}")
-        body.append(f"f{index} = model({name(Register('u', index))}, t{index})")
-    update = expression(shape[-1])
-    if keep is None:
-        body.append(f"x = {update}")
-    else:
-        kept = ", ".join(f"'{register}': {name(register)}" for register in keep)
-        body += [f"new = {update}", f"past[:] = ({{{kept}}}, *past[:-1])", "x = new", "del new"]
-    if done:  # nothing is held on to while the next step calls the model
-        body.append(f"del {', '.join(done)}")
-    body.append("yield x")
-    row = (
-        _targets(weights),
-        _targets([f"i{index}" for index in range(noises)]),
-        _targets([f"t{index}" for index in range(len(shape) - 1)]),
-    )
-    head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
-    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add}
-    exec(head + "\n        ".join(body) + "\n    return x", scope)
-    return scope["steps"]
-
-
-def _targets(names: Sequence[str]) -> str:
-    return f"({', '.join(names)},)" if names else "_"
-
-
-@dataclass
-class _Stretch:
-    """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
-
-    kernel: Kernel
-    stages: int  # model evaluations per step
-    weights: list[tuple[float, ...]]
-    intervals: list[tuple[tuple[float, float], ...]]
-
-    def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
-        """Rows for the kernel; ``times`` has one tensor per evaluation of the stretch."""
-        per_step = zip(*[iter(times)] * self.stages, strict=True) if self.stages else repeat(())
-        return zip(self.weights, self.intervals, per_step, strict=False)
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A plan made ready to run; the first step is a stretch of its own, to be checked."""
-
-    stretches: list[_Stretch]
-    times: list[float]  # of all evaluations
-    memory: int
-
-
-def _compile(plan: Plan) -> _Program:
-    memory = plan.memory
-    wanted: list[set[Register]] = [set() for _ in plan.steps]
-    if memory:
-        for number, step in enumerate(plan.steps):
-            for combination in step.combinations():
-                for register, _ in combination:
-                    if register.age:
-                        wanted[number - register.age].add(register._replace(age=0))
-    stretches: list[_Stretch] = []
-    for number, step in enumerate(plan.steps):
-        keep = tuple(sorted(wanted[number])) if memory else None
-        kernel = _kernel(_shape(step), len(step.noises), keep)
-        if number < 2 or kernel is not stretches[-1].kernel:
-            stretches.append(_Stretch(kernel, len(step.stages), [], []))
-        stretches[-1].weights.append(
-            tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
-        )
-        stretches[-1].intervals.append(step.noises)
-    times = [stage.time for step in plan.steps for stage in step.stages]
-    return _Program(stretches, times, memory)
-
-
-_COMPILED: dict[int, tuple[weakref.ref[Plan], _Program]] = {}
-
-
-def _compiled(plan: Plan) -> _Program:
-    """:func:`_compile`, remembered while the plan lives (by identity: equal plans are rare)."""
-    key = id(plan)
-    if key not in _COMPILED:
-        forget = weakref.ref(plan, lambda _: _COMPILED.pop(key, None))
-        _COMPILED[key] = forget, _compile(plan)
-    return _COMPILED[key][1]
-
-
-# Running ---------------------------------------------------------------------------------------
 
 
 def run_plan(
@@ -272,7 +122,7 @@ class _Run:
     def __init__(
         self, plan: Plan, model: Any, x: Tensor, threshold: Callable[..., Tensor] | None
     ) -> None:
-        self.plan, self.x, self.program = plan, x, _compiled(plan)
+        self.plan, self.x, self.program = plan, x, compiled(plan)
         wide = torch.promote_types(x.dtype, torch.float32)
         stage_times = self.program.times
         if isinstance(model, Model):

@@ -8,6 +8,7 @@ resolves both the density and the kernel.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicHermiteSpline
 
-from probflow.laws.distances import excess, kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
 from probflow.laws.registers import (
     ExactModel,
     HalfNoise,
@@ -32,6 +33,8 @@ __all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
 
 REACH = 8.5  # standard deviations kept around every component: 1e-17 of mass is left out
 MASS_DEFECT = 1e-10  # largest loss of mass that is accepted
+MISSED_MASS = 1e-13  # largest true mass outside the image of a map
+LARGEST_REACH = 60.0
 RESOLVE_KERNEL = 2.2  # grid points per standard deviation of a kernel
 RESOLVE_DENSITY = 0.3  # spacing in standard deviations of the narrowest component
 
@@ -74,7 +77,9 @@ def support(
 # Deterministic plans ---------------------------------------------------------------------------
 
 
-def map_distances(plan: Plan, process: Any, target: Target, points: int = 4001) -> dict[str, float]:
+def map_distances(
+    plan: Plan, process: Any, target: Target, points: int = 4001, *, reach: float = REACH
+) -> dict[str, float]:
     """TV, KL, W2 and strong error of a deterministic plan in one dimension.
 
     Parameters
@@ -83,12 +88,15 @@ def map_distances(plan: Plan, process: Any, target: Target, points: int = 4001) 
         The plan starts from the exact law at its first time.
     points
         Number of points of the quadrature.
+    reach
+        Standard deviations of the first law that are pushed through the plan. A plan that contracts
+        too much leaves true mass outside their image; then this is enlarged (and ``points``).
 
     Returns
     -------
     dict
         ``tv``, ``kl``, ``w2`` and ``strong`` (the last two are equal: on the line the exact flow
-        is the optimal coupling).
+        is the optimal coupling). KL is infinite where the image stays too small.
 
     Raises
     ------
@@ -96,30 +104,35 @@ def map_distances(plan: Plan, process: Any, target: Target, points: int = 4001) 
         If the map is not increasing: then the change of variables is invalid.
     """
     _require_line(target)
-    low, high, _ = support(process, target, plan.times[0])
+    low, high, _ = support(process, target, plan.times[0], reach)
     x = np.linspace(low, high, points)
     dx = x[1] - x[0]
     mapped, slopes = push(plan, process, target, column(x), jacobian=True)
     assert slopes is not None
     y, slope = mapped[:, 0].numpy(), slopes[:, 0, 0].numpy()
-    if not np.isfinite(y).all() or not slope.min() > 0:
+    if not (np.isfinite(y).all() and np.isfinite(slope).all()):
+        raise Refusal(f"{plan.solver} with {len(plan.steps)} steps overflows")
+    if not slope.min() > 0:
         raise Refusal(
             f"{plan.solver} with {len(plan.steps)} steps is no increasing map (its smallest "
             f"derivative is {slope.min():.3g}), so the change of variables is invalid; take more "
             "steps"
         )
+    start = Point.many(process, [plan.times[0]])[0]
+    stop = Point.many(process, [plan.times[-1]])[0]
+    log_cdf, log_sf = target._log_tails(column(y[[0, -1]]), stop.alpha, stop.sigma)
+    missed = math.exp(log_cdf[0]) + math.exp(log_sf[1])
+    if missed > MISSED_MASS and reach < LARGEST_REACH:
+        return map_distances(plan, process, target, 3 * points // 2, reach=1.5 * reach)
     log_start = true_log_density(process, target, plan.times[0], x)
     log_end = true_log_density(process, target, plan.times[-1], y)
     log_ratio = log_start - np.log(slope) - log_end  # ln(p/q) at y(x)
-    # With q dy = q slope dx; the true mass outside the image of the grid counts as well.
-    q = np.exp(log_end) * slope
-    start = Point.many(process, [plan.times[0]])[0]
-    stop = Point.many(process, [plan.times[-1]])[0]
+    p, q = np.exp(log_start), np.exp(log_end) * slope  # q dy = q slope dx
     exact = target.flow(column(x), (start.alpha, start.sigma), (stop.alpha, stop.sigma))[:, 0]
-    strong = float(np.sqrt(np.sum(np.exp(log_start) * (y - exact.numpy()) ** 2) * dx))
+    strong = float(np.sqrt(np.sum(p * (y - exact.numpy()) ** 2) * dx))
     return {
-        "tv": tv_on_grid(q, np.exp(log_start), dx),
-        "kl": float(np.sum(q * excess(log_ratio)) * dx),
+        "tv": tv_on_grid(q, p, dx) + 0.5 * missed,
+        "kl": kl_on_grid(q, log_ratio, dx) if missed <= MISSED_MASS else math.inf,
         "w2": strong,
         "strong": strong,
     }
@@ -292,10 +305,10 @@ def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
     log_q = true_log_density(process, target, plan.times[-1], law.x)
     q = np.exp(log_q)
     with np.errstate(divide="ignore"):
-        log_p = np.log(law.density)
+        log_ratio = np.log(law.density) - log_q
     return {
         "tv": tv_on_grid(q, law.density, law.dx),
-        "kl": kl_on_grid(log_q, log_p, law.dx),
+        "kl": kl_on_grid(q, log_ratio, law.dx),
         "w2": w2_on_grid(q, law.density, law.x),
     }
 

@@ -30,7 +30,7 @@ from probflow.laws.line import (
     support,
     true_log_density,
 )
-from probflow.laws.registers import ExactModel, HalfNoise, Kernel, NormalKernel, Refusal, kernels
+from probflow.laws.registers import ExactModel, Kernel, NormalKernel, Refusal, kernels
 from probflow.plan import Plan, Point, Step
 from probflow.targets import Target
 
