@@ -7,8 +7,9 @@ from probflow.integrate import BrownianPath, NonFiniteError, odeint, sample, sde
 from probflow.models import Model
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
-from probflow.solvers import Solver, get_solver, solver_names, solvers
+from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 from probflow.solvers.registry import register as register_solver
+from probflow.solvers.registry import unregister as unregister_solver
 from probflow.studies import study
 from probflow.targets import Empirical, Gaussian, GaussianMixture
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReverseSDE",
     "Solver",
     "__version__",
+    "all_solvers",
     "get_solver",
     "grids",
     "odeint",
@@ -35,7 +37,7 @@ __all__ = [
     "sample",
     "sdeint",
     "solver_names",
-    "solvers",
     "study",
     "unregister",
+    "unregister_solver",
 ]

@@ -102,9 +102,7 @@ def _rates(arguments: argparse.Namespace) -> int:
         content = read_study(arguments.study)
         title, curves = content.name, list(content.curves)
         if arguments.seed is not None:
-            curves = [
-                replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves
-            ]
+            curves = [replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves]
     interrupted = False
     try:
         result = run_curves(curves, jobs=arguments.jobs, progress=not arguments.no_progress)
@@ -185,7 +183,7 @@ def _commit() -> str:
 
 def solver_table(*, markdown: bool = False) -> str:
     """The registry as a table: names, NFE per step, declared orders, reference."""
-    from probflow.solvers import solvers
+    from probflow.solvers import all_solvers
 
     def orders(solver: Any, measure: str) -> str:
         value = solver.orders.get(measure)
@@ -193,7 +191,7 @@ def solver_table(*, markdown: bool = False) -> str:
 
     header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
     rows = []
-    for solver in solvers():
+    for solver in all_solvers():
         names = ", ".join([solver.name, *solver.aliases])
         rows.append(
             [
@@ -232,7 +230,11 @@ def _solvers(arguments: argparse.Namespace) -> int:
         print(tableau_latex(plan, step))
         return 0
     measures = {"tv": "TV and W2", "strong": "strong error", "path-kl": "sqrt(path KL)"}
-    claims = [f"{solver.orders[key]:g} in {text}" for key, text in measures.items() if key in solver.orders]
+    claims = [
+        f"{solver.orders[key]:g} in {text}"
+        for key, text in measures.items()
+        if key in solver.orders
+    ]
     print(solver.name + (f" (also {', '.join(solver.aliases)})" if solver.aliases else ""))
     print(f"\n{solver.equation}\n")
     print(f"order:      {'; '.join(claims)}")
@@ -265,9 +267,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--number: need at least 1, got {arguments.number}")
     process = PROCESSES[arguments.process]()
     model, shape = (
-        _checkpoint(arguments, process)
-        if arguments.checkpoint
-        else _named_target(arguments.target)
+        _checkpoint(arguments, process) if arguments.checkpoint else _named_target(arguments.target)
     )
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,12 @@ def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
     process = pf.VP.linear()
     model = pf.Model(Network(), process, time=lambda t: 1000 * t)
     wanted = pf.sample(
-        model, (5, 3, 8, 8), steps=4, grid=pf.grids.log_snr(), seed=0, solver="accelerated-ode-multistep"
+        model,
+        (5, 3, 8, 8),
+        steps=4,
+        grid=pf.grids.log_snr(),
+        seed=0,
+        solver="accelerated-ode-multistep",
     )
     assert np.allclose(np.load(tmp_path / "samples.npy"), wanted.numpy(), atol=1e-5)
 

@@ -25,7 +25,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield
     pf.unregister()
     for name in set(pf.solver_names()) - before:
-        pf.solvers.unregister(name)
+        pf.unregister_solver(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,7 +13,7 @@ import probflow as pf
 from probflow.plan import Linear, Plan, Point, Register, Stage, Step, StepBuilder, X, trace
 
 F, U, Z = Register("f", 0), Register("u", 0), Register("z", 0)
-ALL = pf.solvers()
+ALL = pf.all_solvers()
 
 
 def step(

@@ -17,7 +17,7 @@ from torch import Tensor
 from probflow.adapters import spellings
 from probflow.integrate.odeint import check_function, host_times, integrate
 from probflow.problems import ProbabilityFlowODE
-from probflow.solvers import Solver, get_solver, solvers
+from probflow.solvers import Solver, all_solvers, get_solver
 
 __all__ = ["own_methods", "passed_on", "register", "unregister"]
 
@@ -142,7 +142,7 @@ def register() -> None:
     if not any(getattr(code, "co_name", None) == "augmented_dynamics" for code in constants):
         raise _moved("augmented_dynamics in OdeintAdjointMethod.backward")
     unregister()
-    for solver in solvers():
+    for solver in all_solvers():
         if solver.stochastic:
             continue
         entry = type("ProbflowSolver", (ProbflowSolver,), {"solver": solver})

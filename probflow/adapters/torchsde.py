@@ -17,7 +17,7 @@ from probflow.adapters import spellings
 from probflow.integrate.odeint import refine, run_grid, with_options
 from probflow.integrate.sdeint import check_sde, check_unsupported, path_noise, process_times
 from probflow.problems import ReverseSDE
-from probflow.solvers import Solver, solvers
+from probflow.solvers import Solver, all_solvers
 
 __all__ = ["own_methods", "passed_on", "register", "unregister"]
 
@@ -113,7 +113,7 @@ def register() -> None:
         raise _moved("_core.methods.select")
     unregister()
     taken = METHODS.all()
-    for solver in solvers():
+    for solver in all_solvers():
         if not solver.stochastic:
             continue
         entry = type("ProbflowSDESolver", (ProbflowSDESolver,), {"solver": solver})

@@ -19,7 +19,7 @@ from probflow.models import Model
 from probflow.plan import Plan
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import Process
-from probflow.solvers import Solver, get_solver, solver_names, solvers
+from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 
 __all__ = ["odeint"]
 
@@ -165,7 +165,7 @@ def check_function(func: Any, solver: Solver | None = None) -> None:
             f"func: need func(t, y) or a pf.ProbabilityFlowODE, got {type(func).__name__}"
         )
     if solver is not None and solver.needs == "process" and not _structured(func):
-        general = ", ".join(s.name for s in solvers() if s.needs == "ode")
+        general = ", ".join(s.name for s in all_solvers() if s.needs == "ode")
         raise TypeError(
             f"func: {solver.name} uses the noise levels of a diffusion, so it needs a "
             "pf.ProbabilityFlowODE, not a plain function. Make one from your network f(x, t): "

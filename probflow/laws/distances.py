@@ -35,11 +35,12 @@ def tv_on_grid(q: np.ndarray, p: np.ndarray, dx: float) -> float:
     return float(0.5 * np.abs(np.diff(spline.antiderivative()(ends))).sum())
 
 
-def kl_on_grid(q: np.ndarray, log_ratio: np.ndarray, dx: float) -> float:
-    """KL(q || p) on a uniform grid, from q and ``ln(p/q)``; both may be with respect to any dx."""
+def kl_on_grid(q: np.ndarray, p: np.ndarray, log_ratio: np.ndarray, dx: float) -> float:
+    """KL(q || p) on a uniform grid, from q, p and ``ln(p/q)`` (known where they underflow)."""
     with np.errstate(invalid="ignore"):
-        terms = np.where(q > 0, q * excess(log_ratio), 0.0)
-    return float(terms.sum() * dx)
+        # Where p is the larger one, e^l may overflow, but q e^l is p.
+        terms = np.where(log_ratio > 1, p - q * (1 + log_ratio), q * excess(log_ratio))
+    return float(np.where(q > 0, terms, p).sum() * dx)
 
 
 def w2_on_grid(q: np.ndarray, p: np.ndarray, x: np.ndarray) -> float:

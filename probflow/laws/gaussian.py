@@ -68,6 +68,7 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
     # Live registers: mean (m, d) and covariance (m, m, d), one axis of the target each.
     live = [X]
     mean, covariance = start.mean[None], start.variance[None, None]
+    memory = plan.memory
     for number, step in enumerate(plan.steps):
         sources = len(live) + len(step.noises)
         rows: dict[Register, tuple[np.ndarray, np.ndarray]] = {}  # coefficients (sources, d)
@@ -94,10 +95,12 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
                 slope * centre + k * law.mean / law.variance,
             )
         new = {X: combine(step.update)}
-        for register in _wanted_later(plan, number):
+        for register in _wanted_later(plan, number, memory):
             new[register] = rows[register._replace(age=register.age - 1)]
         live = list(new)
-        noise = np.broadcast_to(np.eye(len(step.noises))[:, :, None], (len(step.noises),) * 2 + (d,))
+        noise = np.broadcast_to(
+            np.eye(len(step.noises))[:, :, None], (len(step.noises),) * 2 + (d,)
+        )
         source_cov = np.zeros((sources, sources, d))
         old = sources - len(step.noises)
         source_cov[:old, :old], source_cov[old:, old:] = covariance, noise
@@ -113,10 +116,10 @@ def _unit(size: int, index: int, d: int) -> np.ndarray:
     return row
 
 
-def _wanted_later(plan: Plan, number: int) -> list[Register]:
+def _wanted_later(plan: Plan, number: int, memory: int) -> list[Register]:
     """Registers with age >= 1, seen from step ``number + 1``, that later steps refer to."""
     found: dict[Register, None] = {}
-    for ahead in range(1, plan.memory + 1):
+    for ahead in range(1, memory + 1):
         if number + ahead < len(plan.steps):
             for combination in plan.steps[number + ahead].combinations():
                 for register, _ in combination:

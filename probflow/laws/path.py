@@ -20,6 +20,7 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
+from probflow.integrate.noise import BrownianPath
 from probflow.laws.distances import excess
 from probflow.laws.line import (
     REACH,
@@ -33,6 +34,9 @@ from probflow.laws.line import (
 from probflow.laws.registers import ExactModel, Kernel, NormalKernel, Refusal, kernels
 from probflow.plan import Plan, Point, Step
 from probflow.targets import Target
+
+#: Standard deviation of the log-ratio of a step up to which ``e^l - 1 - l`` is averaged.
+SPREAD = 0.5
 
 __all__ = ["path_kl", "path_kl_samples"]
 
@@ -100,7 +104,9 @@ def _step_kl(
     top = np.where(present, means + reach, -np.inf).max(axis=1)
     count = int(np.ceil((top - bottom).max() / (SPACING * np.sqrt(r.min())))) + 1
     if count > 20_000:
-        raise Refusal(f"{solver}: the reverse kernel of a step would take {count} points to resolve")
+        raise Refusal(
+            f"{solver}: the reverse kernel of a step would take {count} points to resolve"
+        )
     y = bottom[:, None] + (top - bottom)[:, None] * np.linspace(0.0, 1.0, count)
     dy = (top - bottom) / (count - 1)
     log_q = (
@@ -143,16 +149,18 @@ def path_kl_samples(
 ) -> np.ndarray:
     """Per-path contributions whose mean is the path KL(q || p), in any dimension.
 
-    Paths ``x_T, ..., x_0`` are drawn exactly, from data to noise. With
-    ``l = ln p(x'|x) - ln q(x'|x)`` both ``-l`` and ``e^l - 1 - l`` have the KL as mean, because
-    ``E[e^l - 1] = 0``; each step takes the combination of least variance (a regression).
+    Exact paths ``x/alpha = x_0 + W(sigma^2/alpha^2)`` are read off one Brownian path W, which all
+    plans share. With ``l = ln p(x'|x) - ln q(x'|x)`` both ``-l`` and ``e^l - 1 - l`` have the KL
+    as mean, because ``E[e^l - 1] = 0``. The second is non-negative and far less noisy where l is
+    small; where l spreads over more than :data:`SPREAD`, ``e^l`` has a heavy tail, and the step
+    takes the first.
 
     Parameters
     ----------
     n
         Number of paths.
     generator
-        CPU generator; the draws do not depend on the solver.
+        CPU generator; the draws depend on neither solver nor step count.
 
     Returns
     -------
@@ -173,19 +181,20 @@ def path_kl_samples(
                 "its kernel is an integral over all of them, without closed form"
             )
     model = ExactModel(plan, process, target)
-    point = Point.many(process, [plan.times[-1]])[0]
-    x_next = target.sample(n, point.alpha, point.sigma, generator=generator)
-    log_next = target.log_prob(x_next, point.alpha, point.sigma)
+    start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
+    x_next = target.sample(n, stop.alpha, stop.sigma, generator=generator)
+    log_next = target.log_prob(x_next, stop.alpha, stop.sigma)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    w = BrownianPath(seed, x_next.shape, stop.rho**2, start.rho**2, depth=40)
     total = np.zeros(n)
     for step, (kernel,) in reversed(chain):
-        t, _, a, v = reverse_pair(process, step)
-        noise = torch.randn(x_next.shape, dtype=torch.float64, generator=generator)
-        x = a * x_next + math.sqrt(v) * noise
+        t, s, a, v = reverse_pair(process, step)
+        noise = t.alpha * w(s.rho**2, t.rho**2)
+        x = a * x_next + noise
         log_here = target.log_prob(x, t.alpha, t.sigma)
-        forward = _log_normal(math.sqrt(v) * noise, v)
-        log_q = log_next + forward - log_here
+        log_q = log_next + _log_normal(noise, v) - log_here
         ell = (_log_kernel(kernel, model, x, x_next) - log_q).numpy()
-        total += _least_variance(ell)
+        total += excess(ell) if ell.std() < SPREAD else -ell
         x_next, log_next = x, log_here
     return total
 
@@ -201,26 +210,16 @@ def _log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tens
         return _log_normal(y - kernel.means(x, model)[0], kernel.std**2)
     wanted = y - kernel.shift * x
     u = kernel.r * x
-    # Newton on H(u) = wanted; H is the identity plus a small multiple of the score.
-    for _ in range(50):
-        value, jacobian = kernel.inner(u, model)
-        step = torch.linalg.solve(jacobian, wanted - value)
+    # Newton on H(u) = wanted with the first Jacobian kept: H is nearly linear over one step, and
+    # its Jacobian is what costs.
+    jacobian = kernel.inner_jacobian(u, model)
+    for _ in range(200):
+        step = torch.linalg.solve(jacobian, wanted - kernel.inner(u, model))
         u = u + step
         if float(step.abs().max()) <= 1e-11 * (1.0 + float(u.abs().max())):
             break
     else:
         raise Refusal("the density of a half-noise step: Newton's method did not converge")
-    log_det = torch.linalg.slogdet(kernel.inner(u, model)[1]).logabsdet
+    log_det = torch.linalg.slogdet(kernel.inner_jacobian(u, model)).logabsdet
     z = (u - kernel.r * x) / kernel.e
     return _log_normal(z, 1.0) - log_det - x.shape[1] * math.log(abs(kernel.e))
-
-
-def _least_variance(ell: np.ndarray) -> np.ndarray:
-    """``-l + beta (e^l - 1)`` with the beta that regression finds (1 for small l)."""
-    with np.errstate(over="ignore"):
-        control = np.expm1(np.minimum(ell, 50.0))
-    spread = control.var()
-    beta = float(np.mean((ell - ell.mean()) * (control - control.mean())) / spread) if spread else 1
-    if abs(beta - 1.0) < 0.05:
-        beta = 1.0  # the non-negative form, exact for small l
-    return excess(ell) if beta == 1.0 else -ell + beta * control

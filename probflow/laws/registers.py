@@ -110,11 +110,11 @@ def push(
         raise Refusal(f"{plan.solver} is stochastic: it is a kernel, not a map")
     model = ExactModel(plan, process, target)
     slope = torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1) if jacobian else None
-    past = _Registers({}, {} if jacobian else None)
+    past, memory = _Registers({}, {} if jacobian else None), plan.memory
     for step in plan.steps:
         past.set(X, x, slope)
         x, slope = _advance(step, past, model)
-        past = past.aged(plan.memory)
+        past = past.aged(memory)
     return x, slope
 
 
@@ -155,11 +155,14 @@ class HalfNoise:
     def shift(self) -> float:
         return self.a - self.c * self.r / self.e
 
-    def inner(self, u: Tensor, model: ExactModel) -> tuple[Tensor, Tensor]:
-        """``H(u)`` (n, d) and its Jacobian (n, d, d)."""
-        f, jacobian = model.with_jacobian(u, self.time)
+    def inner(self, u: Tensor, model: ExactModel) -> Tensor:
+        """``H(u)``, (n, d)."""
+        return self.b * model(u, self.time) + self.c / self.e * u
+
+    def inner_jacobian(self, u: Tensor, model: ExactModel) -> Tensor:
+        """Jacobian of H, (n, d, d)."""
         identity = torch.eye(u.shape[1], dtype=u.dtype)
-        return self.b * f + self.c / self.e * u, self.b * jacobian + self.c / self.e * identity
+        return self.b * model.with_jacobian(u, self.time)[1] + self.c / self.e * identity
 
 
 Kernel = NormalKernel | HalfNoise
@@ -186,7 +189,9 @@ def kernels(step: Step, solver: str = "the step") -> tuple[Kernel, ...]:
         return (NormalKernel(replace(step, noises=(), update=rest), std),)
     if noisy[0] == 0:
         later = {register for c in combinations[1:] for register, _ in c}
-        if X not in later and not later & {register for register, _ in _noises(step.stages[0].input)}:
+        if X not in later and not later & {
+            register for register, _ in _noises(step.stages[0].input)
+        }:
             first = step.stages[0].input
             mean = tuple((r, w) for r, w in first if r.kind != "z")
             std = sum(weight**2 for _, weight in _noises(first)) ** 0.5

@@ -3,21 +3,21 @@
 from probflow.solvers import chain, exponential, runge_kutta
 from probflow.solvers.registry import (
     Solver,
+    all_solvers,
     get_solver,
     register,
     solver_names,
-    solvers,
     unregister,
 )
 
 __all__ = [
     "Solver",
+    "all_solvers",
     "chain",
     "exponential",
     "get_solver",
     "register",
     "runge_kutta",
     "solver_names",
-    "solvers",
     "unregister",
 ]

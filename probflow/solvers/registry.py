@@ -23,7 +23,8 @@ import numpy as np
 
 from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, trace
 
-__all__ = ["Solver", "get_solver", "register", "solver_names", "solvers"]
+__all__ = ["Solver", "all_solvers", "get_solver", "register", "solver_names", "unregister"]
+
 
 StepFunction = Callable[..., Linear]
 
@@ -264,7 +265,7 @@ def solver_names(*, aliases: bool = False) -> tuple[str, ...]:
     return (*_SOLVERS, *_ALIASES) if aliases else tuple(_SOLVERS)
 
 
-def solvers() -> tuple[Solver, ...]:
+def all_solvers() -> tuple[Solver, ...]:
     """All registered solvers, in order of registration."""
     return tuple(_SOLVERS.values())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -54,19 +53,24 @@ def builtin_curves(seed: int = 0) -> list[Curve]:
     real = {
         "targets": [digits()],
         "grid": Grid("log-snr", 5.0, 0.5, "neg_log_ab"),
-        "steps": (8, 16, 32, 64, 128),
         "process": None,
-        "settings": Settings(seed, samples=96, reference_steps=256),
     }
-    curves = [
-        *make_curves(solvers=STOCHASTIC, measures=("path-kl",), **line),  # type: ignore[arg-type]
-        *make_curves(solvers=(*STOCHASTIC, *DETERMINISTIC), measures=("tv",), **line),  # type: ignore[arg-type]
-        *make_curves(solvers=DETERMINISTIC, measures=("strong",), **real),  # type: ignore[arg-type]
-        *make_curves(solvers=("ddpm", *STOCHASTIC[1:3]), measures=("path-kl",), **real),  # type: ignore[arg-type]
+    flow = {"steps": (8, 16, 32, 64, 128, 256), "settings": Settings(seed, samples=96)}
+    path = {"steps": (8, 16, 32, 64, 128), "settings": Settings(seed, samples=384)}
+    # Two Jacobians of 64 x 64 a step and path: fewer paths.
+    half = {**path, "settings": Settings(seed, samples=32)}
+    lay_out = [
+        (STOCHASTIC, "path-kl", line),
+        ((*STOCHASTIC, *DETERMINISTIC), "tv", line),
+        (DETERMINISTIC, "strong", {**real, **flow}),
+        (STOCHASTIC[:3], "path-kl", {**real, **path}),
+        (STOCHASTIC[3:], "path-kl", {**real, **half}),
     ]
-    few = {**real, "steps": (8, 16, 32, 64), "settings": Settings(seed, samples=32)}
-    half = make_curves(solvers=STOCHASTIC[3:], measures=("path-kl",), **few)  # type: ignore[arg-type]
-    return [*curves, *(replace(curve, target=curves[-1].target) for curve in half)]
+    return [
+        curve
+        for names, measure, rest in lay_out
+        for curve in make_curves(solvers=names, measures=(measure,), **rest)  # type: ignore[arg-type]
+    ]
 
 
 def steps_for(solver: Solver, budget: int, grid: Grid) -> int:

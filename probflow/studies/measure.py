@@ -145,7 +145,13 @@ def _marginal(
 ) -> Measurement:
     if target.dim == 1:
         floor = (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
-        return Measurement(_line_distances(plan, process, target)[name], floor=floor)
+        value = _line_distances(plan, process, target)[name]
+        if not math.isfinite(value):
+            raise Refusal(
+                f"{plan.solver} with {len(plan.steps)} steps: {MEASURES[name]} is too large to "
+                "resolve, since true mass lies where the solver's law has none; take more steps"
+            )
+        return Measurement(value, floor=floor)
     if isinstance(target, Gaussian) and name in ("kl", "w2"):
         law, true = gaussian_law(plan, process, target), true_law(process, target, plan.times[-1])
         distance = gaussian_kl if name == "kl" else gaussian_w2

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,6 @@ def run_curve(curve: Curve) -> tuple[list[Row], list[OrderEstimate]]:
     """
     rows: list[Row] = []
     orders: list[OrderEstimate] = []
-    axis = "h" if curve.grid.kind == "paper" else "T"
     for name in curve.measures:
         cells: list[Row] = []
         measured: list[Measurement | None] = []
@@ -91,7 +90,7 @@ def run_curve(curve: Curve) -> tuple[list[Row], list[OrderEstimate]]:
             row, result = _run_cell(curve, name, steps)
             cells.append(row)
             measured.append(result)
-        cells, estimate = _with_order(curve, name, axis, cells, measured)
+        cells, estimate = _with_order(curve, name, cells, measured)
         rows += cells
         orders.append(estimate)
     return rows, orders
@@ -119,9 +118,21 @@ def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | N
     return replace(empty, error=result.error, se=result.se, floor=result.floor), result
 
 
+def _axis(grid: Grid, measure: str) -> tuple[Literal["T", "h"], float]:
+    """What an order is fitted against, and the largest power of ln T that may come with it.
+
+    On the paper's schedule h = c1 ln(T)/T, so errors are fitted against h. The path KL is a sum
+    over T steps, ``T h^m``: no power of h, but ``T^-p (ln T)^(p + 1/2)`` for its root.
+    """
+    if grid.kind != "paper":
+        return "T", 0.0
+    return ("T", 1.5) if measure == "path-kl" else ("h", 0.0)
+
+
 def _with_order(
-    curve: Curve, name: str, axis: Any, cells: list[Row], measured: list[Measurement | None]
+    curve: Curve, name: str, cells: list[Row], measured: list[Measurement | None]
 ) -> tuple[list[Row], OrderEstimate]:
+    axis, log_power = _axis(curve.grid, name)
     declared = curve.solver.order(name)
     claim = math.nan if declared is None else declared
 
@@ -148,6 +159,7 @@ def _with_order(
         floor=np.array([m.floor for m in known]),
         axis=axis,
         h=[cells[i].h_max for i in kept] if axis == "h" else None,
+        max_log_power=log_power,
     )
     cells = list(cells)
     for position, i in enumerate(kept):

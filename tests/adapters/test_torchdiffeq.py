@@ -15,7 +15,7 @@ from probflow.adapters import torchdiffeq as adapter
 from probflow.solvers.registry import unregister as remove_solver
 
 DOUBLE = torch.float64
-DETERMINISTIC = [solver for solver in pf.solvers() if not solver.stochastic]
+DETERMINISTIC = [solver for solver in pf.all_solvers() if not solver.stochastic]
 STRUCTURED = [solver.name for solver in DETERMINISTIC if solver.needs == "process"]
 
 PROCESS = pf.VP.linear()

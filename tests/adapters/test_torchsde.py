@@ -13,7 +13,7 @@ from probflow.adapters import torchsde as adapter
 from probflow.solvers.registry import unregister as remove_solver
 
 DOUBLE = torch.float64
-STOCHASTIC = [solver for solver in pf.solvers() if solver.stochastic]
+STOCHASTIC = [solver for solver in pf.all_solvers() if solver.stochastic]
 
 PROCESS = pf.VP.linear()
 TARGET = pf.Gaussian([0.5, -1.0], [[1.0, 0.2], [0.2, 0.5]])

@@ -17,7 +17,7 @@ from probflow.integrate import NonFiniteError, SeededNoise, run_plan
 from probflow.integrate.noise import NoiseSource
 from probflow.plan import PREDICTIONS, Plan, Register, Stage, Step
 
-ALL = pf.solvers()
+ALL = pf.all_solvers()
 PROCESS = pf.VP.linear()
 TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
 TIMES = pf.grids.log_snr().times(PROCESS, 6)

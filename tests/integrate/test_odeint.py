@@ -13,9 +13,9 @@ from probflow.integrate.loop import NonFiniteError
 from probflow.solvers.registry import unregister as remove_solver
 
 DOUBLE = torch.float64
-DETERMINISTIC = [solver.name for solver in pf.solvers() if not solver.stochastic]
-STRUCTURED = [s.name for s in pf.solvers() if not s.stochastic and s.needs == "process"]
-GENERAL = [s.name for s in pf.solvers() if not s.stochastic and s.needs == "ode"]
+DETERMINISTIC = [solver.name for solver in pf.all_solvers() if not solver.stochastic]
+STRUCTURED = [s.name for s in pf.all_solvers() if not s.stochastic and s.needs == "process"]
+GENERAL = [s.name for s in pf.all_solvers() if not s.stochastic and s.needs == "ode"]
 
 PROCESS = pf.VP.linear()
 TARGET = pf.Gaussian([0.5, -1.0], [[1.0, 0.2], [0.2, 0.5]])
@@ -391,7 +391,7 @@ def test_the_recipe_in_the_message_works() -> None:
     assert pf.odeint(ode, torch.ones(3, 2), times(3), method="ddim").shape == (4, 3, 2)
 
 
-@pytest.mark.parametrize("name", [s.name for s in pf.solvers() if s.stochastic])
+@pytest.mark.parametrize("name", [s.name for s in pf.all_solvers() if s.stochastic])
 def test_stochastic_solvers_point_to_sdeint(name: str, y0: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"is stochastic.*pf\.sdeint\(pf\.ReverseSDE"):
         pf.odeint(ODE, y0, times(3), method=name)

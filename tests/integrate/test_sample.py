@@ -18,7 +18,7 @@ from probflow.integrate.noise import SeededNoise
 PROCESS = pf.VP.linear()
 TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
 MODEL = TARGET.model(PROCESS)
-STOCHASTIC = [s.name for s in pf.solvers() if s.stochastic]
+STOCHASTIC = [s.name for s in pf.all_solvers() if s.stochastic]
 
 
 def draw(solver: str = "ddpm", n: int = 6, **options: Any) -> Tensor:
@@ -120,7 +120,7 @@ def test_sample_is_run_plan() -> None:
     assert torch.equal(by_target, expected)
 
 
-@pytest.mark.parametrize("solver", [s.name for s in pf.solvers()])
+@pytest.mark.parametrize("solver", [s.name for s in pf.all_solvers()])
 def test_samples_have_the_law(solver: str) -> None:
     """KS test of 1 000 samples in one dimension.
 

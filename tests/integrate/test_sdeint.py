@@ -13,7 +13,7 @@ from probflow.integrate.odeint import refine
 from probflow.integrate.sdeint import process_times
 
 DOUBLE = torch.float64
-STOCHASTIC = [solver.name for solver in pf.solvers() if solver.stochastic]
+STOCHASTIC = [solver.name for solver in pf.all_solvers() if solver.stochastic]
 
 PROCESS = pf.VP.linear()
 TARGET = pf.Gaussian([0.5, -1.0], [[1.0, 0.2], [0.2, 0.5]])

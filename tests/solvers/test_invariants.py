@@ -17,7 +17,7 @@ from probflow.plan import Linear, StepBuilder
 from probflow.processes import Process
 from probflow.solvers import unregister
 
-ALL = pf.solvers()
+ALL = pf.all_solvers()
 INTEGRATORS = [s for s in ALL if s.family in ("chain", "exponential")]
 PROCESSES: list[Process] = [pf.VP.linear(), pf.VP.cosine(), pf.VE(), pf.EDM(), pf.FlowMatching()]
 TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
@@ -464,7 +464,7 @@ def mine() -> Iterator[pf.Solver]:
 def test_a_solver_of_ones_own(mine: pf.Solver) -> None:
     assert mine.name == "my-euler"
     assert pf.get_solver("mine-too") is mine
-    assert mine in pf.solvers()
+    assert mine in pf.all_solvers()
     assert dict(mine.options) == {"scale": 1.0}
     process = pf.EDM()
     model = TARGET.model(process)

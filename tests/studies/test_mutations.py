@@ -1,0 +1,199 @@
+"""A wrong weight anywhere in a solver fails the order test.
+
+Every weight of a solver's traced step (by its place: which combination, which register) and every
+stage time is made wrong by a factor, in all steps of the plan, and the order test must no longer
+confirm the declared orders. Stages that are a register as it stands (the model at x) have the
+trivial weight 1; making it wrong counts as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pytest
+
+import probflow as pf
+from probflow.plan import Combination, Linear, Plan, Register, Stage, Step, StepBuilder
+from probflow.solvers import Solver
+from probflow.studies import check_order
+
+VP = pf.VP.linear()
+GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+STEPS = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A weight of the update (``stage`` is None) or of a stage; no register: the stage's time."""
+
+    stage: int | None
+    register: Register | None
+
+    def __str__(self) -> str:
+        part = "update" if self.stage is None else f"stage{self.stage}"
+        return f"{part}-{'time' if self.register is None else self.register}"
+
+    def spoil(self, step: Step, factor: float) -> Step:
+        if self.stage is None:
+            return replace(step, update=self._scaled(step.update, factor))
+        if self.stage >= len(step.stages):
+            return step  # the first step of a method with memory
+        stages = list(step.stages)
+        stage = stages[self.stage]
+        if self.register is None:
+            # Towards the start of the step, so that no time leaves the process.
+            time = step.start + (stage.time - step.start) / factor
+            stages[self.stage] = Stage(stage.input, time)
+        else:
+            stages[self.stage] = Stage(self._scaled(stage.input, factor), stage.time)
+        return replace(step, stages=tuple(stages))
+
+    def _scaled(self, combination: Combination, factor: float) -> Combination:
+        return tuple((r, w * factor if r == self.register else w) for r, w in combination)
+
+
+def places(solver: Solver) -> list[Place]:
+    """All weights and times of a step in the middle of a plan."""
+    step = solver.plan(VP, GRID.times(VP, 5)).steps[3]
+    found = []
+    for index, stage in enumerate(step.stages):
+        found += [Place(index, register) for register, _ in stage.input]
+        if stage.time != step.start:
+            found.append(Place(index, None))
+    return found + [Place(None, register) for register, _ in step.update]
+
+
+@dataclass(frozen=True)
+class Mutant(Solver):
+    """A solver whose plans have one weight multiplied by a factor in every step."""
+
+    place: Place | None = None
+    factor: float = 1.0
+
+    def plan(self, process: Any, times: Sequence[float], prediction: str | None = None) -> Plan:
+        plan = super().plan(process, times)  # in the solver's own prediction type
+        if self.place is None:
+            return plan
+        steps = tuple(self.place.spoil(step, self.factor) for step in plan.steps)
+        return replace(plan, steps=steps)
+
+
+def mutant(solver: Solver, place: Place | None, factor: float) -> Mutant:
+    own = {f.name: getattr(solver, f.name) for f in fields(Solver)}
+    return Mutant(**own, place=place, factor=factor)
+
+
+#: What a wrong weight cannot change in one measure, by theory, and which other measure shows it.
+#: The first noise of the half-noise sampler: its exact value 1/2 cancels the covariance error
+#: -b^2 J of one step, an error of order b^2 a step, which is O(h) in total: the marginal order is
+#: 1 with any value. In path space the order is 1/2 with any other value than 1/2.
+SAME_ORDER_IN = {("accelerated-sde-half-noise", "stage0-z0"): {"tv"}}
+
+MUTATIONS = [
+    pytest.param(solver, place, id=f"{solver.name}-{place}")
+    for solver in pf.all_solvers()
+    for place in places(solver)
+]
+
+
+def sharpest(solver: Solver) -> str:
+    """The measure with the strongest claim."""
+    return "path-kl" if solver.stochastic else "strong"
+
+
+def test_every_weight_is_mutated() -> None:
+    """No weight of any plan lies outside the places of a step in its middle."""
+    for solver in pf.all_solvers():
+        known = {str(place) for place in places(solver)}
+        for step in solver.plan(VP, GRID.times(VP, 9)).steps:
+            for index, combination in enumerate(step.combinations()):
+                part = f"stage{index}" if index < len(step.stages) else "update"
+                assert {f"{part}-{register}" for register, _ in combination} <= known
+
+
+@pytest.mark.parametrize("solver", pf.all_solvers(), ids=lambda s: s.name)
+def test_without_a_mutation_the_order_holds(solver: Solver) -> None:
+    """The step counts of the sweep suffice to confirm the orders, up to a factor 1 weight."""
+    [estimate] = check_order(mutant(solver, None, 1.0), sharpest(solver), steps=STEPS)
+    assert estimate.verdict == "consistent", estimate.reason
+
+
+@pytest.mark.parametrize(("solver", "place"), MUTATIONS)
+def test_a_wrong_weight_fails(solver: Solver, place: Place) -> None:
+    [estimate] = check_order(mutant(solver, place, 1.1), sharpest(solver), steps=STEPS)
+    assert estimate.verdict != "consistent"
+
+
+@pytest.mark.slow  # minutes
+@pytest.mark.parametrize("factor", [1.1, 0.9, 1.02])
+@pytest.mark.parametrize(("solver", "place"), MUTATIONS)
+def test_a_wrong_weight_fails_in_every_measure(solver: Solver, place: Place, factor: float) -> None:
+    steps = (8, 16, 32, 64, 128, 256, 512)
+    verdicts = {
+        e.measure: e.verdict for e in check_order(mutant(solver, place, factor), steps=steps)
+    }
+    confirmed = {measure for measure, verdict in verdicts.items() if verdict == "consistent"}
+    assert confirmed == SAME_ORDER_IN.get((solver.name, str(place)), set())
+
+
+# Wrong formulas of the accelerated deterministic sampler ------------------------------------
+
+
+def accelerated(
+    step: StepBuilder,
+    quarter: float = 0.25,
+    rescale: float = 1.0,
+    back_sign: float = -1.0,
+    sign: float = 1.0,
+) -> Linear:
+    """Y' = (Y + b/2 s + q b^2/b1 (s - sqrt(a1) s1(Y-)))/sqrt(alpha), with what can be wrong.
+
+    Right are q = 1/4, the factor sqrt(a1) (``rescale`` 1), Y- = sqrt(a1)(Y - b1/2 s) (minus), and
+    the sign of the correction (plus).
+    """
+    t, s = step.t, step.s
+    b = -math.expm1(s.neg_log_ab - t.neg_log_ab)
+    score = step.model(step.x, t)
+    update = step.x + b / 2 * score
+    if step.previous:
+        up = step.previous[0].t
+        b1 = -math.expm1(t.neg_log_ab - up.neg_log_ab)
+        a1 = 1 - b1
+        back = step.model(math.sqrt(a1) * (step.x + back_sign * b1 / 2 * score), up)
+        difference = score - math.sqrt(a1) ** rescale * back
+        update = update + sign * quarter * b**2 / b1 * difference
+    return update / math.sqrt(1 - b)
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({}, "consistent"),
+        ({"quarter": 0.5}, "slower"),
+        ({"rescale": 0.0}, "slower"),
+        ({"back_sign": 1.0}, "slower"),
+        ({"back_sign": 0.0}, "slower"),
+        ({"sign": -1.0}, "slower"),
+    ],
+    ids=["right", "1/2 for 1/4", "no sqrt(a1)", "plus in Y-", "Y- without score", "other sign"],
+)
+def test_wrong_formulas_of_the_accelerated_ode(options: dict[str, float], verdict: str) -> None:
+    """Each of these single changes leaves order 1."""
+    solver = Solver(
+        "variant",
+        accelerated,
+        "the founding paper, with a mistake",
+        "score",
+        coordinates="vp",
+        orders={"tv": 2, "strong": 2},
+        nfe=2,
+        memory=1,
+        options=options,
+    )
+    for estimate in check_order(solver):
+        assert estimate.verdict == verdict, estimate.reason
+        if options:
+            assert estimate.order == pytest.approx(1.0, abs=0.05)
