@@ -156,8 +156,13 @@ def _provenance(seed: int, curves: Sequence[Any]) -> dict[str, Any]:
         "dtype": "float64",
         "device": "cpu",
         "process": str(processes[0]) if processes else "vp-linear",
-        "samples": max(curve.settings.samples for curve in curves),
         "seed": seed,
+        "samples": {
+            f"{curve.target.name}, {measure}": curve.settings.samples
+            for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
+            for measure in curve.measures
+            if curve.target.dim > 1
+        },
     }
 
 

@@ -198,7 +198,7 @@ class GaussianMixture(Target):
             variances, basis = np.broadcast_to(cov.reshape(K, -1), (K, d)), None
         if not (variances >= -1e-12 * np.abs(variances).max()).all():
             raise ValueError("covariances: must be positive semi-definite")
-        self.dim, self.name = d, f"{type(self).__name__.lower()}-{K}x{d}d"
+        self.dim, self.name = d, f"gaussian-mixture-{d}d"
         self._parameters64 = {
             "log_w": torch.tensor(np.log(w / w.sum())),
             "mu": torch.tensor(mu),

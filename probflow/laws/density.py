@@ -50,7 +50,8 @@ def density_samples(
     if not bool((sign > 0).all()):
         raise Refusal(
             f"{plan.solver} with {len(plan.steps)} steps: det J changes sign at "
-            f"{int((sign <= 0).sum())} of {n} samples, so the map is not invertible; take more steps"
+            f"{int((sign <= 0).sum())} of {n} samples, so the map is not "
+            "invertible; take more steps"
         )
     log_q = target.log_prob(y, stop.alpha, stop.sigma)
     log_p = target.log_prob(x, start.alpha, start.sigma) - log_det

@@ -171,6 +171,7 @@ class LineLaw:
 
     @property
     def dx(self) -> float:
+        """Spacing of the grid."""
         return float(self.x[1] - self.x[0])
 
 

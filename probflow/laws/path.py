@@ -41,8 +41,8 @@ SPREAD = 0.5
 __all__ = ["path_kl", "path_kl_samples"]
 
 # Spacing of the trapezoidal sums, in standard deviations of the narrowest component. Normal
-# densities would be summed to round-off; what limits the accuracy is where the posterior passes from
-# one component to another, over a shorter distance. Measured on mixtures: relative error 3e-5.
+# densities would be summed to round-off; what limits the accuracy is where the posterior passes
+# from one component to another, over a shorter distance. Measured on mixtures: relative error 3e-5.
 SPACING = 0.4
 # Noise before the score, in one dimension: relative error below 1e-7, at 4 steps.
 _HERMITE = np.polynomial.hermite_e.hermegauss(32)
@@ -51,7 +51,8 @@ _HERMITE = np.polynomial.hermite_e.hermegauss(32)
 def _chain(plan: Plan) -> list[tuple[Step, tuple[Kernel, ...]]]:
     if not plan.stochastic:
         raise Refusal(
-            f"{plan.solver} is deterministic: its kernel is a point mass, so the path KL is infinite"
+            f"{plan.solver} is deterministic: its kernel is a point mass, so the path KL is "
+            "infinite"
         )
     return [(step, kernels(step, plan.solver)) for step in plan.steps]
 
@@ -89,7 +90,7 @@ def _step_kl(
     model: ExactModel,
     solver: str,
 ) -> float:
-    t, s, a, v = reverse_pair(process, step)
+    _, _, a, v = reverse_pair(process, step)
     low, high, narrow = support(process, target, step.start)
     x = np.linspace(low, high, int((high - low) / (SPACING * narrow)) + 2)
     weight = np.exp(true_log_density(process, target, step.start, x)) * (x[1] - x[0])

@@ -153,6 +153,7 @@ class HalfNoise:
 
     @property
     def shift(self) -> float:
+        """Weight of x in x' once the noise is eliminated."""
         return self.a - self.c * self.r / self.e
 
     def inner(self, u: Tensor, model: ExactModel) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 from probflow.grids import log_snr
 from probflow.processes import Process
 from probflow.solvers import Solver, get_solver
+from probflow.studies.builtin import mixture
 from probflow.studies.rows import OrderEstimate
 from probflow.studies.runner import study
-from probflow.targets import GaussianMixture, Target
+from probflow.targets import Target
 
 __all__ = ["OrderError", "assert_order", "check_order"]
 
@@ -76,7 +77,7 @@ def check_order(
     if not measures:
         raise ValueError(f"measure: {found.name} declares no orders; name the measures to check")
     result = study(
-        two_normals() if target is None else target,
+        mixture() if target is None else target,
         [found],
         steps,
         measures,
@@ -117,8 +118,3 @@ def assert_order(
     if wrong:
         raise OrderError("\n".join(wrong))
     return estimates
-
-
-def two_normals() -> GaussianMixture:
-    """The check's target: unequal weights and widths, overlapping, not symmetric."""
-    return GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.3, 0.45])

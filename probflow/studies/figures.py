@@ -108,8 +108,8 @@ def builtin_figures(study: Study, provenance: Mapping[str, Any]) -> Figures:
             "rates-digits",
             "Real data: 1 797 handwritten digits in 64 dimensions, exact score of the noised "
             "empirical measure. Left: strong error of the deterministic samplers. Right: "
-            "path-space divergence of the stochastic samplers with a tractable kernel. Bars are "
-            "95 % intervals.",
+            "path-space divergence of the stochastic samplers with a tractable kernel. 96 samples "
+            "left, 384 (half-noise: 32) paths right; bars are 95 % intervals.",
             rate_panels(real, footer=footer(real)),
         ),
         (

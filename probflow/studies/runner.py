@@ -304,6 +304,12 @@ def make_curves(
     for target in targets:
         if not isinstance(target, Target):
             raise TypeError(f"targets: need probflow targets, got {type(target).__name__}")
+    names = [target.name for target in targets]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"targets: names must differ, got {', '.join(names)}; set target.name to tell them "
+            "apart"
+        )
     if settings.samples < 2 or settings.reference_steps < 2:
         raise ValueError(
             f"samples, reference_steps: need at least 2, got {settings.samples}, "
