@@ -388,11 +388,11 @@ def test_model_of_a_target_is_minus_sigma_score(name: str) -> None:
         (lambda: pf.Empirical(np.array([1.0, math.inf])), "data: must be finite"),
         (
             lambda: MIXTURES["full"].score(torch.zeros(2, 4), 1.0, 1.0),
-            r"x: gaussianmixture-2x3d has 3 coordinates a sample, got shape \(2, 4\)",
+            r"x: gaussian-mixture-3d has 3 coordinates a sample, got shape \(2, 4\)",
         ),
         (
             lambda: MIXTURES["full"].flow(torch.zeros(2, 3), (1.0, 1.0), (1.0, 0.5)),
-            "flow: gaussianmixture-2x3d has 3 dimensions",
+            "flow: gaussian-mixture-3d has 3 dimensions",
         ),
     ],
 )

@@ -261,9 +261,12 @@ def line_law(
     Raises
     ------
     Refusal
-        If a step is no product of known kernels, the grid would be too large, or mass is lost.
+        If the plan is deterministic, a step is no product of known kernels, the grid would be too
+        large, or mass is lost.
     """
     _require_line(target)
+    if not plan.stochastic:
+        raise Refusal(f"{plan.solver} is deterministic: it is a map; use map_distances")
     model = ExactModel(plan, process, target)
     chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
 

@@ -113,7 +113,7 @@ def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | N
         result = measure(name, plan, process, curve.target, curve.settings, curve.reference)
     except Refusal as reason:
         return replace(empty, status=f"refused: {reason}"), None
-    except (NonFiniteError, ValueError) as reason:
+    except (NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError) as reason:
         return replace(empty, status=f"failed: {reason}"), None
     return replace(empty, error=result.error, se=result.se, floor=result.floor), result
 
@@ -223,7 +223,7 @@ class Study:
 
 def study(
     targets: Sequence[Target] | Target,
-    solvers: Sequence[str | Solver],
+    solvers: Sequence[str | Solver] | str | Solver,
     steps: Sequence[int],
     measure: str | Sequence[str] = "tv",
     *,
@@ -242,7 +242,7 @@ def study(
     targets
         One target or several; every run starts from the exact noised law of its target.
     solvers
-        Names, or :class:`probflow.Solver` objects.
+        One or several names, or :class:`probflow.Solver` objects.
     steps
         Increasing step counts, best at least five that span a factor of 8 or more.
     measure
@@ -267,7 +267,7 @@ def study(
     """
     curves = make_curves(
         targets=[targets] if isinstance(targets, Target) else list(targets),
-        solvers=solvers,
+        solvers=[solvers] if isinstance(solvers, str | Solver) else list(solvers),
         steps=steps,
         measures=[measure] if isinstance(measure, str) else list(measure),
         grid=default_grid() if grid is None else as_grid(grid),

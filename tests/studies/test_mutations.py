@@ -92,6 +92,13 @@ def mutant(solver: Solver, place: Place | None, factor: float) -> Mutant:
 #: 1 with any value. In path space the order is 1/2 with any other value than 1/2.
 SAME_ORDER_IN = {("accelerated-sde-half-noise", "stage0-z0"): {"tv"}}
 
+#: A score that is wrong by a factor 1 + d adds d^2/4 E|score|^2 per unit of -ln ab to the path KL,
+#: whatever the steps. With d = 0.02 its root is a plateau of about 0.01, and the correct error at
+#: 512 steps is still 0.07: nothing to be seen in path space. TV is at its plateau long before.
+HIDDEN_AT_2_PERCENT = {
+    (solver, "update-f0"): {"path-kl"} for solver in ("ddpm", "ddpm-posterior", "euler-maruyama")
+}
+
 MUTATIONS = [
     pytest.param(solver, place, id=f"{solver.name}-{place}")
     for solver in pf.all_solvers()
@@ -120,6 +127,7 @@ def test_every_weight_is_mutated() -> None:
                 assert {f"{part}-{register}" for register, _ in combination} <= known
 
 
+@pytest.mark.slow  # 30 s
 @pytest.mark.parametrize("solver", pf.all_solvers(), ids=lambda s: s.name)
 def test_without_a_mutation_the_order_holds(solver: Solver) -> None:
     """The sweep's step counts confirm the orders, so that a verdict on a mutant says something."""
@@ -133,8 +141,8 @@ def test_a_wrong_weight_fails(solver: Solver, place: Place) -> None:
     assert estimate.verdict != "consistent"
 
 
-@pytest.mark.slow  # minutes
-@pytest.mark.parametrize("factor", [1.1, 0.9, 1.02])
+@pytest.mark.slow  # 20 minutes a factor
+@pytest.mark.parametrize("factor", [1.1, 1.02])
 @pytest.mark.parametrize(("solver", "place"), MUTATIONS)
 def test_a_wrong_weight_fails_in_every_measure(solver: Solver, place: Place, factor: float) -> None:
     steps = (8, 16, 32, 64, 128, 256, 512)
@@ -142,7 +150,10 @@ def test_a_wrong_weight_fails_in_every_measure(solver: Solver, place: Place, fac
         e.measure: e.verdict for e in check_order(mutant(solver, place, factor), steps=steps)
     }
     confirmed = {measure for measure, verdict in verdicts.items() if verdict == "consistent"}
-    assert confirmed == SAME_ORDER_IN.get((solver.name, str(place)), set())
+    key = solver.name, str(place)
+    hidden = HIDDEN_AT_2_PERCENT.get(key, set()) if factor == 1.02 else set()
+    assert confirmed == SAME_ORDER_IN.get(key, set()) | hidden
+    assert confirmed < set(verdicts)
 
 
 # Wrong formulas of the accelerated deterministic sampler ------------------------------------

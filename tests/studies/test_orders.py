@@ -1,0 +1,182 @@
+"""Every registered solver has the orders that it declares, in every measure that it declares.
+
+``check_order`` measures on a mixture of two normal laws on the line, log-SNR evenly spaced between
+``-ln ab`` = 3 and -ln 0.99, on ``VP.linear``, 8 to 256 steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+import probflow as pf
+from probflow.plan import Linear, StepBuilder
+from probflow.processes import Process
+from probflow.solvers import Solver, unregister
+from probflow.studies import OrderError, assert_order, check_order, estimate_order, study
+from probflow.studies.builtin import mixture
+from probflow.studies.check import STEPS
+
+ALL = pf.all_solvers()
+PLANE = pf.GaussianMixture(
+    [0.2, 0.3, 0.1, 0.4],
+    [[-1.0, -0.8], [1.1, -0.5], [-0.7, 1.2], [0.9, 1.0]],
+    stds=[[0.4, 0.5], [0.5, 0.35], [0.45, 0.4], [0.6, 0.5]],
+)
+
+
+def name(solver: Solver) -> str:
+    return solver.name
+
+
+@pytest.mark.parametrize("solver", ALL, ids=name)
+def test_declared_orders(solver: Solver) -> None:
+    estimates = assert_order(solver)
+    assert {e.measure for e in estimates} == set(solver.orders)
+    for estimate in estimates:
+        assert estimate.claim == solver.orders[estimate.measure]
+        assert estimate.window[1] == 256
+
+
+@pytest.mark.slow  # 2 minutes
+@pytest.mark.parametrize("solver", ALL, ids=name)
+def test_declared_orders_to_512_steps(solver: Solver) -> None:
+    assert_order(solver, steps=(*STEPS, 512))
+
+
+@pytest.mark.slow  # 2 minutes
+@pytest.mark.parametrize("solver", ALL, ids=name)
+def test_w2_and_kl_follow_tv(solver: Solver) -> None:
+    assert_order(solver, ["w2", "kl"])
+
+
+# Other dimensions and processes -----------------------------------------------------------------
+
+DETERMINISTIC = [s for s in ALL if not s.stochastic]
+
+
+def quickly(names: tuple[str, ...], solvers: list[Solver]) -> list:
+    """Parameters: the named solvers in every run, the others in slow runs."""
+    return [
+        pytest.param(s, id=s.name, marks=[] if s.name in names else pytest.mark.slow)
+        for s in solvers
+    ]
+
+
+@pytest.mark.parametrize("solver", quickly(("ddim", "heun"), DETERMINISTIC))
+def test_strong_order_in_the_plane(solver: Solver) -> None:
+    assert_order(solver, "strong", target=PLANE)
+
+
+PROCESSES: list[Process] = [pf.VE(), pf.EDM(), pf.FlowMatching(), pf.VP.cosine()]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("solver", quickly(("heun", "dpm-solver++-2m"), list(ALL)))
+def test_orders_on_other_processes(solver: Solver, process: Process) -> None:
+    assert_order(solver, process=process)
+
+
+# Solvers of users, and the helper itself --------------------------------------------------------
+
+
+@pytest.fixture
+def mine() -> Iterator[Solver]:
+    @pf.register_solver("mine", reference="here", prediction="eps", orders={"tv": 2, "strong": 2})
+    def mine(step: StepBuilder, end: float = 1.0) -> Linear:
+        """y' = y + (rho' - rho) eps((y + y_euler)/2): the midpoint rule in rho, at the mean rho."""
+        t, s = step.t, step.s
+        middle = step.at_lambda(-math.log(0.5 * (t.rho + s.rho)))
+        eps = step.model(step.x, t)
+        inner = middle.alpha * (step.x / t.alpha + (middle.rho - t.rho) * eps)
+        outer = step.x / t.alpha + end * (s.rho - t.rho) * step.model(inner, middle)
+        return s.alpha * outer
+
+    yield pf.get_solver("mine")
+    unregister("mine")
+
+
+def test_a_users_solver(mine: Solver) -> None:
+    assert mine in pf.all_solvers()
+    for estimate in assert_order("mine"):
+        assert estimate.order == pytest.approx(2, abs=0.1)
+    assert check_order(mine, "tv")[0].solver == "mine"
+
+
+def test_a_users_wrong_solver(mine: Solver) -> None:
+    with pytest.raises(OrderError, match=r"mine, strong, order 2: slower: the interval \["):
+        assert_order(mine.with_options(end=1.01), "strong")
+
+
+def test_claims_that_are_too_high_or_too_low() -> None:
+    steps = STEPS[:-1]
+    for order, verdict in ((0.5, "faster"), (1, "consistent"), (1.5, "slower")):
+        [estimate] = check_order(replace(pf.get_solver("ddim"), orders={"tv": order}), steps=steps)
+        assert estimate.verdict == verdict
+
+
+def test_measures_without_a_claim() -> None:
+    [estimate] = check_order("ddim", "w2")
+    assert estimate.verdict == "consistent"  # W2 has the order of TV
+    with pytest.raises(OrderError, match="ddim, path-kl, order nan: inconclusive: refused:"):
+        assert_order("ddim", "path-kl", steps=(8, 16, 32))
+    with pytest.raises(ValueError, match="measure: ddim declares no orders; name the measures"):
+        check_order(replace(pf.get_solver("ddim"), orders={}))
+    with pytest.raises(ValueError, match="solver: no solver is named 'ddmi'"):
+        check_order("ddmi")
+
+
+def test_too_few_points_are_no_confirmation() -> None:
+    with pytest.raises(OrderError, match="inconclusive: only 3 usable points"):
+        assert_order("ddim", "tv", steps=(8, 16, 32))
+
+
+# Orders that depend on target and grid ----------------------------------------------------------
+
+
+def test_a_gaussian_target_is_a_trap() -> None:
+    """There the accelerated stochastic sampler is of order 2 in TV: its error is all of T3."""
+    [estimate] = check_order("accelerated-sde", "tv", target=pf.Gaussian([0.4], 0.25))
+    assert estimate.verdict == "faster"
+    assert estimate.order == pytest.approx(2, abs=0.1)
+
+
+def test_an_order_belongs_to_a_grid() -> None:
+    """-ln ab evenly spaced to 1e-4: the last steps are long in log-SNR, where eps is not affine.
+
+    The paper's sampler with two evaluations keeps order 2, the practical one falls to 1.
+    """
+    grid = pf.grids.exponential(3.0, 1e-4, "neg_log_ab")
+    [theory] = check_order("accelerated-ode", "tv", grid=grid)
+    [practical] = check_order("accelerated-ode-arcsin", "tv", grid=grid)
+    assert theory.verdict == "consistent"
+    assert practical.verdict != "consistent"
+    assert practical.eoc[-1] == pytest.approx(1.1, abs=0.1)
+
+
+#: On the paper's schedule the range of -ln ab grows like ln T. A solver that expands sqrt(alpha)
+#: makes an error of b^(p+1) on each of its steps, the pure-noise ones included, which sums up to
+#: h^p ln T = O(T^-p (ln T)^(p+1)): one logarithm more than h^p, enough to look slower against h.
+SLOWER_AGAINST_H = {"vanilla-ode", "accelerated-ode-multistep"}
+
+
+@pytest.mark.slow  # 2 minutes
+@pytest.mark.parametrize("solver", DETERMINISTIC, ids=name)
+def test_strong_orders_on_the_papers_schedule(solver: Solver) -> None:
+    steps = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    result = study(mixture(), solver, steps, "strong", grid=pf.grids.paper())
+    [against_h] = result.orders()
+    assert against_h.axis == "h"
+    assert (against_h.verdict == "slower") == (solver.name in SLOWER_AGAINST_H)
+    against_t = estimate_order(
+        steps,
+        [row.error for row in result.rows],
+        claim=against_h.claim,
+        max_log_power=against_h.claim + 1,
+    )
+    assert against_t.verdict not in ("slower", "faster")
+    if solver.name in SLOWER_AGAINST_H:
+        assert against_t.verdict == "consistent"

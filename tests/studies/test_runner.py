@@ -1,0 +1,308 @@
+"""Studies: rows, refusals, common random numbers, workers, arguments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+import probflow as pf
+from probflow.laws import Refusal
+from probflow.plan import Linear, StepBuilder
+from probflow.solvers import Solver
+from probflow.studies import study
+from probflow.studies.builtin import mixture
+from probflow.studies.measure import (
+    Measurement,
+    Settings,
+    log_covariance,
+    measure,
+    needs_reference,
+    reference_flow,
+)
+from probflow.studies.order import fit_order
+from probflow.studies.runner import default_grid, h_max
+
+VP = pf.VP.linear()
+MIXTURE = mixture()
+PLANE = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.0, -0.4]], stds=[0.5, 0.7])
+STEPS = (8, 16, 32, 64, 128)
+
+
+def same(one: object, other: object) -> bool:
+    """Equality with NaN equal to itself."""
+    return repr(asdict(one)) == repr(asdict(other))  # type: ignore[call-overload]
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def test_rows_and_estimates() -> None:
+    result = study(MIXTURE, ["ddim", "heun"], STEPS, ["tv", "strong"])
+    assert len(result.rows) == 2 * 2 * 5
+    assert [(e.solver, e.measure) for e in result.orders()] == [
+        ("ddim", "tv"),
+        ("ddim", "strong"),
+        ("heun", "tv"),
+        ("heun", "strong"),
+    ]
+    for estimate in result.orders():
+        rows = [
+            r for r in result.rows if (r.solver, r.measure) == (estimate.solver, estimate.measure)
+        ]
+        assert [r.steps for r in rows] == list(STEPS)
+        used = [r.steps for r in rows if r.in_window]
+        assert (used[0], used[-1]) == estimate.window
+        assert math.isnan(rows[0].eoc)
+        for before, here in itertools.pairwise(rows):
+            assert here.eoc == pytest.approx(math.log2(before.error / here.error))
+        assert tuple(r.eoc for r in rows[-3:]) == pytest.approx(estimate.eoc)
+        for row in rows:
+            plan = pf.get_solver(row.solver).plan(VP, default_grid().times(VP, row.steps))
+            assert row.nfe == plan.nfe == row.steps * pf.get_solver(row.solver).nfe
+            assert row.h_max == pytest.approx(1 - math.exp(-(3.0 + math.log(0.99)) / row.steps))
+            assert row.h_max == h_max(plan, VP)
+            assert (row.status, row.se, row.target) == ("ok", 0.0, "mixture-1d")
+            assert 0 < row.floor < 1e-12
+            assert row.grid == default_grid().label
+
+
+def test_one_solver_may_be_given_alone() -> None:
+    names = study(MIXTURE, ["ddim"], STEPS[:2]).rows
+    for solver in ("ddim", pf.get_solver("ddim")):
+        assert all(map(same, study(MIXTURE, solver, STEPS[:2]).rows, names))
+
+
+def test_local_orders_skip_refused_cells() -> None:
+    """A refused cell is a row with its reason, not an exception, and breaks the chain of EOCs."""
+    rows = study(MIXTURE, "dpm-solver-2", (2, 4, 8)).rows
+    assert rows[0].status.startswith("refused: dpm-solver-2 with 2 steps is no increasing map")
+    assert math.isnan(rows[0].error)
+    assert rows[0].nfe == 4
+    assert not rows[0].in_window
+    assert math.isnan(rows[1].eoc)
+    assert rows[2].status == "ok"
+    assert math.isfinite(rows[2].eoc)
+
+
+@pytest.mark.parametrize(
+    ("solver", "name", "target", "reason"),
+    [
+        ("ddim", "path-kl", MIXTURE, "refused: ddim is deterministic: its kernel is a point mass"),
+        ("ddpm", "strong", MIXTURE, "refused: ddpm is stochastic: its strong error needs"),
+        ("ddpm", "tv", PLANE, "refused: the marginal law of a stochastic solver in 2 dimensions"),
+        ("accelerated-sde", "path-kl", PLANE, "refused: accelerated-sde adds noise before"),
+        ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
+        ("ddpm-posterior", "kl", MIXTURE, r"refused: .* KL\(q \|\| p\) is too large to resolve"),
+    ],
+)
+def test_refused_curves(solver: str, name: str, target: pf.GaussianMixture, reason: str) -> None:
+    result = study(target, solver, (1, 2), name, samples=16)
+    [estimate] = result.orders()
+    assert all(re.match(reason, row.status) for row in result.rows)
+    assert estimate.verdict == "inconclusive"
+    assert re.match(reason, estimate.reason)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_failures_are_rows() -> None:
+    """A solver without finite weights on the grid fails with its reason; others go on."""
+    grid = pf.grids.explicit([0.9, 0.5, 0.0])
+    result = study(MIXTURE, ["ddim", "heun", "euler"], (2,), grid=grid)
+    assert [r.status[:7] for r in result.rows] == ["ok", "failed:", "ok"]
+    assert "the process has no finite log-SNR there" in result.rows[1].status
+
+
+def test_overflow_is_a_row() -> None:
+    def step(step: StepBuilder) -> Linear:
+        return 1e160 * step.x + 1e160 * step.model(step.x, step.t)
+
+    wild = Solver("wild", step, "here", "eps", orders={"strong": 1})
+    rows = study([MIXTURE, PLANE], wild, (8, 16), "strong", samples=4, reference_steps=8).rows
+    assert all(row.status.startswith(("refused:", "failed:")) for row in rows)
+
+
+# Random numbers ---------------------------------------------------------------------------------
+
+
+def contributions(solver: str, steps: int, name: str, seed: int = 0) -> np.ndarray:
+    settings, grid = Settings(seed, samples=64), default_grid()
+    plan = pf.get_solver(solver).plan(VP, grid.times(VP, steps), "eps")
+    reference = reference_flow(VP, PLANE, grid, settings) if name == "strong" else None
+    result = measure(name, plan, VP, PLANE, settings, reference)
+    assert result.samples is not None
+    assert result.error > 0
+    assert result.se > 0
+    return result.samples
+
+
+@pytest.mark.parametrize(
+    ("name", "solvers"), [("strong", ("ddim", "euler")), ("tv", ("ddim", "euler"))]
+)
+def test_common_random_numbers(name: str, solvers: tuple[str, str]) -> None:
+    """The same draws for every solver and step count: contributions are strongly correlated."""
+    base = contributions(solvers[0], 16, name)
+    np.testing.assert_array_equal(base, contributions(solvers[0], 16, name))
+    assert np.corrcoef(base, contributions(solvers[0], 32, name))[0, 1] > 0.9
+    assert abs(np.corrcoef(base, contributions(solvers[0], 16, name, seed=1))[0, 1]) < 0.5
+
+
+def test_log_covariance_against_the_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.gamma(2.0, size=2000)
+    curve = [
+        Measurement.of_samples(common * rng.gamma(5.0, size=2000) * scale, 0.5, 1.0, 0.0)
+        for scale in (1.0, 0.1, 0.01)
+    ]
+    logs = []
+    for _ in range(2000):
+        index = rng.integers(0, 2000, 2000)
+        logs.append([0.5 * math.log(m.samples[index].mean()) for m in curve])  # type: ignore[index]
+    bootstrap = np.cov(np.transpose(logs))
+    exact = log_covariance(curve)
+    assert exact is not None
+    # 2000 resamples know a variance to sqrt(2/2000) = 3 %.
+    np.testing.assert_allclose(exact, bootstrap, rtol=4 * math.sqrt(2 / 2000))
+    for index, m in enumerate(curve):
+        assert m.se / m.error == pytest.approx(math.sqrt(exact[index, index]))
+
+
+def test_exact_measures_have_no_covariance() -> None:
+    assert log_covariance([Measurement(1.0), Measurement(0.5)]) is None
+
+
+def test_common_draws_sharpen_the_order() -> None:
+    """The interval with the covariance is narrower than with standard errors alone."""
+    result = study(PLANE, "euler", STEPS, "strong", samples=64)
+    [estimate] = result.orders()
+    rows = result.rows
+    alone = fit_order(
+        list(STEPS), [r.error for r in rows], claim=1.0, se=[r.se for r in rows]
+    ).estimate
+    assert estimate.verdict == "consistent"
+    assert estimate.high - estimate.low < alone.high - alone.low
+
+
+def test_too_few_samples_for_a_mean() -> None:
+    with pytest.raises(Refusal, match="the mean over samples is -1: too few samples or an over"):
+        Measurement.of_samples(np.array([-1.0, -1.0]), 0.5, 1.0, 0.0)
+
+
+# References -------------------------------------------------------------------------------------
+
+
+def test_reference_flow_knows_its_own_error() -> None:
+    """Against eight times as many steps, its error is what Richardson's comparison says."""
+    grid = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+    coarse, error = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=32))
+    fine, _ = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=256))
+    true = float((coarse - fine).square().mean().sqrt())
+    assert error == pytest.approx(true, rel=0.3)
+
+
+def test_which_targets_need_a_reference() -> None:
+    assert needs_reference(PLANE, ["tv", "strong"])
+    assert not needs_reference(PLANE, ["tv"])
+    assert not needs_reference(MIXTURE, ["strong"])
+    assert not needs_reference(pf.Gaussian([0.0, 1.0], 1.0), ["strong"])
+
+
+def test_strong_error_of_a_plane_gaussian_is_exact() -> None:
+    """The same with the exact flow and with the reference, up to the reference's error."""
+    target = pf.Gaussian([0.3, -0.2], [0.5, 0.2])
+    twin = pf.GaussianMixture([1.0], [[0.3, -0.2]], [[0.5, 0.2]])
+    rows = [study(t, "heun", (8, 16), "strong", samples=32).rows for t in (target, twin)]
+    for exact, other in zip(*rows, strict=True):
+        assert exact.error == pytest.approx(other.error, rel=1e-4)
+
+
+# Workers, arguments -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # 20 s: workers import torch
+def test_two_workers_give_the_same() -> None:
+    arguments = [MIXTURE, PLANE], ["ddim", "ddpm"], (8, 16, 32), ["tv", "strong"]
+    one = study(*arguments, samples=16, reference_steps=32)
+    two = study(*arguments, samples=16, reference_steps=32, jobs=2)
+    assert len(one.rows) == len(two.rows) == 24
+    assert all(map(same, one.rows, two.rows))
+    assert all(map(same, one.estimates, two.estimates))
+
+
+def test_determinism() -> None:
+    one, two = (study(PLANE, "ddim", STEPS[:3], "tv", samples=16) for _ in range(2))
+    other = study(PLANE, "ddim", STEPS[:3], "tv", samples=16, seed=1)
+    assert all(map(same, one.rows, two.rows))
+    assert one.rows[0].error != other.rows[0].error
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"targets": 3}, TypeError, "not iterable"),
+        ({"targets": ["mixture"]}, TypeError, "targets: need probflow targets, got str"),
+        ({"targets": []}, ValueError, "need at least one of each"),
+        ({"targets": [MIXTURE, MIXTURE]}, ValueError, "targets: names must differ"),
+        ({"solvers": ["ddmi"]}, ValueError, "no solver is named 'ddmi'; near"),
+        ({"solvers": []}, ValueError, "need at least one of each"),
+        ({"steps": ()}, ValueError, "steps: need increasing step counts"),
+        ({"steps": (8, 8)}, ValueError, "steps: need increasing step counts"),
+        ({"steps": (0, 8)}, ValueError, "steps: need at least 1"),
+        ({"steps": (8.5,)}, TypeError, "steps: need a whole number"),
+        ({"measure": "hellinger"}, ValueError, "measure: got 'hellinger', allowed are tv"),
+        ({"measure": ()}, ValueError, "need at least one of each"),
+        ({"grid": "quardatic"}, ValueError, "kind: got 'quardatic'"),
+        ({"grid": 3}, TypeError, "grid: need a Grid"),
+        ({"samples": 1}, ValueError, "samples, reference_steps: need at least 2"),
+        ({"reference_steps": 1}, ValueError, "samples, reference_steps: need at least 2"),
+        ({"jobs": 0}, ValueError, "jobs: need a whole number >= 1"),
+        ({"jobs": True}, ValueError, "jobs: need a whole number >= 1"),
+        ({"grid": pf.grids.log_snr(1e9, 1.0, "neg_log_ab")}, ValueError, "start"),
+    ],
+)
+def test_arguments(changed: dict, error: type[Exception], message: str) -> None:
+    arguments = {"targets": MIXTURE, "solvers": ["ddim"], "steps": (8, 16), **changed}
+    with pytest.raises(error, match=message):
+        study(**arguments)
+
+
+def test_unknown_measure_of_one_cell() -> None:
+    plan = pf.get_solver("ddim").plan(VP, default_grid().times(VP, 4))
+    with pytest.raises(ValueError, match="measure: got 'hellinger'"):
+        measure("hellinger", plan, VP, MIXTURE, Settings())
+    with pytest.raises(ValueError, match="reference: this target has no exact flow"):
+        measure("strong", plan, VP, PLANE, Settings())
+
+
+# The paper's schedule ---------------------------------------------------------------------------
+
+
+def test_the_papers_schedule_is_judged_against_h() -> None:
+    """h = c1 ln(T)/T there: local orders in T are too low by 1/ln T, those in h are not."""
+    result = study(MIXTURE, "ddim", (32, 64, 128), grid=pf.grids.paper())
+    assert result.orders()[0].axis == "h"
+    h = [4 * math.log(r.steps + 1) / (r.steps + 1) for r in result.rows]
+    assert [r.h_max for r in result.rows] == pytest.approx(h)
+    for before, here in itertools.pairwise(result.rows):
+        gain = math.log(before.error / here.error)
+        assert here.eoc == pytest.approx(gain / math.log(before.h_max / here.h_max))
+        assert here.eoc > gain / math.log(2)
+
+
+def test_plots_and_tables_come_from_the_rows() -> None:
+    result = study(MIXTURE, "ddim", STEPS)
+    assert "ddim" in result.table()
+    assert "ddim" in result.table("csv")
+    with pytest.raises(ValueError, match="style: got 'word', allowed are markdown"):
+        result.table("word")
+    with pytest.raises(ValueError, match="path: must end in"):
+        result.plot("rates.bmp")
+
+
+def test_settings_are_kept() -> None:
+    result = study(MIXTURE, "ddim", (8,), seed=3, samples=5, reference_steps=7)
+    assert result.settings == replace(Settings(), seed=3, samples=5, reference_steps=7)
