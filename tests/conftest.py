@@ -1,6 +1,10 @@
 """Settings shared by all tests."""
 
+import torch
 from hypothesis import settings
+
+# One thread for each of the parallel test processes: more would fight over the cores.
+torch.set_num_threads(1)
 
 # Machines are shared: no deadline for one example. The same examples in every run.
 settings.register_profile("probflow", deadline=None, derandomize=True)

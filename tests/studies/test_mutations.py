@@ -210,7 +210,7 @@ def test_wrong_formulas_of_the_accelerated_ode(options: dict[str, float], verdic
         memory=1,
         options=options,
     )
-    for estimate in check_order(solver):
+    for estimate in check_order(solver, "strong"):
         assert estimate.verdict == verdict, estimate.reason
         if options:
             assert estimate.order == pytest.approx(1.0, abs=0.05)
