@@ -16,25 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
+
+from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, softplus
 
 __all__ = ["EDM", "VE", "VP", "FlowMatching", "Process"]
-
-Array = Any  # float, numpy array or torch tensor; what comes in is what goes out
-
-
-def _namespace(t: Array) -> tuple[Any, Array]:
-    """Return (numpy or torch, ``t`` in float64)."""
-    if isinstance(t, torch.Tensor):
-        return torch, t.to(torch.float64) if t.device.type != "mps" else t
-    return np, np.asarray(t, dtype=np.float64)[()]
-
-
-def softplus(x: Array) -> Array:
-    """``ln(1 + e^x)`` without overflow, for floats, numpy arrays and tensors."""
-    xp, x = _namespace(x)
-    with np.errstate(invalid="ignore"):  # NaN stays NaN
-        return xp.logaddexp(x, xp.zeros_like(x))
 
 
 class Process:
@@ -94,11 +79,11 @@ class Process:
     def ab(self, t: Array) -> Array:
         r"""``alphas_cumprod`` :math:`\bar\alpha = \alpha^2/(\alpha^2+\sigma^2)` at time ``t``."""
         value = self.neg_log_ab(t)
-        return _namespace(value)[0].exp(-value)
+        return namespace(value)[0].exp(-value)
 
     def t_of_neg_log_ab(self, value: Array) -> Array:
         r"""Time at which :math:`-\ln\bar\alpha` is ``value``."""
-        xp, value = _namespace(value)
+        xp, value = namespace(value)
         with np.errstate(divide="ignore"):
             return self.t(-0.5 * xp.log(xp.expm1(value)))
 
@@ -157,7 +142,7 @@ class VP(Process):
         name = "vp-linear"
         if (beta_min, beta_max) != (0.1, 20.0):
             name += f"({beta_min:g}, {beta_max:g})"
-        return VP(_Linear(beta_min, beta_max), 1.0, 1e-3, name)
+        return VP(LinearRate(beta_min, beta_max), 1.0, 1e-3, name)
 
     @staticmethod
     def cosine(s: float = 0.008) -> VP:
@@ -173,7 +158,7 @@ class VP(Process):
         """
         if not 0 < s < math.inf:
             raise ValueError(f"s: need s > 0, got {s}")
-        return VP(_Cosine(s), 0.9946, 1e-3, "vp-cosine")
+        return VP(Cosine(s), 0.9946, 1e-3, "vp-cosine")
 
     @staticmethod
     def from_betas(betas: Any) -> VP:
@@ -191,7 +176,7 @@ class VP(Process):
             raise ValueError(
                 f"betas: every value must lie in (0, 1), got {values.min():g} .. {values.max():g}"
             )
-        schedule = _Discrete(np.cumsum(-np.log1p(-values)), first=0)
+        schedule = Discrete(np.cumsum(-np.log1p(-values)), first=0)
         return VP(schedule, schedule.t_max, schedule.t_min, "vp-discrete")
 
     @staticmethod
@@ -213,7 +198,7 @@ class VP(Process):
                 "alphas_cumprod: values must lie in (0, 1) and strictly decrease, got "
                 f"{values[0]:g} .. {values[-1]:g} (min {values.min():g}, max {values.max():g})"
             )
-        schedule = _Discrete(-np.log(values), first=0)
+        schedule = Discrete(-np.log(values), first=0)
         return VP(schedule, schedule.t_max, schedule.t_min, "vp-discrete")
 
     @staticmethod
@@ -243,28 +228,28 @@ class VP(Process):
         first = float(T) ** -c0
         growth = np.minimum(np.log(first) + np.arange(1, T) * np.log1p(h), 0.0)
         betas = np.concatenate([[first], h * np.exp(growth)])
-        schedule = _Discrete(np.cumsum(-np.log1p(-betas)), first=1)
+        schedule = Discrete(np.cumsum(-np.log1p(-betas)), first=1)
         return VP(
             schedule, schedule.t_max, schedule.t_min, f"vp-paper(T={T}, c0={c0:g}, c1={c1:g})"
         )
 
     def neg_log_ab(self, t: Array) -> Array:
         r""":math:`B(t) = -\ln\bar\alpha(t)`, the integral of beta."""
-        return self._schedule.B(_namespace(t)[1])
+        return self._schedule.B(namespace(t)[1])
 
     def beta(self, t: Array) -> Array:
         """Rate ``beta(t) = dB/dt = g(t)^2``."""
-        return self._schedule.dB(_namespace(t)[1])
+        return self._schedule.dB(namespace(t)[1])
 
     def alpha(self, t: Array) -> Array:
         """Signal factor ``exp(-B/2)``."""
         value = self.neg_log_ab(t)
-        return _namespace(value)[0].exp(-0.5 * value)
+        return namespace(value)[0].exp(-0.5 * value)
 
     def sigma(self, t: Array) -> Array:
         """Noise standard deviation ``sqrt(-expm1(-B))``."""
         value = self.neg_log_ab(t)
-        return (-_namespace(value)[0].expm1(-value)) ** 0.5
+        return (-namespace(value)[0].expm1(-value)) ** 0.5
 
     def dalpha(self, t: Array) -> Array:
         """Time derivative ``-beta alpha/2``."""
@@ -286,17 +271,17 @@ class VP(Process):
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``-ln(expm1(B))/2``, written so that a large B does not overflow."""
         value = self.neg_log_ab(t)
-        xp = _namespace(value)[0]
+        xp = namespace(value)[0]
         with np.errstate(divide="ignore"):
             return -0.5 * (value + xp.log(-xp.expm1(-value)))
 
     def t(self, lambda_: Array) -> Array:
         """Time at which the log-SNR is ``lambda_``; NaN where a discrete schedule has none."""
-        return self._schedule.t_of_B(softplus(-2.0 * _namespace(lambda_)[1]))
+        return self._schedule.t_of_B(softplus(-2.0 * namespace(lambda_)[1]))
 
     def t_of_neg_log_ab(self, value: Array) -> Array:
         """Time at which ``B`` is ``value``; NaN where a discrete schedule has none."""
-        return self._schedule.t_of_B(_namespace(value)[1])
+        return self._schedule.t_of_B(namespace(value)[1])
 
     def prior_std(self, t: float | None = None) -> float:
         """Always 1: the noisy end is N(0, I)."""
@@ -327,16 +312,16 @@ class VE(Process):
 
     def alpha(self, t: Array) -> Array:
         """Always 1."""
-        return 0.0 * _namespace(t)[1] + 1.0
+        return 0.0 * namespace(t)[1] + 1.0
 
     def sigma(self, t: Array) -> Array:
         """Geometric from ``sigma_min`` to ``sigma_max``."""
-        xp, t = _namespace(t)
+        xp, t = namespace(t)
         return xp.exp(self._log_min + self._span * t)
 
     def dalpha(self, t: Array) -> Array:
         """Always 0."""
-        return 0.0 * _namespace(t)[1]
+        return 0.0 * namespace(t)[1]
 
     def dsigma(self, t: Array) -> Array:
         """Time derivative ``sigma ln(sigma_max/sigma_min)``."""
@@ -344,11 +329,11 @@ class VE(Process):
 
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``-ln(sigma)``, linear in t."""
-        return -(self._log_min + self._span * _namespace(t)[1])
+        return -(self._log_min + self._span * namespace(t)[1])
 
     def t(self, lambda_: Array) -> Array:
         """Time at which the log-SNR is ``lambda_``."""
-        return (-_namespace(lambda_)[1] - self._log_min) / self._span
+        return (-namespace(lambda_)[1] - self._log_min) / self._span
 
 
 class EDM(Process):
@@ -371,15 +356,15 @@ class EDM(Process):
 
     def alpha(self, t: Array) -> Array:
         """Always 1."""
-        return 0.0 * _namespace(t)[1] + 1.0
+        return 0.0 * namespace(t)[1] + 1.0
 
     def sigma(self, t: Array) -> Array:
         """Equal to t."""
-        return _namespace(t)[1]
+        return namespace(t)[1]
 
     def dalpha(self, t: Array) -> Array:
         """Always 0."""
-        return 0.0 * _namespace(t)[1]
+        return 0.0 * namespace(t)[1]
 
     def dsigma(self, t: Array) -> Array:
         """Always 1."""
@@ -387,13 +372,13 @@ class EDM(Process):
 
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``-ln(t)``."""
-        xp, t = _namespace(t)
+        xp, t = namespace(t)
         with np.errstate(divide="ignore"):
             return -xp.log(t)
 
     def t(self, lambda_: Array) -> Array:
         """Time at which the log-SNR is ``lambda_``."""
-        xp, lambda_ = _namespace(lambda_)
+        xp, lambda_ = namespace(lambda_)
         return xp.exp(-lambda_)
 
 
@@ -410,159 +395,36 @@ class FlowMatching(Process):
 
     def alpha(self, t: Array) -> Array:
         """``1 - t``."""
-        return 1.0 - _namespace(t)[1]
+        return 1.0 - namespace(t)[1]
 
     def sigma(self, t: Array) -> Array:
         """``t``."""
-        return _namespace(t)[1]
+        return namespace(t)[1]
 
     def dalpha(self, t: Array) -> Array:
         """Always -1."""
-        return 0.0 * _namespace(t)[1] - 1.0
+        return 0.0 * namespace(t)[1] - 1.0
 
     def dsigma(self, t: Array) -> Array:
         """Always 1."""
-        return 0.0 * _namespace(t)[1] + 1.0
+        return 0.0 * namespace(t)[1] + 1.0
 
     def diffusion(self, t: Array) -> Array:
         """Diffusion ``sqrt(2 t/(1 - t))``; infinite at t = 1."""
-        t = _namespace(t)[1]
+        t = namespace(t)[1]
         with np.errstate(divide="ignore"):
             return (2.0 * t / (1.0 - t)) ** 0.5
 
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``ln((1 - t)/t)``."""
-        xp, t = _namespace(t)
+        xp, t = namespace(t)
         with np.errstate(divide="ignore"):
             return xp.log1p(-t) - xp.log(t)
 
     def t(self, lambda_: Array) -> Array:
         """Time ``1/(1 + e^lambda)``."""
-        xp, lambda_ = _namespace(lambda_)
+        xp, lambda_ = namespace(lambda_)
         return xp.exp(-softplus(lambda_))
-
-
-# Schedules of VP: B(t), its derivative and inverse. ------------------------------------------
-
-
-class _Linear:
-    t_min, t_max = 0.0, 1.0
-
-    def __init__(self, beta_min: float, beta_max: float) -> None:
-        self._first, self._slope = beta_min, beta_max - beta_min
-
-    def B(self, t: Array) -> Array:  # noqa: N802
-        return t * (self._first + 0.5 * self._slope * t)
-
-    def dB(self, t: Array) -> Array:  # noqa: N802
-        return self._first + self._slope * t
-
-    def t_of_B(self, value: Array) -> Array:  # noqa: N802
-        # The root of the quadratic in the form without cancellation.
-        return 2.0 * value / (self._first + (self._first**2 + 2.0 * self._slope * value) ** 0.5)
-
-
-class _Cosine:
-    """B = -2 ln(cos(angle)/cos(angle_0)), angle = angle_0 + rate t, angle(1) = pi/2."""
-
-    t_min, t_max = 0.0, 1.0
-
-    def __init__(self, s: float) -> None:
-        self._s, self._rate = s, 0.5 * math.pi / (1.0 + s)
-        self._sin, self._cos = math.sin(self._rate * s), math.cos(self._rate * s)
-
-    def B(self, t: Array) -> Array:  # noqa: N802
-        xp, t = _namespace(t)
-        turn = self._rate * t
-        # cos(angle)/cos(angle_0) - 1, exact for small turns; near t = 1 the plain logarithm of
-        # cos(angle) = sin(rate (1 - t)) is the exact one.
-        ratio_minus_1 = -2.0 * xp.sin(0.5 * turn) ** 2 - self._sin / self._cos * xp.sin(turn)
-        early = xp.log1p(xp.where(t < 0.5, ratio_minus_1, 0.0 * t))
-        cosine = xp.sin(self._rate * (1.0 - t))
-        with np.errstate(divide="ignore"):
-            late = xp.log(xp.where(t < 0.5, 0.0 * t + 1.0, cosine)) - math.log(self._cos)
-        return -2.0 * xp.where(t < 0.5, early, late)
-
-    def dB(self, t: Array) -> Array:  # noqa: N802
-        xp, t = _namespace(t)
-        # tan(angle), near t = 1 as the cotangent of the complement.
-        early = xp.tan(self._rate * (self._s + xp.where(t < 0.5, t, 0.0 * t)))
-        with np.errstate(divide="ignore"):
-            late = 1.0 / xp.tan(self._rate * xp.where(t < 0.5, 0.0 * t + 0.5, 1.0 - t))
-        return 2.0 * self._rate * xp.where(t < 0.5, early, late)
-
-    def t_of_B(self, value: Array) -> Array:  # noqa: N802
-        xp, value = _namespace(value)
-        cosine = self._cos * xp.exp(-0.5 * value)
-        gap = -(self._cos**2) * xp.expm1(-value)  # sin(angle)^2 - sin(angle_0)^2
-        sine = (self._sin**2 + gap) ** 0.5
-        # gap = sin(angle + angle_0) sin(angle - angle_0): the small turn without cancellation.
-        sin_turn = gap / (sine * self._cos + cosine * self._sin)
-        cos_turn = cosine * self._cos + sine * self._sin
-        return xp.arctan2(sin_turn, cos_turn) / self._rate
-
-
-class _Discrete:
-    """B at whole times first, first + 1, ...; the log-SNR between them by a monotone cubic."""
-
-    def __init__(self, values: np.ndarray, first: int) -> None:
-        self.t_min, self.t_max = float(first), float(first + len(values) - 1)
-        self._lambda = -0.5 * (values + np.log(-np.expm1(-values)))
-        knots = np.arange(len(values)) + self.t_min
-        self._coefficients = PchipInterpolator(knots, self._lambda).c  # (4, N - 1), high first
-        self._tables: dict[torch.device, torch.Tensor] = {}
-
-    def _cubic(self, t: Array) -> tuple[Array, Array]:
-        """Log-SNR and its slope at time(s) t."""
-        xp, t = _namespace(t)
-        shifted = t - self.t_min
-        last = self._coefficients.shape[1] - 1
-        if xp is torch:
-            if t.device not in self._tables:
-                self._tables[t.device] = torch.as_tensor(self._coefficients, device=t.device)
-            index = shifted.floor().clamp(0, last).long()
-            table = self._tables[t.device]
-        else:
-            index = np.clip(np.floor(shifted), 0, last).astype(np.int64)
-            table = self._coefficients
-        c3, c2, c1, c0 = (row[index] for row in table)
-        u = shifted - index
-        return c0 + u * (c1 + u * (c2 + u * c3)), c1 + u * (2.0 * c2 + u * 3.0 * c3)
-
-    def B(self, t: Array) -> Array:  # noqa: N802
-        return softplus(-2.0 * self._cubic(t)[0])
-
-    def dB(self, t: Array) -> Array:  # noqa: N802
-        lambda_, slope = self._cubic(t)
-        return -2.0 * slope * _namespace(lambda_)[0].exp(-softplus(2.0 * lambda_))
-
-    def t_of_B(self, value: Array) -> Array:  # noqa: N802
-        if isinstance(value, torch.Tensor):
-            host = value.detach().cpu().numpy()
-            return torch.as_tensor(self.t_of_B(host), device=value.device)
-        with np.errstate(divide="ignore"):
-            target = -0.5 * (value + np.log(-np.expm1(-value)))
-        # Bracket between two training times, then bisect: exact at the ends, 60 halvings.
-        index = np.clip(
-            np.searchsorted(-self._lambda, -target, side="right") - 1, 0, len(self._lambda) - 2
-        )
-        low, high = index + self.t_min, index + 1 + self.t_min
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            above = self._cubic(middle)[0] > target
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-        knots = np.arange(len(self._lambda)) + self.t_min
-        result = 0.5 * (low + high)
-        nearest = np.clip(np.rint(result - self.t_min), 0, len(knots) - 1).astype(np.int64)
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(self._lambda[nearest] - target)
-            slack = np.minimum(np.maximum(1.0, np.abs(target)), 100.0)
-            result = np.where(gap <= 1e-14 * slack, knots[nearest], result)
-            # Beyond the first and the last training time there is no time to name.
-            inside = (target <= self._lambda[0] + 1e-12 * slack) & (
-                target >= self._lambda[-1] - 1e-12 * slack
-            )
-        return np.where(inside, result, math.nan)[()]
 
 
 def _sequence(values: Any, name: str) -> np.ndarray:

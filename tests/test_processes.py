@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probflow as pf
-from probflow.processes import Process, softplus
+from probflow.processes import Process
+from probflow.schedules import softplus
 
 mp.mp.dps = 50
 

@@ -156,6 +156,7 @@ class _Later:
         return self._source(start, stop)
 
     def restart(self) -> None:
+        """Start again after the draw of the initial state."""
         self._source.restart()
         self._source(0.0, 1.0)
 
