@@ -84,8 +84,8 @@ def as_model(model: Any, process: Process | None = None) -> Model:
     if isinstance(model, Model):
         if process is not None and model.process is not process:
             raise ValueError(
-                f"model: it belongs to the process {model.process!r}, not to {process!r}; "
-                "make both from the same object"
+                f"model: it belongs to the process {model.process!r}, and process= is another "
+                f"object, {process!r}; leave process out, or give the model's own"
             )
         return model
     if hasattr(model, "score") and hasattr(model, "model"):

@@ -31,12 +31,15 @@ class Process:
         The process is defined on this closed interval; ``t`` grows from data to noise.
     start, end : float
         Where sampling starts and ends unless a grid says otherwise (``start > end``).
+    default_grid : str
+        Kind of grid that sampling uses unless told otherwise.
     """
 
     t_min: float
     t_max: float
     start: float
     end: float
+    default_grid = "log-snr"
 
     def alpha(self, t: Array) -> Array:
         """Signal factor at time ``t``."""
@@ -348,6 +351,7 @@ class EDM(Process):
     """
 
     t_min, t_max = 0.0, math.inf
+    default_grid = "karras"
     name = "edm"
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def sample(
     steps: int | None = None,
     *,
     process: Process | None = None,
-    grid: Any = "uniform",
+    grid: Any = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     noise: NoiseSource | BrownianPath | None = None,
@@ -62,7 +63,8 @@ def sample(
     process
         Noising process of a target; a model has its own.
     grid
-        A :class:`probflow.grids.Grid`, the name of a kind, or decreasing times.
+        A :class:`probflow.grids.Grid`, the name of a kind, or decreasing times; by default the
+        process's own kind: Karras for EDM, uniform log-SNR for the others.
     seed
         Fixes initial state and noises: sample i is the same for every batch size and chunking.
     generator
@@ -96,7 +98,9 @@ def sample(
         If the model returns NaN or infinity.
     """
     model = as_model(model, process)
-    times = as_grid(grid).times(model.process, steps)
+    times = as_grid(model.process.default_grid if grid is None else grid).times(
+        model.process, steps
+    )
     plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: give one of them, not both")
@@ -113,7 +117,7 @@ def sample(
     else:
         if not isinstance(x, Tensor):
             raise TypeError(f"x: need a tensor, got {type(x).__name__}")
-        if shape is not None and tuple(shape) != tuple(x.shape):
+        if shape is not None and _check_shape(shape) != tuple(x.shape):
             raise ValueError(f"shape: {tuple(shape)} is not that of x, {tuple(x.shape)}")
         shape, dtype, device = tuple(x.shape), x.dtype, x.device
     source: Any = None
@@ -163,7 +167,7 @@ class _Later:
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(size) for size in shape)
+        sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         raise TypeError(f"shape: need (batch, ...), got {shape!r}") from None
     if not sizes or any(size < 1 for size in sizes):

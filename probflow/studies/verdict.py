@@ -148,7 +148,7 @@ def _judge(
         holds = f"the interval {interval} holds the claim {claim:g}"
         half = 0.5 * (high - low)
         if half > MAX_HALF_WIDTH:
-            reason = f"{holds}, but its half width {half:.2f} exceeds {MAX_HALF_WIDTH:g}"
+            reason = f"{holds}, but its half width {half:.3f} exceeds {MAX_HALF_WIDTH:g}"
             return "inconclusive", reason
         if abs(finest - claim) > MAX_LOCAL_GAP:
             gap = f"more than {MAX_LOCAL_GAP:g} away from it"

@@ -186,7 +186,9 @@ def test_wide_interval() -> None:
     errors = T**-1.0 * (1.0 + 8.0 / T)
     estimate = estimate_order(STEPS, errors, claim=1.0, se=0.02 * errors)
     assert estimate.verdict == "inconclusive"
-    assert re.search(r"holds the claim 1, but its half width 0\.\d\d exceeds 0\.2", estimate.reason)
+    assert re.search(
+        r"holds the claim 1, but its half width 0\.\d\d\d exceeds 0\.2", estimate.reason
+    )
 
 
 def test_rising_local_order_is_not_called_slower() -> None:
