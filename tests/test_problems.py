@@ -115,7 +115,8 @@ def test_what_is_refused() -> None:
     model = pf.Model(lambda x, t: x, process)
     assert as_model(model) is model
     assert as_model(model, process) is model
-    with pytest.raises(ValueError, match=r"belongs to the process .* is another object, .*leave process out"):
+    wanted = r"belongs to the process .* is another object, .*leave process out"
+    with pytest.raises(ValueError, match=wanted):
         pf.ProbabilityFlowODE(pf.VP.linear(), model)
     with pytest.raises(ValueError, match="model: it belongs to the process"):
         pf.ReverseSDE(pf.EDM(), model)
