@@ -196,7 +196,7 @@ class Linear:
         return Linear(terms, None if self.input is self else self.input.aged())
 
     def combination(self) -> Combination:
-        """The terms as a tuple; zero weights are left out, a weight within 4 ulp of 1 is 1."""
+        """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1."""
         return tuple(
             (register, 1.0 if abs(weight - 1.0) < 1e-15 else float(weight))
             for register, weight in self.terms.items()

@@ -134,7 +134,9 @@ def sample(
         for time in (plan.times[0], plan.times[-1]):
             noise.check_time(time)
         noise = PathNoise(noise, dtype=wide)
-    steps_noise = noise if noise is not None else _Later(source) if source is not None else None
+    steps_noise = (
+        noise if noise is not None else _AfterInitialState(source) if source is not None else None
+    )
     with torch.set_grad_enabled(gradients):
         return run_plan(
             plan,
@@ -150,7 +152,7 @@ def sample(
         )
 
 
-class _Later:
+class _AfterInitialState:
     """A source whose first draw, the initial state, is always made first."""
 
     def __init__(self, source: NoiseSource) -> None:

@@ -57,6 +57,7 @@ class _Registers:
         self.values, self.slopes = values, slopes
 
     def combine(self, combination: Combination) -> tuple[Tensor, Tensor | None]:
+        """Value and derivative of a combination."""
         value = sum(weight * self.values[register] for register, weight in combination)
         if self.slopes is None:
             return value, None  # type: ignore[return-value]
@@ -64,11 +65,14 @@ class _Registers:
         return value, slope  # type: ignore[return-value]
 
     def set(self, register: Register, value: Tensor, slope: Tensor | None) -> None:
+        """Store a register."""
         self.values[register] = value
         if self.slopes is not None and slope is not None:
             self.slopes[register] = slope
 
     def aged(self, memory: int) -> _Registers:
+        """The registers as the next step sees them, those within ``memory`` steps."""
+
         def shift(table: dict[Register, Tensor]) -> dict[Register, Tensor]:
             return {r._replace(age=r.age + 1): v for r, v in table.items() if r.age < memory}
 

@@ -1,6 +1,7 @@
 r"""Samplers of the discrete-time chain: DDPM and its kin, and the founding paper's.
 
-All are written for a variance-preserving state Y. For a step from t to s (noise to data)
+All but ``euler-maruyama``, their continuous-time kin, are written for a variance-preserving
+state Y. For a step from t to s (noise to data)
 :math:`\alpha = \bar\alpha_t/\bar\alpha_s` is the one-step ratio (``alpha_ratio`` below) and
 :math:`b = 1 - \alpha`; ``score`` is :math:`\nabla \ln p_t`; Z are unit normals.
 
