@@ -3,10 +3,12 @@
 from probflow import grids
 from probflow._version import __version__
 from probflow.adapters import register, unregister
-from probflow.integrate import BrownianPath, NonFiniteError, odeint, sample, sdeint
+from probflow.integrate import BrownianPath, NonFiniteError, sample
 from probflow.models import Model
+from probflow.ode import odeint
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
+from probflow.sde import sdeint
 from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 from probflow.solvers.registry import register as register_solver
 from probflow.solvers.registry import unregister as unregister_solver

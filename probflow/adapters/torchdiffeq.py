@@ -15,7 +15,8 @@ import torchdiffeq
 from torch import Tensor
 
 from probflow.adapters import spellings
-from probflow.integrate.odeint import check_function, host_times, integrate
+from probflow.integrate.grid import host_times
+from probflow.ode.plans import check_function, integrate
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers, get_solver
 

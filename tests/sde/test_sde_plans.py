@@ -8,9 +8,9 @@ import torch
 import torchsde
 
 import probflow as pf
+from probflow.integrate.grid import refine
 from probflow.integrate.noise import PathNoise, SeededNoise
-from probflow.integrate.odeint import refine
-from probflow.integrate.sdeint import process_times
+from probflow.sde.sdeint import process_times
 
 DOUBLE = torch.float64
 STOCHASTIC = [solver.name for solver in pf.all_solvers() if solver.stochastic]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.noise import BrownianPath, NoiseSource, PathNoise, SeededNoise
-from probflow.integrate.odeint import (
+from probflow.integrate.grid import (
     host_times,
     is_registered,
     refine,
@@ -17,6 +16,7 @@ from probflow.integrate.odeint import (
     unknown_method,
     with_options,
 )
+from probflow.integrate.noise import BrownianPath, NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.solvers import Solver, get_solver
 

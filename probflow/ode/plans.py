@@ -1,0 +1,102 @@
+"""probflow's own deterministic solvers on a grid of times: the plan route of ``odeint``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.integrate.grid import host_times, refine, run_grid, with_options
+from probflow.models import Model
+from probflow.problems import ProbabilityFlowODE, ReverseSDE
+from probflow.solvers import Solver, all_solvers
+
+__all__ = ["check_function", "integrate"]
+
+_OPTIONS = ("step_size", "grid_constructor", "check_finite")
+
+
+def check_function(func: Any, solver: Solver | None = None) -> None:
+    """Raise ``TypeError`` if ``func`` cannot be integrated (by ``solver``), saying what can."""
+    if isinstance(func, ReverseSDE):
+        raise TypeError(
+            "func: a ReverseSDE is integrated by pf.sdeint; for an ODE solver give "
+            "pf.ProbabilityFlowODE(sde.process, sde.model)"
+        )
+    if isinstance(func, Model):
+        raise TypeError(
+            "func: a Model is a denoiser, called as model(x, t), and not the right-hand side of "
+            "an ODE; give pf.ProbabilityFlowODE(model.process, model)"
+        )
+    if not callable(func):
+        raise TypeError(
+            f"func: need func(t, y) or a pf.ProbabilityFlowODE, got {type(func).__name__}"
+        )
+    if solver is not None and solver.needs == "process" and not _structured(func):
+        general = ", ".join(s.name for s in all_solvers() if s.needs == "ode")
+        raise TypeError(
+            f"func: {solver.name} uses the noise levels of a diffusion, so it needs a "
+            "pf.ProbabilityFlowODE, not a plain function. Make one from your network f(x, t): "
+            "process = pf.VP.linear(); ode = pf.ProbabilityFlowODE(process, pf.Model(f, process, "
+            "prediction='eps')); a network that returns dx/dt has prediction='velocity'. "
+            f"Methods for plain functions func(t, y): {general}, and torchdiffeq's"
+        )
+
+
+def _structured(func: Any) -> bool:
+    return isinstance(func, ProbabilityFlowODE)
+
+
+def integrate(
+    solver: Solver, func: Any, y0: Any, t: Any, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Integrate with one of probflow's deterministic solvers; arguments as :func:`odeint`."""
+    settings = dict(options or {})
+    step_size = settings.pop("step_size", None)
+    constructor = settings.pop("grid_constructor", None)
+    check = settings.pop("check_finite", True)
+    solver = with_options(solver, settings, _OPTIONS)
+    check_function(func, solver)
+    outputs = host_times(t, "t")
+    if isinstance(y0, tuple):
+        return _integrate_tuple(solver, func, y0, t, options)
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"y0: need a tensor or a tuple of tensors, got {type(y0).__name__}")
+    grid = outputs
+    if step_size is not None and constructor is not None:
+        raise ValueError("step_size, grid_constructor: give one of them, not both")
+    if step_size is not None:
+        grid = refine(outputs, step_size, "step_size")
+    elif constructor is not None:
+        times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
+        grid = host_times(constructor(func, y0, times), "grid_constructor")
+    if _structured(func):
+        return run_grid(solver, func.process, func.model, y0, grid, outputs, check_finite=check)
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        return func(time, x)
+
+    return run_grid(solver, None, velocity, y0, grid, outputs, check_finite=check)
+
+
+def _integrate_tuple(solver: Solver, func: Any, y0: tuple, t: Any, options: Any) -> tuple:
+    """Integrate a tuple of tensors as one flat vector, as torchdiffeq does."""
+    if _structured(func):
+        raise TypeError("y0: the state of a ProbabilityFlowODE is one tensor, got a tuple")
+    if not y0 or not all(isinstance(part, Tensor) for part in y0):
+        raise TypeError("y0: need a tensor or a tuple of tensors")
+    shapes = [part.shape for part in y0]
+    sizes = [part.numel() for part in y0]
+
+    def split(flat: Tensor, lead: tuple[int, ...] = ()) -> tuple[Tensor, ...]:
+        parts = flat.split(sizes, dim=-1)
+        return tuple(p.reshape((*lead, *shape)) for p, shape in zip(parts, shapes, strict=True))
+
+    def flat_func(time: Tensor, flat: Tensor) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in func(time, split(flat))])
+
+    flat = torch.cat([part.reshape(-1) for part in y0])
+    states = integrate(solver, flat_func, flat, t, options)
+    return split(states, (len(states),))

@@ -1,0 +1,5 @@
+"""Stochastic differential equations: torchsde's calls and more."""
+
+from probflow.sde.sdeint import sdeint
+
+__all__ = ["sdeint"]
