@@ -5,10 +5,19 @@ from probflow._version import __version__
 from probflow.adapters import register, unregister
 from probflow.integrate import BrownianPath, NonFiniteError, sample
 from probflow.models import Model
-from probflow.ode import odeint
+from probflow.ode import (
+    MaxStepsError,
+    ODEResult,
+    StepSizeError,
+    ode_stepper,
+    odeint,
+    odeint_dense,
+    odeint_event,
+    solve_ode,
+)
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
-from probflow.sde import sdeint
+from probflow.sde import BaseSDE, SDEIto, SDEStratonovich, sdeint, sdeint_adjoint
 from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 from probflow.solvers.registry import register as register_solver
 from probflow.solvers.registry import unregister as unregister_solver
@@ -19,25 +28,36 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "BaseSDE",
     "BrownianPath",
     "Empirical",
     "FlowMatching",
     "Gaussian",
     "GaussianMixture",
+    "MaxStepsError",
     "Model",
     "NonFiniteError",
+    "ODEResult",
     "ProbabilityFlowODE",
     "ReverseSDE",
+    "SDEIto",
+    "SDEStratonovich",
     "Solver",
+    "StepSizeError",
     "__version__",
     "all_solvers",
     "get_solver",
     "grids",
+    "ode_stepper",
     "odeint",
+    "odeint_dense",
+    "odeint_event",
     "register",
     "register_solver",
     "sample",
     "sdeint",
+    "sdeint_adjoint",
+    "solve_ode",
     "solver_names",
     "study",
     "unregister",

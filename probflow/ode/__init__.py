@@ -1,5 +1,16 @@
 """Ordinary differential equations: torchdiffeq's calls and more."""
 
-from probflow.ode.odeint import odeint
+from probflow.ode.odeint import ode_stepper, odeint, odeint_dense, odeint_event, solve_ode
+from probflow.ode.result import MaxStepsError, ODEResult, Status, StepSizeError
 
-__all__ = ["odeint"]
+__all__ = [
+    "MaxStepsError",
+    "ODEResult",
+    "Status",
+    "StepSizeError",
+    "ode_stepper",
+    "odeint",
+    "odeint_dense",
+    "odeint_event",
+    "solve_ode",
+]

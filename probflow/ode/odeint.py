@@ -1,17 +1,32 @@
-"""``odeint`` with torchdiffeq's signature: native for probflow's solvers, else passed on."""
+"""``odeint`` and its relatives, with torchdiffeq's signatures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from probflow.integrate.grid import is_registered, unknown_method
+from probflow.ode.adaptive import AdaptiveStepper
+from probflow.ode.control import control
+from probflow.ode.dense import DenseOutput
+from probflow.ode.fixed import FixedStepper
 from probflow.ode.plans import check_function, integrate
+from probflow.ode.problem import Problem
+from probflow.ode.result import ODEResult
+from probflow.ode.solve import ADAMS, checked_options, native_methods, solve, traced
+from probflow.ode.tableaus import TABLEAUS
+from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, get_solver
 
-__all__ = ["odeint"]
+__all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
+
+# probflow's solvers in process time that are Runge-Kutta methods for any function.
+_GENERAL = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
+_PLAN_OPTIONS = {"step_size", "grid_constructor", "check_finite"}
 
 
 def odeint(
@@ -27,92 +42,357 @@ def odeint(
 ) -> Any:
     """Integrate ``dy/dt = func(t, y)``, ``y(t[0]) = y0``; the signature is torchdiffeq's.
 
-    probflow's deterministic solvers run here; a method that only torchdiffeq has
-    (``dopri5``, the default, ``scipy_solver``, ...) and everything with ``event_fn`` is passed on
-    to ``torchdiffeq.odeint`` unchanged; only, adaptive methods are told to land on the times ``t``
-    of a ``ProbabilityFlowODE``, because its process may not exist beyond the last.
+    Methods: adaptive ``dopri5`` (the default), ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``,
+    ``adaptive_heun``; fixed steps ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8
+    rule), ``explicit_adams``; on a :class:`~probflow.problems.ProbabilityFlowODE` also every
+    deterministic solver of :func:`probflow.solver_names`. ``implicit_adams``, ``fixed_adams`` and
+    ``scipy_solver`` are passed on to torchdiffeq.
 
     Parameters
     ----------
     func
-        A :class:`~probflow.problems.ProbabilityFlowODE`, which every solver accepts, or any
-        function ``func(t, y)`` of a 0-d tensor and the state, for the general methods ``euler``,
-        ``midpoint``, ``heun``, ``rk4`` (the 3/8 rule, as torchdiffeq's).
+        ``func(t, y)`` of a 0-d tensor and the state, returning dy/dt: shape of ``y``, or a tuple
+        for a tuple. The time has the state's dtype, but at least float32. Or a
+        :class:`~probflow.problems.ProbabilityFlowODE`. Attributes ``callback_step``,
+        ``callback_accept_step`` and ``callback_reject_step`` are called with (t0, y0, dt).
     y0
-        State at ``t[0]``: (batch, ...) for a ``ProbabilityFlowODE``; any shape, or a tuple of
-        tensors, for a plain function.
+        State at ``t[0]``: real or complex tensor of any shape, or a tuple of tensors. Half
+        precision is carried in float32.
     t
-        Times, (m,): strictly decreasing (for diffusion: sampling) or increasing (encoding). A
-        floating-point tensor on any device, an array or a sequence; read to the host once.
+        Times, (m,), strictly increasing or decreasing; a floating-point tensor on any device, an
+        array or a sequence. May require a gradient.
     rtol, atol
-        Tolerances of torchdiffeq's adaptive methods; fixed-step methods have none.
+        Tolerances of the adaptive methods: numbers, tensors that broadcast against the state, or
+        for a tuple state tuples of them.
     method
         Name, alias, :class:`~probflow.solvers.registry.Solver` or registered step function.
     options
-        ``step_size``: steps of this length from each output time towards the next, the last one
-        shortened so that it lands on it. (torchdiffeq steps over the output times and
-        interpolates, linearly by default.) ``grid_constructor``: ``(func, y0, t) -> grid``,
-        a tensor of times from ``t[0]`` to ``t[-1]`` with all of ``t`` in it. Without either, ``t``
-        is the grid. ``check_finite``: ``False`` leaves out the look at the final state, which
-        waits for the device once and cannot be taken under ``torch.func.vmap``. Further the
-        solver's own options, such as ``r1`` of ``dpm-solver-2``.
+        As in torchdiffeq. Fixed steps: ``step_size``, ``grid_constructor``, ``interp``,
+        ``perturb``; without ``interp`` every time of ``t`` is landed on. Adaptive: ``first_step``,
+        ``min_step``, ``max_step``, ``safety``, ``ifactor``, ``dfactor``, ``max_num_steps``,
+        ``step_t``, ``jump_t``, ``norm``, ``dtype`` (accepted; times are always float64). More:
+        ``per_sample`` (each row of the batch has its own steps; ``func`` gets times (batch,), and
+        ``t`` may be (m, batch)), ``controller`` (``"i"``, ``"pi"``, ``"pid"`` or (p, i, d)),
+        ``max_order`` of ``explicit_adams``, ``args`` and ``kwargs`` for ``func``, ``gradients``
+        (``"direct"``, ``"checkpoint"``, ``"reversible"``), ``return_info`` (return also an
+        :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite``, and
+        ``strict=False``, with which unknown options are warnings instead of errors.
     event_fn
-        See torchdiffeq.
+        ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
+        is the start and a time after it that gives the direction.
 
     Returns
     -------
     Tensor or tuple of Tensor
-        States at the times ``t``, shape (m, \\*y0.shape).
+        States at the times ``t``, (m, \\*y0.shape). With ``event_fn`` a pair: the event's time and
+        the states at ``t[0]`` and there. With ``return_info`` a pair with the result object.
 
     Raises
     ------
-    TypeError
-        If a solver that needs a noising process gets a plain function, or for an argument of the
-        wrong kind.
-    ValueError
-        For unknown methods and options, stochastic solvers, times that are not monotone or
-        outside the process.
+    TypeError, ValueError
+        For arguments and options that do not fit, before ``func`` is called.
     NonFiniteError
         If ``func`` returns NaN or infinity.
+    StepSizeError, MaxStepsError
+        If the tolerances cannot be met.
 
     Examples
     --------
     >>> import torch, probflow as pf
     >>> t = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
-    >>> y = pf.odeint(lambda t, y: -y, torch.ones(1, dtype=torch.float64), t, method="rk4")
-    >>> round(float(y[-1]), 5)
-    0.36788
+    >>> y = pf.odeint(lambda t, y: -y, torch.ones(1, dtype=torch.float64), t)
+    >>> round(float(y[-1]), 7)
+    0.3678794
     """
     check_function(func)
-    solver = _native(method)
-    if solver is not None and event_fn is None:
+    options = dict(options or {}) if options is None or isinstance(options, Mapping) else options
+    name, solver = _resolve(method)
+    if solver is not None and name is not None and _as_plan(func, t, options, event_fn):
+        name = None
+    if name is not None:
+        result = solve(
+            func, y0, t, rtol=rtol, atol=atol, method=name, options=options, event_fn=event_fn
+        )
+        answer = result.y if event_fn is None else (result.event_t, result.y)
+        return (answer, result) if (options or {}).get("return_info") else answer
+    if solver is not None:
+        if event_fn is not None:
+            raise ValueError(
+                f"event_fn: {solver.name} does not look for events; use one of "
+                + ", ".join(name for name in native_methods() if name != ADAMS)
+            )
         return integrate(solver, func, y0, t, options)
     from probflow.adapters import torchdiffeq as peer
 
-    if solver is not None and solver.name not in peer.own_methods():
-        raise ValueError(
-            f"event_fn: {solver.name} does not look for events; use a method of torchdiffeq: "
-            + ", ".join(peer.own_methods())
-        )
     return peer.passed_on(
         func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
     )
 
 
-def _native(method: Any) -> Solver | None:
-    """The deterministic solver of probflow that ``method`` names; ``None`` for torchdiffeq's."""
+def _resolve(method: Any) -> tuple[str | None, Solver | None]:
+    """Name of the native method, and the registered solver, that ``method`` means, if any."""
     if method is None:
-        return None
-    if isinstance(method, str) and not is_registered(method):
-        from probflow.adapters import torchdiffeq as peer
+        return "dopri5", None
+    if isinstance(method, str):
+        key = method.strip().lower().replace("-", "_")
+        if key in native_methods():
+            registered = {general: name for name, general in _GENERAL.items()}.get(key)
+            return key, get_solver(registered) if registered else None
+        if not is_registered(method):
+            from probflow.adapters import torchdiffeq as peer
 
-        if method in peer.own_methods():
-            return None
-        raise unknown_method(method, peer.own_methods(), "torchdiffeq")
+            if method in peer.own_methods():
+                return None, None
+            every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
+            raise unknown_method(method, every, "torchdiffeq")
     solver = get_solver(method)
     if solver.stochastic:
         raise ValueError(
             f"method: {solver.name} is stochastic; integrate the reverse SDE with it: "
             f"pf.sdeint(pf.ReverseSDE(process, model), y0, ts, method={solver.name!r})"
         )
-    return solver
+    general = _GENERAL.get(solver.name)
+    if general is not None and solver.function is get_solver(solver.name).function:
+        return general, solver
+    return None, solver
+
+
+def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
+    """Whether a general method on a diffusion runs as a plan, which folds the conversions in."""
+    if not isinstance(func, ProbabilityFlowODE) or event_fn is not None:
+        return False
+    return isinstance(options, dict) and set(options) <= _PLAN_OPTIONS and not traced(t)
+
+
+def solve_ode(
+    func: Any,
+    y0: Any,
+    t: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str = "dopri5",
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dense: bool = False,
+    throw: bool = True,
+    progress: bool = False,
+) -> ODEResult:
+    """Integrate, and tell what happened: as :func:`odeint`, with a result object.
+
+    Parameters
+    ----------
+    func, y0, t, rtol, atol, options, event_fn
+        As :func:`odeint`.
+    method
+        One of the general methods (not a solver that needs a noising process).
+    args, kwargs
+        Further arguments of ``func``.
+    dense
+        Keep the steps, so that ``result.dense(t)`` gives the state at any time.
+    throw
+        Raise an error if the end is not reached; otherwise the result's ``status`` says why, and
+        the outputs after it are NaN.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    ODEResult
+        States, number of evaluations, accepted and rejected steps, status, message.
+
+    Raises
+    ------
+    TypeError, ValueError, NonFiniteError, StepSizeError, MaxStepsError
+        As :func:`odeint`; the last three only with ``throw``.
+
+    Examples
+    --------
+    >>> import torch, probflow as pf
+    >>> result = pf.solve_ode(lambda t, y, k: -k * y, torch.ones(1), [0.0, 1.0], args=(2.0,))
+    >>> result.success, result.rejected
+    (True, 0)
+    """
+    check_function(func)
+    name, solver = _resolve(method)
+    if name is None:
+        raise ValueError(
+            f"method: {solver.name if solver else method} has no result object; allowed are "
+            + ", ".join(native_methods())
+        )
+    given = {**(options or {}), "args": args, "kwargs": kwargs, "progress": progress}
+    return solve(
+        func, y0, t, rtol=rtol, atol=atol, method=name, options=given, event_fn=event_fn,
+        dense=dense, throw=throw,
+    )  # fmt: skip
+
+
+def odeint_dense(
+    func: Any,
+    y0: Any,
+    t0: Any,
+    t1: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> DenseOutput:
+    """The solution from ``t0`` to ``t1`` as a function of time; torchdiffeq's signature.
+
+    Parameters
+    ----------
+    func, y0, rtol, atol, options
+        As :func:`odeint`.
+    t0, t1
+        Ends of the interval, numbers or 0-d tensors, in either order.
+    method
+        Any general method (torchdiffeq: dopri5 only) but ``explicit_adams``.
+
+    Returns
+    -------
+    DenseOutput
+        Call it with a time or a tensor of times (m,).
+    """
+    ends = [float(t0), float(t1)]
+    method = "dopri5" if method is None else method
+    if method == ADAMS:
+        raise ValueError(f"method: {ADAMS} has no dense output")
+    result = solve_ode(
+        func, y0, ends, rtol=rtol, atol=atol, method=method, options=options, dense=True
+    )
+    assert isinstance(result.dense, DenseOutput)
+    return result.dense
+
+
+def odeint_event(
+    func: Any,
+    y0: Any,
+    t0: Any,
+    *,
+    event_fn: Callable[..., Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> Any:
+    """Time and state of an event, with their gradients; torchdiffeq's signature.
+
+    The time t* of the event g(t*, y(t*)) = 0 moves by ``-dg / (g_t + g_y f)`` (implicit function
+    theorem) with the initial state, the parameters of ``func`` and those of ``event_fn``.
+
+    Parameters
+    ----------
+    func, y0
+        As :func:`odeint`.
+    t0
+        Start, 0-d tensor (or a number); may require a gradient.
+    event_fn
+        ``event_fn(t, y)``; the solve stops where its first component changes sign.
+    reverse_time
+        Integrate towards smaller times.
+    odeint_interface
+        ``odeint`` or ``odeint_adjoint``, of probflow or torchdiffeq.
+    kwargs
+        For ``odeint_interface``.
+
+    Returns
+    -------
+    tuple
+        (event_t, states): a 0-d tensor, and the states at ``t0`` and there, (2, \\*y0.shape).
+    """
+    like = y0[0] if isinstance(y0, tuple) else y0
+    if not isinstance(t0, Tensor):
+        t0 = torch.tensor(float(t0), dtype=torch.float64, device=like.device)
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    event_t = event_t.detach()
+    problem = Problem(func, y0)
+    last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
+    y = problem.layout.join(last)
+    with torch.enable_grad():
+        value = _first_event(event_fn, problem, t[0], y0, event_t, y)
+        time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
+        again = _first_event(event_fn, problem, t[0], y0, time, state)
+        by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
+    slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
+    rate = torch.zeros_like(event_t) if by_t is None else by_t
+    if by_y is not None:
+        rate = rate + (by_y * slope.detach()).sum().to(rate)
+    # Zero, with the gradient of the event's time.
+    moved = -(value - value.detach()).to(event_t) / rate
+    event_t = event_t + moved
+    y = y + slope * moved.to(_real(y))
+    last = problem.layout.split(y)
+    if isinstance(states, tuple):
+        ends = zip(states, last, strict=True)
+        return event_t, tuple(torch.cat([s[:-1], end[None]]) for s, end in ends)
+    return event_t, torch.cat([states[:-1], last[None]])
+
+
+def _real(y: Tensor) -> Tensor:
+    return y.real if y.is_complex() else y
+
+
+def _first_event(
+    event_fn: Callable[..., Tensor], problem: Problem, t0: Tensor, y0: Any, t: Tensor, y: Tensor
+) -> Tensor:
+    """The component of the event function that reached zero first."""
+    with torch.no_grad():
+        signs = torch.sign(event_fn(t0.to(problem.time_dtype), y0))
+    return (event_fn(t.to(problem.time_dtype), problem.layout.split(y)) * signs).min()
+
+
+def ode_stepper(
+    func: Any,
+    y0: Any,
+    t0: float,
+    t1: float,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str = "dopri5",
+    options: Mapping[str, Any] | None = None,
+) -> AdaptiveStepper | FixedStepper:
+    """A solution that is advanced step by step, saved and restored.
+
+    Parameters
+    ----------
+    func, y0, rtol, atol, method, options
+        As :func:`odeint`; a fixed-step method needs ``step_size``.
+    t0, t1
+        Start, and the time beyond which no step goes (may be infinite).
+
+    Returns
+    -------
+    AdaptiveStepper or FixedStepper
+        With ``t``, ``y``, ``accepted``, ``rejected``, ``step(limit=None)``, ``state_dict()`` and
+        ``load_state_dict(state)``.
+
+    Examples
+    --------
+    >>> import torch, probflow as pf
+    >>> stepper = pf.ode_stepper(lambda t, y: -y, torch.ones(1), 0.0, 1.0)
+    >>> while stepper.t < 0.5:
+    ...     done = stepper.step(limit=0.5)
+    >>> saved = stepper.state_dict()
+    >>> saved["t"]
+    0.5
+    """
+    check_function(func)
+    name, _ = _resolve(method)
+    if name is None or name == ADAMS:
+        raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
+    settings = checked_options(name, options)
+    start, end = float(t0), float(t1)
+    if not math.isfinite(start) or math.isnan(end) or start == end:
+        raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")
+    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
+    tableau = TABLEAUS[name]
+    if tableau.adaptive:
+        return AdaptiveStepper(problem, tableau, control(settings, rtol, atol, problem), start, end)
+    if "step_size" not in settings:
+        raise ValueError(f"step_size: {name} needs it in options")
+    return FixedStepper(problem, tableau, float(settings["step_size"]), start, end)

@@ -1,0 +1,290 @@
+"""Adaptive Runge-Kutta steps for a whole batch: the stepper.
+
+Times and lengths are Python floats. A step that is tried costs one wait for the device, for its
+error; states, stages and errors stay there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.integrate.loop import NonFiniteError
+from probflow.ode.control import Control, error_norm, scaled
+from probflow.ode.problem import Problem
+from probflow.ode.result import MaxStepsError, StepSizeError
+from probflow.ode.steps import combine, dense_value, extended, rk_step, time_tensors
+from probflow.ode.tableaus import Tableau
+
+__all__ = ["AcceptedStep", "AdaptiveStepper"]
+
+
+@dataclass
+class AcceptedStep:
+    """A step that was taken, with what its dense output needs."""
+
+    problem: Problem
+    tableau: Tableau
+    start: float
+    stop: float
+    before: Tensor
+    after: Tensor
+    stages: list[Tensor]
+    times: Sequence[Tensor]
+
+    def fraction(self, t: float) -> float:
+        """Position of ``t`` in the step, from 0 to 1."""
+        return (t - self.start) / (self.stop - self.start)
+
+    def state(self, t: float) -> Tensor:
+        """State at ``t`` within the step."""
+        if t == self.stop:
+            return self.after
+        return dense_value(
+            self.tableau, self.before, self.complete(), self.fraction(t), self.stop - self.start
+        )
+
+    def slope(self, t: float) -> Tensor:
+        """Derivative of the dense output at ``t``."""
+        weights = self.tableau.dense_slopes(self.fraction(t))
+        return _weighted(self.complete(), weights)
+
+    def complete(self) -> list[Tensor]:
+        """The stages, with those that only the dense output needs."""
+        h = self.stop - self.start
+        return extended(
+            self.problem, self.tableau, self.before, self.after, self.times, h, self.stages
+        )
+
+
+class AdaptiveStepper:
+    """One solution, advanced step by step.
+
+    Parameters
+    ----------
+    problem
+        Function and state.
+    tableau
+        A method with an error estimate.
+    control
+        Tolerances and bounds.
+    t0
+        Time of ``problem.y0``.
+    end
+        Where the integration ends at the latest: no evaluation lies beyond it. May be infinite.
+    """
+
+    def __init__(
+        self, problem: Problem, tableau: Tableau, control: Control, t0: float, end: float
+    ) -> None:
+        self.problem, self.tableau, self.control = problem, tableau, control
+        self.t, self.y, self.end = t0, problem.y0, end
+        self.sign = -1.0 if end < t0 else 1.0
+        self.h: float | None = None  # length of the next step, > 0
+        self.first: Tensor | None = None
+        self.errors: list[float] = []
+        self.accepted = self.rejected = 0
+        self._stages: list[Tensor] = []  # of the last step
+        self._jumped = t0 in control.jump_t
+        self._norm = error_norm(problem, control.norm)
+        # Times to land on that lie ahead, nearest first; True where the function jumps.
+        marks = [(time, False) for time in control.step_t] + [(t, True) for t in control.jump_t]
+        self._marks = sorted((self.sign * t, jump) for t, jump in marks)
+        names = ("callback_step", "callback_accept_step", "callback_reject_step")
+        self._tried, self._taken, self._refused = (problem.callback(name) for name in names)
+
+    # One step -----------------------------------------------------------------------------------
+
+    def step(self, limit: float | None = None) -> AcceptedStep:
+        """Advance by one accepted step, at most up to ``limit`` (by default the end).
+
+        Raises
+        ------
+        NonFiniteError, StepSizeError, MaxStepsError
+            If that is not possible.
+        """
+        limit = self.end if limit is None else limit
+        if self.first is None:
+            self.first = self._first_stage()
+        if self.h is None:
+            self.h = self._first_length(limit)
+        while True:
+            if self.accepted + self.rejected >= self.control.max_num_steps:
+                raise MaxStepsError(
+                    f"max_num_steps: {self.control.max_num_steps} steps did not reach "
+                    f"{limit:g}; stopped at t = {self.t:g} with steps of {self.h:.3g}"
+                )
+            done = self._try(limit)
+            if done is not None:
+                return done
+
+    def _try(self, limit: float) -> AcceptedStep | None:
+        assert self.h is not None
+        control, start = self.control, self.t
+        stop, clipped, jump = self._stop(limit)
+        h = stop - start
+        if self._tried is not None:
+            self._tried(start, self.y, h)
+        if stop == start:
+            raise StepSizeError(
+                f"t: the step size fell below the resolution of the times at t = {start!r}, step "
+                f"{self.accepted}, with steps of {self.h:.3g}; the function may be singular there"
+            )
+        times = self._times(start, stop, jump)
+        after, stages = rk_step(self.problem, self.tableau, self.y, times, h, self.first)
+        error = self._error(after, stages, h)
+        accept = error <= 1.0 or (abs(h) <= control.min_step and math.isfinite(error))
+        errors = [error, *self.errors] if math.isfinite(error) else [error]
+        factor = control.factor(errors, self.tableau.error_order)
+        proposed = min(max(abs(h) * factor, control.min_step), control.max_step)
+        if not accept:
+            self.rejected += 1
+            if self._refused is not None:
+                self._refused(start, self.y, h)
+            if not math.isfinite(error):
+                self._explain_non_finite(abs(h), stages)
+            self.h = proposed
+            return None
+        if self._taken is not None:
+            self._taken(start, self.y, h)
+        done = AcceptedStep(self.problem, self.tableau, start, stop, self.y, after, stages, times)
+        self.accepted += 1
+        # A step that was cut to land somewhere says little about the length of the next.
+        self.h = max(proposed, self.h) if clipped else proposed
+        self.errors = [error, *self.errors[:1]]
+        self.t, self.y = stop, after
+        self.first, self._stages, self._jumped = None, stages, jump
+        return done
+
+    def _stop(self, limit: float) -> tuple[float, bool, bool]:
+        """End of the next step, whether it was cut for it, and whether the function jumps there."""
+        assert self.h is not None
+        while self._marks and self._marks[0][0] <= self.sign * self.t:
+            self._marks.pop(0)
+        target, jump = limit, False
+        if self._marks and self._marks[0][0] <= self.sign * limit:
+            target, jump = self.sign * self._marks[0][0], self._marks[0][1]
+        left = abs(target - self.t)
+        h = min(max(self.h, self.control.min_step), self.control.max_step)
+        if h >= left * (1.0 - 1e-12):
+            return target, h > left, jump
+        if 2.0 * h > left:  # two equal steps instead of a whole one and a sliver
+            h = 0.5 * left
+            return self.t + self.sign * h, True, False
+        return self.t + self.sign * h, False, False
+
+    def _times(self, start: float, stop: float, jump: bool) -> Sequence[Tensor]:
+        h = stop - start
+        times = [stop if c == 1.0 else start + c * h for c in self.tableau.c]
+        tensors = time_tensors(times, self.y, self.problem.time_dtype)
+        if jump:
+            tensors = [
+                torch.nextafter(t, tensors[0]) if c == 1.0 else t
+                for t, c in zip(tensors, self.tableau.c, strict=True)
+            ]
+        return tensors
+
+    def _first_stage(self) -> Tensor:
+        """f(t, y): known from the step before, unless the function jumps here."""
+        if len(self._stages) > self.tableau.closing and not self._jumped:
+            return self._stages[self.tableau.closing]
+        return self._evaluate(self.t, self.y)
+
+    def _evaluate(self, t: float, y: Tensor) -> Tensor:
+        (time,) = time_tensors([t], y, self.problem.time_dtype)
+        if self._jumped:
+            time = torch.nextafter(time, time + self.sign)
+        return self.problem(time, y)
+
+    @torch.no_grad()
+    def _error(self, after: Tensor, stages: list[Tensor], h: float) -> float:
+        """Estimated error in units of the tolerance; the one wait for the device."""
+        control, y = self.control, self.y
+        norms = []
+        for weights in self.tableau.error:
+            error = h * _weighted(stages, weights)
+            norms.append(self._norm(scaled(error, control.rtol, control.atol, y, after)))
+        if len(norms) == 1:
+            return float(norms[0])
+        # DOP853: the estimates of order 5 and 3 make one of order 7.
+        fifth, third = norms
+        return float(fifth**2 / torch.sqrt(fifth**2 + 0.01 * third**2).clamp_min(1e-300))
+
+    @torch.no_grad()
+    def _first_length(self, limit: float) -> float:
+        """Hairer, Norsett, Wanner, Solving ODEs I, section II.4."""
+        control, left = self.control, min(abs(limit - self.t), abs(self.end - self.t))
+        if control.first_step is not None:
+            return control.first_step
+        assert self.first is not None
+        scale = (self.y.abs() * control.rtol).add_(control.atol)
+        of_state, of_slope = torch.stack(
+            [self._norm(self.y / scale), self._norm(self.first / scale)]
+        ).tolist()
+        if not math.isfinite(of_slope):
+            raise NonFiniteError(
+                f"func: returned NaN or infinity at the initial state, t = {self.t:g}"
+            )
+        h0 = 1e-6 if min(of_state, of_slope) < 1e-5 else 0.01 * of_state / of_slope
+        h0 = min(h0, left)
+        point = combine(self.y, [self.first], [1.0], self.sign * h0)
+        change = self._evaluate(self.t + self.sign * h0, point) - self.first
+        of_change = float(self._norm(change / scale)) / h0
+        worst = max(of_slope, of_change)
+        if not math.isfinite(worst):
+            return h0
+        order = self.tableau.error_order + 1
+        h1 = max(1e-6, h0 * 1e-3) if worst <= 1e-15 else (0.01 / worst) ** (1.0 / order)
+        return min(100.0 * h0, h1, control.max_step)
+
+    def _explain_non_finite(self, h: float, stages: list[Tensor]) -> None:
+        """Raise if a smaller step cannot help: the first stage itself is not finite."""
+        if not bool(torch.isfinite(stages[0]).all()):
+            raise NonFiniteError(
+                f"func: returned NaN or infinity at t = {self.t:g}, after {self.accepted} steps"
+            )
+        resolution = 1e-12 * max(abs(self.t), abs(h))
+        if h * self.control.dfactor <= max(resolution, 1e-300):
+            raise NonFiniteError(
+                f"func: returned NaN or infinity right after t = {self.t:g}, step "
+                f"{self.accepted}, with steps down to {h:.3g}"
+            )
+
+    # Saving -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on later, as numbers and tensors."""
+        if self.first is None and self.accepted:
+            self.first = self._first_stage()
+        return {
+            "t": self.t,
+            "y": self.y,
+            "first": self.first,
+            "h": self.h,
+            "errors": list(self.errors),
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "nfe": self.problem.nfe,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        self.t, self.y, self.first, self.h = (state[k] for k in ("t", "y", "first", "h"))
+        self.errors = list(state["errors"])
+        self.accepted, self.rejected = state["accepted"], state["rejected"]
+        self.problem.nfe = state["nfe"]
+
+
+def _weighted(stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``sum_i weights[i] * stages[i]``, leaving zero weights out."""
+    total: Tensor | None = None
+    for k, weight in zip(stages, weights, strict=True):
+        if weight != 0.0:
+            total = k * weight if total is None else total.add_(k, alpha=weight)
+    assert total is not None
+    return total

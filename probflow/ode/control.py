@@ -1,0 +1,243 @@
+r"""Step-size control: options, error norms, the PID controller and the first step.
+
+After a step whose estimated error is :math:`e_n` tolerances, the next length is
+:math:`h \cdot` clip(safety :math:`\cdot e_n^{-(p+i+d)/k} e_{n-1}^{(p+2d)/k} e_{n-2}^{-d/k}`), with
+k the order of the estimate plus 1 (Soderlind 2003, Digital filters in adaptive time-stepping).
+(p, i, d) = (0, 1, 0) is the controller of torchdiffeq.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.ode.problem import Problem
+
+__all__ = ["CONTROLLERS", "Control"]
+
+#: Names of (p, i, d); "pi" and "pid" are PI-4-2-like and H312.
+CONTROLLERS = {"i": (0.0, 1.0, 0.0), "pi": (0.4, 0.3, 0.0), "pid": (1 / 18, 1 / 9, 1 / 18)}
+
+Norm = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Control:
+    """Options of the adaptive methods; names, meanings and defaults are torchdiffeq's.
+
+    Attributes
+    ----------
+    rtol, atol
+        Relative and absolute tolerance: numbers, or tensors that broadcast against the state.
+    first_step
+        Length of the first step, > 0; by default chosen by Hairer's rule.
+    min_step, max_step
+        Bounds of the length. A step as short as ``min_step`` is accepted whatever its error.
+    safety, ifactor, dfactor
+        The next length aims at an error of ``safety**k`` tolerances, and is at most ``ifactor`` and
+        at least ``dfactor`` times the last.
+    max_num_steps
+        Largest number of steps tried in the whole call (torchdiffeq: for each output interval).
+    step_t, jump_t
+        Times to land on; at a ``jump_t`` the function is evaluated on both sides.
+    norm
+        Norm of the scaled error: a function of a tensor shaped as the state (of the tuple, for a
+        tuple); by default the root mean square (of a tuple, its largest).
+    controller
+        ``"i"``, ``"pi"``, ``"pid"`` or a tuple (p, i, d).
+    """
+
+    rtol: Any = 1e-7
+    atol: Any = 1e-9
+    first_step: float | None = None
+    min_step: float = 0.0
+    max_step: float = math.inf
+    safety: float = 0.9
+    ifactor: float = 10.0
+    dfactor: float = 0.2
+    max_num_steps: int = 2**31 - 1
+    step_t: tuple[float, ...] = ()
+    jump_t: tuple[float, ...] = ()
+    norm: Norm | None = None
+    controller: tuple[float, float, float] = CONTROLLERS["i"]
+
+    def exponents(self, order: int) -> tuple[float, float, float]:
+        """Exponents of e_n, e_(n-1), e_(n-2) for an error estimate of this order."""
+        p, i, d = self.controller
+        k = order + 1
+        return -(p + i + d) / k, (p + 2 * d) / k, -d / k
+
+    def factor(self, errors: Sequence[float], order: int) -> float:
+        """By what to multiply the step length; ``errors`` are the latest first.
+
+        A rejected step and the first steps use what there is of the history.
+        """
+        latest = errors[0]
+        if not math.isfinite(latest):
+            return self.dfactor
+        if latest == 0.0:
+            return self.ifactor
+        factor = self.safety
+        for error, exponent in zip(errors, self.exponents(order), strict=False):
+            factor *= max(error, 1e-12) ** exponent
+        # As torchdiffeq: without memory, a step that was good enough is never shortened.
+        keep = latest < 1.0 and self.controller[0] == self.controller[2] == 0.0
+        return min(self.ifactor, max(factor, 1.0 if keep else self.dfactor))
+
+
+_POSITIVE = ("first_step", "max_step", "safety", "ifactor", "dfactor")
+
+
+def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) -> Control:
+    """The options of a call, checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a value of the wrong kind or out of range, by name.
+    """
+    settings: dict[str, Any] = {}
+    for name in ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"):
+        if options.get(name) is not None:
+            settings[name] = _number(name, options[name])
+    for name in _POSITIVE:
+        if name in settings and settings[name] <= 0.0:
+            raise ValueError(f"{name}: need a number > 0, got {settings[name]:g}")
+    if settings.get("min_step", 0.0) < 0.0:
+        raise ValueError(f"min_step: need a number >= 0, got {settings['min_step']:g}")
+    if settings.get("min_step", 0.0) > settings.get("max_step", math.inf):
+        raise ValueError("min_step, max_step: the smallest step is larger than the largest")
+    if settings.get("dfactor", 0.2) >= 1.0:
+        raise ValueError(f"dfactor: need a number < 1, got {settings['dfactor']:g}")
+    if settings.get("ifactor", 10.0) < 1.0:
+        raise ValueError(f"ifactor: need a number >= 1, got {settings['ifactor']:g}")
+    if "max_num_steps" in options:
+        count = int(_number("max_num_steps", options["max_num_steps"]))
+        if count < 1:
+            raise ValueError(f"max_num_steps: need at least 1, got {count}")
+        settings["max_num_steps"] = count
+    for name in ("step_t", "jump_t"):
+        if options.get(name) is not None:
+            settings[name] = _times(name, options[name])
+    if len({*settings.get("step_t", ()), *settings.get("jump_t", ())}) < len(
+        settings.get("step_t", ())
+    ) + len(settings.get("jump_t", ())):
+        raise ValueError("step_t, jump_t: no time may be given twice")
+    if options.get("norm") is not None:
+        if not callable(options["norm"]):
+            raise TypeError(f"norm: need a function of the error, got {options['norm']!r}")
+        settings["norm"] = options["norm"]
+    if "controller" in options:
+        settings["controller"] = _controller(options["controller"])
+    if "dtype" in options and not (
+        isinstance(options["dtype"], torch.dtype) and options["dtype"].is_floating_point
+    ):
+        raise TypeError(f"dtype: need a floating-point dtype, got {options['dtype']!r}")
+    settings["rtol"] = _tolerance("rtol", rtol, problem)
+    settings["atol"] = _tolerance("atol", atol, problem)
+    return Control(**settings)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: need a number, got {value!r}") from None
+    if math.isnan(number):
+        raise ValueError(f"{name}: need a number, got NaN")
+    return number
+
+
+def _times(name: str, value: Any) -> tuple[float, ...]:
+    values = value.detach().tolist() if isinstance(value, Tensor) else value
+    try:
+        times = tuple(sorted(float(time) for time in values))
+    except TypeError:
+        raise TypeError(f"{name}: need a sequence of times, got {value!r}") from None
+    if not all(map(math.isfinite, times)):
+        raise ValueError(f"{name}: times must be finite, got {value!r}")
+    return times
+
+
+def _controller(value: Any) -> tuple[float, float, float]:
+    if isinstance(value, str) and value.lower() in CONTROLLERS:
+        return CONTROLLERS[value.lower()]
+    if isinstance(value, (tuple, list)) and len(value) == 3:
+        p, i, d = (_number("controller", number) for number in value)
+        return p, i, d
+    raise ValueError(
+        f"controller: got {value!r}, allowed are {', '.join(map(repr, CONTROLLERS))} or (p, i, d)"
+    )
+
+
+def _tolerance(name: str, value: Any, problem: Problem) -> Any:
+    if isinstance(value, (tuple, list)):
+        layout = problem.layout
+        if not layout.is_tuple or len(value) != len(layout.shapes):
+            raise ValueError(
+                f"{name}: a tuple of tolerances needs a tuple state with as many tensors, got "
+                f"{len(value)} for {len(layout.shapes)}"
+            )
+        like = problem.y0
+        parts = [
+            torch.as_tensor(one, dtype=_real(like.dtype), device=like.device).expand(shape)
+            for one, shape in zip(value, layout.shapes, strict=True)
+        ]
+        return layout.join(tuple(parts))
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name}: a tolerance cannot require a gradient")
+        if value.ndim:
+            return value.to(device=problem.y0.device, dtype=_real(problem.y0.dtype))
+    number = _number(name, value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name}: need a finite number >= 0, got {number:g}")
+    return number
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+# Norms ------------------------------------------------------------------------------------------
+
+
+def error_norm(problem: Problem, norm: Norm | None) -> Callable[[Tensor], Tensor]:
+    """Norm of a scaled error, a 0-d tensor; with samples apart (batch,)."""
+    layout = problem.layout
+    if norm is not None:
+        user = norm
+        return lambda error: torch.as_tensor(user(layout.split(error))).abs()
+    if layout.lead:
+        return _rms_rows if not layout.is_tuple else lambda e: _largest_rows(e, layout.sizes)
+    if layout.is_tuple:
+        return lambda error: _largest(error, layout.sizes)
+    return _rms
+
+
+def _rms(error: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(error) * (1.0 / math.sqrt(max(1, error.numel())))
+
+
+def _largest(error: Tensor, sizes: Sequence[int]) -> Tensor:
+    return torch.stack([_rms(part) for part in error.split(list(sizes)) if part.numel()]).max()
+
+
+def _rms_rows(error: Tensor) -> Tensor:
+    rows = error.reshape(len(error), -1)
+    return torch.linalg.vector_norm(rows, dim=1) * (1.0 / math.sqrt(max(1, rows.shape[1])))
+
+
+def _largest_rows(error: Tensor, sizes: Sequence[int]) -> Tensor:
+    parts = error.split(list(sizes), dim=1)
+    return torch.stack([_rms_rows(part) for part in parts if part.numel()]).amax(0)
+
+
+def scaled(error: Tensor, rtol: Any, atol: Any, y: Tensor, after: Tensor) -> Tensor:
+    """The error in units of ``atol + rtol max(|y|, |y'|)``."""
+    return error / torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol)

@@ -1,0 +1,171 @@
+"""What the user gives, made ready for the solvers: one function of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.models import time_dtype
+
+__all__ = ["Layout", "Problem"]
+
+
+class Layout:
+    """How the user's state, a tensor or a tuple of tensors, lies in the solver's tensor.
+
+    Parameters
+    ----------
+    y0
+        The user's state.
+    per_sample
+        Keep the first axis, the batch, apart: a tuple becomes (batch, size) instead of (size,).
+
+    Raises
+    ------
+    TypeError
+        Unless ``y0`` is a floating-point or complex tensor, or a tuple of them.
+    ValueError
+        For an empty tuple, or parts of different batch sizes where samples are kept apart.
+    """
+
+    def __init__(self, y0: Any, per_sample: bool = False) -> None:
+        parts = y0 if isinstance(y0, tuple) else (y0,)
+        for part in parts:
+            if not isinstance(part, Tensor):
+                raise TypeError(
+                    f"y0: need a tensor or a tuple of tensors, got {type(part).__name__}"
+                    + (" in a tuple" if isinstance(y0, tuple) else "")
+                )
+            if not (part.is_floating_point() or part.is_complex()):
+                raise TypeError(
+                    f"y0: need floating-point or complex numbers, got a tensor of {part.dtype}"
+                )
+        if not parts:
+            raise ValueError("y0: need at least one tensor in the tuple")
+        if per_sample and (
+            any(part.ndim < 1 for part in parts) or len({len(part) for part in parts}) > 1
+        ):
+            raise ValueError(
+                "y0: with per_sample every tensor needs the batch as its first axis, got shapes "
+                + ", ".join(str(tuple(part.shape)) for part in parts)
+            )
+        self.is_tuple, self.lead = isinstance(y0, tuple), int(per_sample)
+        self.shapes = [part.shape for part in parts]
+        self.sizes = [part.shape[self.lead :].numel() for part in parts]
+
+    def join(self, state: Any) -> Tensor:
+        """The solver's tensor."""
+        if not self.is_tuple:
+            return state
+        return torch.cat(
+            [part.reshape(*part.shape[: self.lead], -1) for part in state], dim=self.lead
+        )
+
+    def split(self, state: Tensor, before: int = 0) -> Any:
+        """The user's state, with ``before`` more axes in front."""
+        if not self.is_tuple:
+            return state
+        lead = state.shape[:before]
+        parts = state.split(self.sizes, dim=before + self.lead)
+        return tuple(
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        )
+
+
+class Problem:
+    """The user's function as ``func(t, y)`` on the solver's tensor, counting evaluations.
+
+    Half-precision states are carried in float32 and rounded for the function. The first output is
+    checked against the state.
+
+    Parameters
+    ----------
+    func
+        ``func(t, y, *args, **kwargs)``.
+    y0
+        The user's state.
+    args, kwargs
+        Further arguments of ``func``.
+    per_sample
+        See :class:`Layout`.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        y0: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        per_sample: bool = False,
+    ) -> None:
+        self.user, self.args, self.kwargs = func, tuple(args), dict(kwargs or {})
+        self.layout = Layout(y0, per_sample)
+        narrow = self.layout.join(y0)
+        self.dtype = narrow.dtype
+        self.wide = torch.promote_types(narrow.dtype, torch.float32)
+        self.time_dtype = time_dtype(narrow.dtype)
+        self.y0 = narrow.to(self.wide)
+        self.nfe = 0
+        self._checked = False
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The derivative at ``t`` and ``y``, in the solver's layout and dtype."""
+        self.nfe += 1
+        state = y if self.wide is self.dtype else y.to(self.dtype)
+        given = self.layout.split(state) if self.layout.is_tuple else state
+        output = self.user(t, given, *self.args, **self.kwargs)
+        if not self._checked:
+            self._check(output, given)
+            self._checked = True
+        if self.layout.is_tuple:
+            output = self.layout.join(output)
+        return output if output.dtype is self.wide else output.to(self.wide)
+
+    def result(self, states: Tensor) -> Any:
+        """States (m, ...) as the user's: dtype, and a tuple where it was one."""
+        return self.layout.split(states.to(self.dtype), before=1)
+
+    def state(self, y: Tensor) -> Any:
+        """One state as the user's."""
+        return self.layout.split(y.to(self.dtype))
+
+    def callback(self, name: str) -> Callable[[float, Tensor, float], None] | None:
+        """The user's ``func.<name>(t0, y0, dt)``, called with floats and the solver's tensor."""
+        function = getattr(self.user, name, None)
+        if function is None:
+            return None
+
+        def call(t: float, y: Tensor, dt: float) -> None:
+            time, step = torch.tensor([t, dt], dtype=torch.float64).unbind(0)
+            function(time, self.state(y), step)
+
+        return call
+
+    def _check(self, output: Any, state: Any) -> None:
+        outputs = output if self.layout.is_tuple else (output,)
+        states = state if self.layout.is_tuple else (state,)
+        if not isinstance(outputs, (tuple, list)) or len(outputs) != len(states):
+            raise TypeError(
+                f"func: must return a tuple of {len(states)} tensors, one for each of the state, "
+                f"returned {type(output).__name__}"
+            )
+        for given, part in zip(outputs, states, strict=True):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"func: must return a tensor, returned {type(given).__name__}")
+            if given.shape != part.shape:
+                raise ValueError(
+                    f"func: must return the state's shape {tuple(part.shape)}, returned "
+                    f"{tuple(given.shape)}"
+                )
+            if given.is_complex() and not part.is_complex():
+                raise ValueError(
+                    f"func: returned {given.dtype} for a state of {part.dtype}; make y0 complex"
+                )
+            if given.device != part.device:
+                raise ValueError(
+                    f"func: must return a tensor on the state's device {part.device}, returned "
+                    f"one on {given.device}"
+                )

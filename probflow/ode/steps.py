@@ -1,0 +1,245 @@
+"""Runge-Kutta steps on tensors, and runs over a fixed sequence of them.
+
+The same few lines serve fixed grids, adaptive steps, steps of one length for each sample, times
+that carry gradients and compiled graphs: a step length is a Python float or a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.ode.tableaus import Tableau
+
+__all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "time_tensors"]
+
+Func = Callable[[Tensor, Tensor], Tensor]
+Stages = list[Tensor]
+
+
+def combine(
+    y: Tensor, stages: Sequence[Tensor], weights: Sequence[float], h: float | Tensor
+) -> Tensor:
+    """``y + h * sum_i weights[i] * stages[i]``; zero weights cost nothing."""
+    total = y
+    if isinstance(h, float):
+        for k, weight in zip(stages, weights, strict=False):
+            if weight != 0.0:
+                alpha = h * weight
+                total = torch.add(y, k, alpha=alpha) if total is y else total.add_(k, alpha=alpha)
+    else:
+        for k, weight in zip(stages, weights, strict=False):
+            if weight != 0.0:
+                total = total + k * (h * weight)
+    return total
+
+
+def rk_step(
+    func: Func,
+    tableau: Tableau,
+    y: Tensor,
+    times: Sequence[Tensor],
+    h: float | Tensor,
+    first: Tensor | None = None,
+) -> tuple[Tensor, Stages]:
+    """State after one step, and its stages; ``first`` is the first stage where it is known."""
+    stages = [func(times[0], y) if first is None else first]
+    point = y
+    for i in range(1, tableau.stages):
+        point = combine(y, stages, tableau.a[i], h)
+        stages.append(func(times[i], point))
+    return point if tableau.fsal else combine(y, stages, tableau.b, h), stages
+
+
+def extended(
+    func: Func,
+    tableau: Tableau,
+    y: Tensor,
+    after: Tensor,
+    times: Sequence[Tensor],
+    h: float | Tensor,
+    stages: Stages,
+) -> Stages:
+    """The stages with those appended that only the dense output needs; ``after`` is ``y'``."""
+    for i in range(len(stages), len(tableau.dense)):
+        point = after if i == tableau.closing else combine(y, stages, tableau.a[i], h)
+        stages.append(func(times[i], point))
+    return stages
+
+
+def dense_value(
+    tableau: Tableau, y: Tensor, stages: Stages, theta: float, h: float | Tensor
+) -> Tensor:
+    """State at the fraction ``theta`` of a step whose stages are complete."""
+    return combine(y, stages, tableau.dense_weights(theta), h)
+
+
+def time_tensors(times: Sequence[float], like: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """0-d tensors on the device of ``like``, without waiting for it."""
+    if like.device.type == "cpu":
+        return torch.tensor(times, dtype=dtype).unbind(0)
+    return [torch.full((), time, dtype=dtype, device=like.device) for time in times]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence of steps, known before the first evaluation.
+
+    Attributes
+    ----------
+    lengths
+        Step lengths h: floats, or 0-d tensors where times carry gradients.
+    times
+        For each step the times of all stages, 0-d tensors.
+    outputs
+        For each step the fractions (0, 1] of it at which a state is wanted.
+    interpolation
+        ``"dense"``, the method's own, or ``"linear"``, torchdiffeq's.
+    """
+
+    lengths: Sequence[float | Tensor]
+    times: Sequence[Sequence[Tensor]]
+    outputs: Sequence[Sequence[float]]
+    interpolation: str = "dense"
+
+    def part(self, start: int, stop: int) -> Run:
+        """The steps from ``start`` up to ``stop``."""
+        chosen = slice(start, stop)
+        return Run(
+            self.lengths[chosen], self.times[chosen], self.outputs[chosen], self.interpolation
+        )
+
+
+def on_grid(
+    tableau: Tableau,
+    grid: Sequence[float] | Tensor,
+    outputs: Sequence[Sequence[float]],
+    like: Tensor,
+    dtype: torch.dtype,
+    *,
+    interpolation: str = "dense",
+    perturb: bool = False,
+) -> Run:
+    """The steps of a tableau on a grid.
+
+    Parameters
+    ----------
+    grid
+        Floats, or a tensor of times (n + 1,) that carries gradients or is traced.
+    outputs
+        As :class:`Run`.
+    like, dtype
+        State, for its device, and dtype of the times handed to the function.
+    perturb
+        Evaluate at the next representable time after the start of a step and before its end
+        (for functions with jumps at the grid's times).
+    """
+    if isinstance(grid, Tensor):
+        lengths: Sequence[float | Tensor] = (grid[1:] - grid[:-1]).to(_real(like)).unbind(0)
+        starts, ends = grid[:-1], grid[1:]
+        columns = [
+            starts if c == 0.0 else ends if c == 1.0 else starts + c * (ends - starts)
+            for c in tableau.c
+        ]
+        stage_times = torch.stack(columns, dim=1).to(device=like.device, dtype=dtype)
+    else:
+        lengths = [stop - start for start, stop in pairwise(grid)]
+        rows = [
+            [start if c == 0.0 else stop if c == 1.0 else start + c * (stop - start)
+             for c in tableau.c]
+            for start, stop in pairwise(grid)
+        ]  # fmt: skip
+        stage_times = torch.tensor(rows, dtype=torch.float64)
+        stage_times = stage_times.reshape(len(lengths), len(tableau.c))
+        stage_times = stage_times.to(dtype).to(like.device)
+    if perturb:
+        stage_times = _perturbed(stage_times, tableau)
+    every = stage_times.reshape(-1).unbind(0)
+    width = len(tableau.c)
+    times = [every[i * width : (i + 1) * width] for i in range(len(lengths))]
+    return Run(lengths, times, outputs, interpolation)
+
+
+def _real(like: Tensor) -> torch.dtype:
+    return like.dtype.to_real() if like.is_complex() else like.dtype
+
+
+def _perturbed(times: Tensor, tableau: Tableau) -> Tensor:
+    """Stage times, those at the ends of a step moved inwards by one representable number."""
+    start, end = times[:, :1], times[:, tableau.c.index(1.0) :][:, :1]
+    c = torch.tensor(tableau.c, device=times.device)
+    with torch.no_grad():
+        inward = torch.where(c == 0.0, end, torch.where(c == 1.0, start, times))
+        moved = torch.nextafter(times, inward)
+    return times + (moved - times).detach()
+
+
+def run_steps(
+    func: Func,
+    tableau: Tableau,
+    y: Tensor,
+    run: Run,
+    first: Tensor | None = None,
+    states: Any = None,
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Take the steps of a run.
+
+    Parameters
+    ----------
+    func, tableau, y, run
+        What to integrate, how, from where and over which times.
+    first
+        First stage, where it is known.
+    states
+        Where to append the states at the run's outputs; by default a new list.
+
+    Returns
+    -------
+    y
+        Last state.
+    first
+        First stage of the next step, where it is known.
+    states
+        States at the run's outputs.
+    """
+    states = [] if states is None else states
+    for h, times, outputs in zip(run.lengths, run.times, run.outputs, strict=True):
+        after, stages = rk_step(func, tableau, y, times, h, first)
+        for theta in outputs:
+            if theta == 1.0:
+                states.append(after)
+            elif run.interpolation == "linear":
+                states.append(combine(y, stages, [theta * weight for weight in tableau.b], h))
+            else:
+                extended(func, tableau, y, after, times, h, stages)
+                states.append(dense_value(tableau, y, stages, theta, h))
+        first = stages[tableau.closing] if len(stages) > tableau.closing else None
+        y = after
+    return y, first, states
+
+
+def run_checkpointed(
+    func: Func, tableau: Tableau, y: Tensor, run: Run
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """As :func:`run_steps`, with memory O(sqrt(steps)) for the backward pass.
+
+    Segments of about sqrt(n) steps keep only their first state and are run again when their
+    gradient is asked for; the gradients are those of the steps taken, to the last digit.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    count = len(run.lengths)
+    size = max(1, math.isqrt(count))
+    first: Tensor | None = None
+    states: list[Tensor] = []
+    for start in range(0, count, size):
+        part = run.part(start, start + size)
+        y, first, some = checkpoint(run_steps, func, tableau, y, part, first, use_reentrant=False)
+        states += some
+    return y, first, states
