@@ -3,7 +3,19 @@
 from probflow import grids
 from probflow._version import __version__
 from probflow.adapters import register, unregister
-from probflow.integrate import BrownianPath, NonFiniteError, sample
+from probflow.encoding import decode, encode
+from probflow.integrate import (
+    BaseBrownian,
+    BrownianInterval,
+    BrownianNoiseSampler,
+    BrownianPath,
+    BrownianTree,
+    NonFiniteError,
+    ReverseBrownian,
+    brownian_interval_like,
+    sample,
+)
+from probflow.likelihood import LogLikelihood, log_likelihood
 from probflow.models import Model
 from probflow.ode import (
     MaxStepsError,
@@ -11,6 +23,7 @@ from probflow.ode import (
     StepSizeError,
     ode_stepper,
     odeint,
+    odeint_adjoint,
     odeint_dense,
     odeint_event,
     solve_ode,
@@ -29,16 +42,22 @@ __all__ = [
     "VE",
     "VP",
     "BaseSDE",
+    "BaseBrownian",
+    "BrownianInterval",
+    "BrownianNoiseSampler",
     "BrownianPath",
+    "BrownianTree",
     "Empirical",
     "FlowMatching",
     "Gaussian",
     "GaussianMixture",
+    "LogLikelihood",
     "MaxStepsError",
     "Model",
     "NonFiniteError",
     "ODEResult",
     "ProbabilityFlowODE",
+    "ReverseBrownian",
     "ReverseSDE",
     "SDEIto",
     "SDEStratonovich",
@@ -46,10 +65,15 @@ __all__ = [
     "StepSizeError",
     "__version__",
     "all_solvers",
+    "brownian_interval_like",
+    "decode",
+    "encode",
     "get_solver",
     "grids",
+    "log_likelihood",
     "ode_stepper",
     "odeint",
+    "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
     "register",

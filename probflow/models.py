@@ -128,7 +128,8 @@ class _Converted(torch.nn.Module):
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of times for a state's dtype: at least float32, so that no two times collapse."""
-    return torch.promote_types(dtype.to_real(), torch.float32)
+    real = dtype.to_real() if dtype.is_complex else dtype
+    return torch.promote_types(real, torch.float32)
 
 
 def as_time(t: Tensor | float, x: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from probflow.adapters import spellings
 from probflow.integrate.grid import host_times
-from probflow.ode.plans import check_function, integrate
+from probflow.ode.plans import adjoint_rule, check_function, integrate
 from probflow.problems import ProbabilityFlowODE
-from probflow.solvers import Solver, all_solvers, get_solver
+from probflow.solvers import Solver, all_solvers
 
-__all__ = ["own_methods", "passed_on", "register", "unregister"]
+__all__ = ["adjoint_rule", "own_methods", "passed_on", "register", "unregister"]
 
 SUPPORTED = "0.2.4 and 0.2.5"
 
@@ -96,19 +96,6 @@ def _is_augmented(func: Any) -> bool:
     """Whether this is the augmented system of ``odeint_adjoint``'s backward pass."""
     base = func.base_func if isinstance(func, _TupleFunc) else func
     return getattr(base, "__qualname__", None) == _AUGMENTED
-
-
-def adjoint_rule(solver: Solver) -> Solver:
-    """The solver of the augmented adjoint system where ``adjoint_method`` is left out.
-
-    torchdiffeq then reuses ``method``. The augmented system (state, its adjoint, parameter
-    gradients) is a plain ODE without noise levels, so a solver that needs a process stands for the
-    general method of its order on the same grid: ``euler`` for 1, ``heun`` for 2, ``rk4`` above.
-    """
-    if solver.needs == "ode":
-        return solver
-    order = solver.orders.get("strong", solver.orders.get("tv", 1))
-    return get_solver("euler" if order <= 1 else "heun" if order <= 2 else "rk4")
 
 
 def own_methods() -> tuple[str, ...]:

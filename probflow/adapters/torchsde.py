@@ -16,7 +16,7 @@ from torch import Tensor
 from probflow.adapters import spellings
 from probflow.integrate.grid import refine, run_grid, with_options
 from probflow.problems import ReverseSDE
-from probflow.sde.sdeint import check_sde, check_unsupported, path_noise, process_times
+from probflow.sde.plans import check_sde, check_unsupported, path_noise, process_times
 from probflow.solvers import Solver, all_solvers
 
 __all__ = ["own_methods", "passed_on", "register", "unregister"]

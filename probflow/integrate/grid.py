@@ -71,20 +71,25 @@ def host_times(t: Any, name: str) -> list[float]:
         if t.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{name}: gradients with respect to times are not formed natively; pass "
-                f"{name}.detach(), or use torchdiffeq.odeint_adjoint after pf.register()"
+                f"{name}.detach(), or for an ODE use pf.odeint_adjoint"
             )
-        values = np.asarray(t.detach().tolist(), dtype=np.float64)
+        values = t.detach().tolist()
+        shape = tuple(t.shape)
+    elif isinstance(t, (list, tuple)) and all(isinstance(time, (int, float)) for time in t):
+        values, shape = [float(time) for time in t], (len(t),)  # what a compiled graph can follow
     else:
         try:
-            values = np.asarray(t, dtype=np.float64)
+            array = np.asarray(t, dtype=np.float64)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name}: need at least one time in one dimension, got {values.shape}")
-    gaps = np.diff(values)
-    if not np.isfinite(values).all() or not ((gaps > 0).all() or (gaps < 0).all()):
+        values, shape = array.tolist(), array.shape
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"{name}: need at least one time in one dimension, got {shape}")
+    rising = [b > a for a, b in pairwise(values)]
+    falling = [b < a for a, b in pairwise(values)]
+    if not all(map(math.isfinite, values)) or not (all(rising) or all(falling)):
         raise ValueError(f"{name}: times must be finite and strictly increasing or decreasing")
-    return values.tolist()
+    return values
 
 
 def refine(times: Sequence[float], step: Any, name: str) -> list[float]:

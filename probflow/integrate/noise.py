@@ -1,4 +1,4 @@
-r"""Noise that is a pure function of (seed, sample index, draw or time).
+r"""Noise that is a pure function of (seed, sample index, draw).
 
 Normals come from a counter-based generator: the SplitMix64 output function (Steele, Lea, Flood
 2014) hashes (seed, sample, draw, element) to 64 bits, and Box-Muller turns them into two normals.
@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BrownianPath", "GeneratorNoise", "NoiseSource", "SeededNoise", "normals"]
+__all__ = ["GeneratorNoise", "NoiseSource", "PathNoise", "SeededNoise", "normals"]
 
 _BLOCK = 2**16  # normals drawn at a time, so that small states do not pay per call
+_CACHE = (
+    3 * 2**14
+)  # pairs made at a time on a CPU: their scratch, 16 bytes each, stays in the cache
 
 
 class NoiseSource(Protocol):
@@ -33,18 +37,33 @@ class NoiseSource(Protocol):
 
 
 def _signed(value: int) -> int:
+    value %= 2**64
     return value - 2**64 if value >= 2**63 else value
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX1, _MIX2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+# SplitMix64's two rounds: shift, mask that makes ``>>`` logical (torch's keeps the sign), factor.
+# Tensors, because torch would wrap a Python number anew in every call.
+_ROUNDS = tuple(
+    tuple(torch.tensor(x, device="cpu") for x in (shift, 2 ** (64 - shift) - 1, _signed(factor)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (32, 0x94D049BB133111EB))
+)
 
 
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, on int64 with wrap-around; ``>>`` of torch keeps the sign."""
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _MIX1
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _MIX2
-    return z ^ ((z >> 31) & (2**33 - 1))
+def _mix(z: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """Mix the bits of ``z`` in place: ``z ^= z >> shift; z *= factor``, twice, modulo 2^64.
+
+    Each of the four maps is a bijection of the 64-bit numbers, hence the whole. It is SplitMix64's
+    finaliser without its last ``z ^= z >> 31``, which serves the lowest bits alone, where a float
+    sees nothing, and with a second shift of 32, so that both halves of the result depend on every
+    bit: the high one through the products' carries, the low one because its factor ends on the
+    exclusive or of both halves of the first product.
+    """
+    scratch = torch.empty_like(z) if scratch is None else scratch
+    for shift, mask, factor in _ROUNDS:
+        torch.bitwise_right_shift(z, shift, out=scratch)
+        z.bitwise_xor_(scratch.bitwise_and_(mask)).mul_(factor)
+    return z
 
 
 def normals(
@@ -70,27 +89,66 @@ def normals(
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: normals are float32 or float64, got {dtype}")
-    device = samples.device
-    key = _mix(torch.tensor(seed, dtype=torch.int64, device=device) + _GOLDEN)
+    key = _mix(torch.full((1,), seed, dtype=torch.int64, device=samples.device).add_(_GOLDEN))
     key = _mix(key + samples * _GOLDEN)
-    key = _mix(key[None, :] ^ _mix(draws * _GOLDEN + _MIX1)[:, None])
-    half = (count + 1) // 2
-    counter = torch.arange(1, half + 1, device=device) * _GOLDEN
-    bits = _mix(key[..., None] + counter)
-    high, low = (bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF
-    # In float64, because float32 has no number between 1 - 6e-8 and 1: small radii would be off.
-    wide = dtype if device.type == "mps" else torch.float64
-    radius = ((high.to(wide) + 0.5) * 2.0**-32).log_().mul_(-2.0).sqrt_().to(dtype)
-    angle = low.to(dtype) * (2.0 * math.pi * 2.0**-32)
-    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)[..., :count]
+    key = _mix(key ^ _mix(draws * _GOLDEN)[:, None]).view(-1, 1, 1)
+    normal = torch.empty(len(key), count, dtype=dtype, device=key.device)
+    # A row is made of pairs (radius, angle), whose cosines are its first half; the number of
+    # pairs is even, because one hash gives two 32-bit words, for two radii or for two angles.
+    pairs = 2 * ((count + 3) // 4)
+    block = _CACHE if key.device.type == "cpu" else max(1, pairs * len(key))
+    width = max(1, min(pairs, block))
+    rows = max(1, block // width)
+    scratch = torch.empty(4, min(rows, len(key)) * width, dtype=dtype, device=key.device)
+    for first in range(0, min(pairs, count), width):
+        last = min(first + width, pairs)
+        hashes = torch.arange(first // 2, last // 2, device=key.device)
+        counter = torch.stack((hashes, hashes + pairs // 2)).add_(1).mul_(_GOLDEN)
+        targets = normal[:, first:last], normal[:, pairs + first : pairs + last]
+        columns = [target.shape[1] for target in targets]
+        block_of = cache(_Block)  # two sizes: full, and the last
+        for some in zip(*(t.split(rows) for t in (key, *targets)), strict=True):
+            block_of(len(some[0]), counter, *columns, scratch)(*some)
+    return normal.view(len(draws), len(samples), count)
 
 
-def check_seed(seed: object) -> int:
-    """Return ``seed`` if it is a whole number in [0, 2**63); raise otherwise."""
-    return _whole(seed, "seed")
+class _Block:
+    """Box-Muller for n rows at a time, in scratch (4, >= n*width) that is reused.
+
+    The bits of the scratch are first the hashes, then the floats made of them. All views are made
+    once: for small blocks they would cost more than the arithmetic.
+    """
+
+    def __init__(self, n: int, counter: Tensor, columns: int, sines: int, scratch: Tensor) -> None:
+        shape = (n, *counter.shape)
+        self.counter = counter
+        self.bits, self.spare = (
+            half.view(-1).view(torch.int64)[: math.prod(shape)].view(shape)
+            for half in (scratch[:2], scratch[2:])
+        )
+        self.words = self.bits.view(torch.int32)[..., :columns].unbind(1)
+        self.product, _, self.radius, self.angle = (
+            row[: n * columns].view(n, columns) for row in scratch
+        )
+        self.sine, self.sine_radius = self.angle[:, :sines], self.radius[:, :sines]
+        # u^2 of the word 0, as if u were 2^-32.
+        self.tiny = torch.full((), 2.0**-64, dtype=scratch.dtype, device=scratch.device)
+
+    def __call__(self, key: Tensor, cosines: Tensor, sines: Tensor) -> None:
+        """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1, 1)."""
+        _mix(torch.bitwise_xor(key, self.counter, out=self.bits), self.spare)
+        radius, angle = self.radius.copy_(self.words[0]), self.angle.copy_(self.words[1])
+        # -ln u^2 for u = |word|/2^31. Small u, the far tails, keep their relative precision in
+        # float32; near u = 1 it rounds the radii below 1e-3 or so.
+        torch.addcmul(self.tiny, radius, radius, value=2.0**-62, out=radius).log_().neg_().sqrt_()
+        torch.cos(angle.mul_(math.pi * 2.0**-31), out=self.product)
+        torch.mul(self.product, radius, out=cosines)
+        angle.sin_()
+        torch.mul(self.sine, self.sine_radius, out=sines)
 
 
-def _whole(value: object, name: str) -> int:
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return ``value`` if it is a whole number in [0, 2**63); raise otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: need a whole number in [0, 2**63), got {value!r}")
     if not 0 <= value < 2**63:
@@ -98,8 +156,9 @@ def _whole(value: object, name: str) -> int:
     return int(value)
 
 
-def _sample_indices(first: int, count: int, device: torch.device | str) -> Tensor:
-    first = _whole(first, "first_sample")
+def sample_indices(first: int, count: int, device: torch.device | str) -> Tensor:
+    """The ``count`` sample indices from ``first`` on, which must be a whole number >= 0."""
+    first = check_seed(first, "first_sample")
     return torch.arange(first, first + count, device=device)
 
 
@@ -127,9 +186,9 @@ class SeededNoise:
         first_sample: int = 0,
     ) -> None:
         self._seed, self._shape, self._dtype = check_seed(seed), tuple(shape), dtype
-        self._samples = _sample_indices(first_sample, self._shape[0], device)
+        self._samples = sample_indices(first_sample, self._shape[0], device)
         self._count = math.prod(self._shape[1:])
-        self._ahead = max(1, min(64, _BLOCK // max(1, self._shape[0] * self._count)))
+        self._most = max(1, _BLOCK // max(1, self._shape[0] * self._count))
         self._draw = 0
         self._block: Iterator[Tensor] = iter(())
 
@@ -137,10 +196,11 @@ class SeededNoise:
         """The next draw; the interval does not matter here."""
         tensor = next(self._block, None)
         if tensor is None:
-            draws = torch.arange(self._draw, self._draw + self._ahead, device=self._samples.device)
+            ahead = min(self._most, max(8, self._draw))  # blocks that double
+            draws = torch.arange(self._draw, self._draw + ahead, device=self._samples.device)
             block = normals(self._seed, self._samples, draws, self._count, self._dtype)
-            self._draw += self._ahead
-            self._block = iter(block.reshape(self._ahead, *self._shape).unbind(0))
+            self._draw += ahead
+            self._block = iter(block.reshape(ahead, *self._shape).unbind(0))
             tensor = next(self._block)
         return tensor
 
@@ -174,116 +234,14 @@ class GeneratorNoise:
         self._generator.set_state(self._state)
 
 
-class BrownianPath:
-    r"""A Brownian path W on [t0, t1] that every step count can share.
-
-    The value at the middle of an interval is the mean of its ends plus a normal keyed by (seed,
-    sample, node), down to cells of ``2**-depth`` of the interval (Li et al. 2020, arXiv
-    2001.01328, virtual Brownian tree), inside which W is linear. So W(t) is a pure function of
-    (seed, sample index, t), whatever is asked before, and independent of :class:`SeededNoise` of
-    the same seed.
-
-    Calling it with two times gives the increment ``W(tb) - W(ta)``, as torchsde's ``bm``. Its
-    variance is too small by up to half a cell, so an increment of less than 16 cells is refused.
-
-    Parameters
-    ----------
-    seed
-        Whole number in [0, 2**63).
-    shape
-        Shape of the state, (batch, ...).
-    t0, t1
-        Ends of the interval, in either order.
-    dtype, device, first_sample
-        As :class:`SeededNoise`.
-    depth
-        Number of halvings, 1 .. 40.
-    """
-
-    levy_area_approximation = "none"  # what torchsde asks of a ``bm``
-
-    def __init__(
-        self,
-        seed: int,
-        shape: Sequence[int],
-        t0: float,
-        t1: float,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        *,
-        first_sample: int = 0,
-        depth: int = 30,
-    ) -> None:
-        if not (math.isfinite(t0) and math.isfinite(t1)) or t0 == t1:
-            raise ValueError(f"t0, t1: need two different finite times, got {t0}, {t1}")
-        if not 1 <= depth <= 40:
-            raise ValueError(f"depth: need 1 <= depth <= 40, got {depth}")
-        self._seed, self.shape, self._dtype = check_seed(seed), tuple(shape), dtype
-        self._t0, self._t1, self._depth = min(t0, t1), max(t0, t1), depth
-        self._samples = _sample_indices(first_sample, self.shape[0], device)
-        self._count = math.prod(self.shape[1:])
-        self._recent: dict[float, Tensor] = {}
-
-    def value(self, t: float) -> Tensor:
-        """W(t), with W(t0) = 0 at the smaller end; shape of the state."""
-        t = float(t)
-        if t not in self._recent:
-            if len(self._recent) >= 4:  # a step asks for its ends and its middle
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[t] = self._descend(t)
-        return self._recent[t]
-
-    def check_time(self, t: float) -> float:
-        """Position of ``t`` in the interval, from 0 to 1; ``ValueError`` if it lies outside."""
-        position = (t - self._t0) / (self._t1 - self._t0)
-        if not -1e-9 <= position <= 1 + 1e-9:
-            raise ValueError(f"t: {t:g} lies outside the path's [{self._t0:g}, {self._t1:g}]")
-        return min(max(position, 0.0), 1.0)
-
-    def _descend(self, t: float) -> Tensor:
-        # Levy's construction: one normal per level, times a hat function of the position u.
-        u = self.check_time(t)
-        std = math.sqrt(self._t1 - self._t0)
-        nodes, weights = [0], [u * std]
-        std, node = 0.5 * std, 1
-        for _ in range(self._depth):
-            if u in (0.0, 1.0):
-                break
-            nodes.append(node)
-            weights.append(2.0 * min(u, 1.0 - u) * std)
-            right = u >= 0.5
-            u, node, std = 2.0 * u - right, 2 * node + right, std * math.sqrt(0.5)
-        # Negative draws: those of SeededNoise, from 0 up, stay independent of the path.
-        draws = torch.tensor([-1 - node for node in nodes], device=self._samples.device)
-        total = torch.zeros(self.shape, dtype=self._dtype, device=self._samples.device)
-        at_a_time = max(1, _BLOCK // max(1, total.numel()))
-        normal = (
-            row
-            for some in draws.split(at_a_time)
-            for row in normals(self._seed, self._samples, some, self._count, self._dtype)
-        )
-        for weight, row in zip(weights, normal, strict=True):
-            total.add_(row.reshape(self.shape), alpha=weight)
-        return total
-
-    def __call__(self, ta: float, tb: float) -> Tensor:
-        """Increment ``W(tb) - W(ta)``."""
-        cell = (self._t1 - self._t0) * 0.5**self._depth
-        if 0 < abs(tb - ta) < 16 * cell:
-            raise ValueError(
-                f"ta, tb: {abs(tb - ta):g} apart, less than 16 cells of the path ({cell:g} each), "
-                f"where it is no longer Brownian; make it with depth > {self._depth}"
-            )
-        return self.value(tb) - self.value(ta)
-
-
 class PathNoise:
     """Unit normals that are the normalised increments of a path, so step counts share it.
 
     Parameters
     ----------
     path
-        Callable ``path(ta, tb)`` giving the increment, e.g. :class:`BrownianPath`.
+        Callable ``path(ta, tb)`` giving the increment, e.g. a
+        :class:`~probflow.integrate.interval.BrownianInterval`.
     clock
         Maps process time to the path's time (torchsde's time is minus process time).
     dtype

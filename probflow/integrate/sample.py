@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from probflow.grids import as_grid
+from probflow.integrate.brownian import BaseBrownian
 from probflow.integrate.loop import Callback, run_plan
 from probflow.integrate.noise import (
-    BrownianPath,
     GeneratorNoise,
     NoiseSource,
     PathNoise,
@@ -35,7 +35,7 @@ def sample(
     grid: Any = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
-    noise: NoiseSource | BrownianPath | None = None,
+    noise: NoiseSource | BaseBrownian | None = None,
     x: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -70,8 +70,8 @@ def sample(
     generator
         A ``torch.Generator`` instead of a seed.
     noise
-        Source of the noises of the steps: a :class:`~probflow.integrate.noise.BrownianPath` in
-        process time, which couples step counts, or any
+        Source of the noises of the steps: a Brownian motion in process time, such as
+        :class:`~probflow.integrate.interval.BrownianInterval`, which couples step counts, or any
         :class:`~probflow.integrate.noise.NoiseSource`.
     x
         Initial state at the grid's first time; by default ``prior_std`` times unit normals.
@@ -130,7 +130,7 @@ def sample(
         if source is None:
             raise ValueError("seed: give a seed, a generator or an initial state x")
         x = (source() * model.process.prior_std(times[0])).to(dtype)
-    if isinstance(noise, BrownianPath):
+    if isinstance(noise, BaseBrownian):
         for time in (plan.times[0], plan.times[-1]):
             noise.check_time(time)
         noise = PathNoise(noise, dtype=wide)

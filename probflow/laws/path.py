@@ -20,7 +20,7 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from probflow.integrate.noise import BrownianPath
+from probflow.integrate.brownian import BrownianInterval
 from probflow.laws.distances import excess
 from probflow.laws.line import (
     REACH,
@@ -192,7 +192,9 @@ def path_kl_samples(
     x_next = target.sample(n, stop.alpha, stop.sigma, generator=generator)
     log_next = target.log_prob(x_next, stop.alpha, stop.sigma)
     seed = int(torch.randint(2**62, (), generator=generator))
-    w = BrownianPath(seed, x_next.shape, stop.rho**2, start.rho**2, depth=40)
+    ends = stop.rho**2, start.rho**2
+    finest = (ends[1] - ends[0]) * 2.0**-40
+    w = BrownianInterval(*ends, x_next.shape, x_next.dtype, entropy=seed, tol=finest)
     total = np.zeros(n)
     for step, (kernel,) in reversed(chain):
         t, s, a, v = reverse_pair(process, step)

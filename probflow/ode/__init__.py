@@ -1,5 +1,6 @@
 """Ordinary differential equations: torchdiffeq's calls and more."""
 
+from probflow.ode.adjoint import odeint_adjoint
 from probflow.ode.odeint import ode_stepper, odeint, odeint_dense, odeint_event, solve_ode
 from probflow.ode.result import MaxStepsError, ODEResult, Status, StepSizeError
 
@@ -10,6 +11,7 @@ __all__ = [
     "StepSizeError",
     "ode_stepper",
     "odeint",
+    "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
     "solve_ode",

@@ -111,6 +111,7 @@ class AdaptiveStepper:
         limit = self.end if limit is None else limit
         if self.first is None:
             self.first = self._first_stage()
+        self._stages = []  # large: let them go before new ones are made
         if self.h is None:
             self.h = self._first_length(limit)
         while True:
@@ -130,7 +131,7 @@ class AdaptiveStepper:
         h = stop - start
         if self._tried is not None:
             self._tried(start, self.y, h)
-        if stop == start:
+        if abs(h) < 4.0 * math.ulp(max(abs(start), abs(stop))) and not clipped:
             raise StepSizeError(
                 f"t: the step size fell below the resolution of the times at t = {start!r}, step "
                 f"{self.accepted}, with steps of {self.h:.3g}; the function may be singular there"
@@ -138,7 +139,9 @@ class AdaptiveStepper:
         times = self._times(start, stop, jump)
         after, stages = rk_step(self.problem, self.tableau, self.y, times, h, self.first)
         error = self._error(after, stages, h)
-        accept = error <= 1.0 or (abs(h) <= control.min_step and math.isfinite(error))
+        # The length tried may exceed the smallest one by the rounding of the times.
+        shortest = min(abs(h), self.h) <= control.min_step
+        accept = error <= 1.0 or (shortest and math.isfinite(error))
         errors = [error, *self.errors] if math.isfinite(error) else [error]
         factor = control.factor(errors, self.tableau.error_order)
         proposed = min(max(abs(h) * factor, control.min_step), control.max_step)
@@ -207,7 +210,7 @@ class AdaptiveStepper:
         control, y = self.control, self.y
         norms = []
         for weights in self.tableau.error:
-            error = h * _weighted(stages, weights)
+            error = _weighted(stages, weights, h)
             norms.append(self._norm(scaled(error, control.rtol, control.atol, y, after)))
         if len(norms) == 1:
             return float(norms[0])
@@ -280,11 +283,12 @@ class AdaptiveStepper:
         self.problem.nfe = state["nfe"]
 
 
-def _weighted(stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """``sum_i weights[i] * stages[i]``, leaving zero weights out."""
+def _weighted(stages: Sequence[Tensor], weights: Sequence[float], h: float = 1.0) -> Tensor:
+    """``h * sum_i weights[i] * stages[i]``, leaving zero weights out."""
     total: Tensor | None = None
     for k, weight in zip(stages, weights, strict=True):
         if weight != 0.0:
-            total = k * weight if total is None else total.add_(k, alpha=weight)
+            alpha = h * weight
+            total = k * alpha if total is None else total.add_(k, alpha=alpha)
     assert total is not None
     return total

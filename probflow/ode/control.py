@@ -239,5 +239,5 @@ def _largest_rows(error: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def scaled(error: Tensor, rtol: Any, atol: Any, y: Tensor, after: Tensor) -> Tensor:
-    """The error in units of ``atol + rtol max(|y|, |y'|)``."""
-    return error / torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol)
+    """The error in units of ``atol + rtol max(|y|, |y'|)``, in place."""
+    return error.div_(torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol))

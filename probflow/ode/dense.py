@@ -55,7 +55,7 @@ class DenseOutput:
         return tuple(part[0] for part in result) if isinstance(result, tuple) else result[0]
 
     def _state(self, time: Tensor) -> Tensor:
-        t = float(time)
+        t = float(time.detach())
         low, high = sorted((self.t0, self.t1))
         slack = 1e-6 * (high - low)  # times given in float32
         if not low - slack <= t <= high + slack:
@@ -90,7 +90,10 @@ def find_event(
     if event(stepper.t, stepper.y) <= 0.0:
         return stepper.t, stepper.y
     for _ in range(max_steps):
-        done = stepper.step()
+        try:
+            done = stepper.step()
+        except MaxStepsError:
+            break
         if event(done.stop, done.after) <= 0.0:
             return _refined(done, event)
     raise MaxStepsError(

@@ -118,7 +118,12 @@ def _walk(
     problem: Problem, tableau: Tableau, y: Tensor, run: Run, grid: Any, states: Any, on_step: Any
 ) -> tuple[Tensor, Any]:
     if on_step is None:
-        y, _, _ = run_steps(problem, tableau, y, run, states=states)
+        # The first step goes through the problem, which checks the function's output.
+        y, first, _ = run_steps(problem, tableau, y, run.part(0, 1), states=states)
+        before, rest = problem.nfe, run.part(1, len(run.lengths))
+        y, _, _ = run_steps(problem.direct, tableau, y, rest, first, states)
+        if problem.direct is not problem:
+            problem.nfe = before + _evaluations(tableau, rest, first is not None)
         return y, states
     first = None
     for number, (start, stop) in enumerate(pairwise(grid)):
@@ -126,6 +131,18 @@ def _walk(
         part = run.part(number, number + 1)
         y, first, _ = run_steps(problem, tableau, y, part, first, states)
     return y, states
+
+
+def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
+    """How often a run calls the function; ``known``: its first stage is there already."""
+    inside = run.interpolation == "dense"
+    count = 0
+    for outputs in run.outputs:
+        complete = inside and any(theta != 1.0 for theta in outputs)
+        stages = len(tableau.dense) if complete else tableau.stages
+        count += stages - known
+        known = stages > tableau.closing
+    return count
 
 
 def _finite(x: Tensor) -> bool:

@@ -106,7 +106,7 @@ def odeint(
     """
     check_function(func)
     options = dict(options or {}) if options is None or isinstance(options, Mapping) else options
-    name, solver = _resolve(method)
+    name, solver = resolve(method)
     if solver is not None and name is not None and _as_plan(func, t, options, event_fn):
         name = None
     if name is not None:
@@ -129,7 +129,7 @@ def odeint(
     )
 
 
-def _resolve(method: Any) -> tuple[str | None, Solver | None]:
+def resolve(method: Any) -> tuple[str | None, Solver | None]:
     """Name of the native method, and the registered solver, that ``method`` means, if any."""
     if method is None:
         return "dopri5", None
@@ -216,7 +216,7 @@ def solve_ode(
     (True, 0)
     """
     check_function(func)
-    name, solver = _resolve(method)
+    name, solver = resolve(method)
     if name is None:
         raise ValueError(
             f"method: {solver.name if solver else method} has no result object; allowed are "
@@ -382,7 +382,7 @@ def ode_stepper(
     0.5
     """
     check_function(func)
-    name, _ = _resolve(method)
+    name, _ = resolve(method)
     if name is None or name == ADAMS:
         raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
     settings = checked_options(name, options)

@@ -91,7 +91,7 @@ class PerSample:
         error = self._error(before, after, stages, length)
         finite = torch.isfinite(error)
         small = torch.where(finite, error, torch.inf)
-        accept = active & ((small <= 1.0) | ((taken <= control.min_step) & finite))
+        accept = active & ((small <= 1.0) | ((h <= control.min_step) & finite))
         proposed = (taken * self._factor(small)).clamp(control.min_step, control.max_step)
         cut_short = accept & (taken < h)
         proposed = torch.where(cut_short, torch.maximum(proposed, h), proposed)
@@ -191,10 +191,11 @@ class PerSample:
         """States of all samples at output j, wherever in the step each one meets it."""
         theta = (self.times[j] - start).abs() / taken.clamp_min(_TINY)
         theta = theta.clamp(0.0, 1.0)
-        powers = torch.stack([theta ** (p + 1) for p in range(len(self.tableau.dense[0]))])
-        weights = torch.as_tensor(self.tableau.dense, dtype=powers.dtype, device=powers.device)
         value = before
-        for k, weight in zip(stages, weights @ powers, strict=True):
+        for k, coefficients in zip(stages, self.tableau.dense, strict=True):
+            weight = torch.zeros_like(theta)
+            for coefficient in reversed(coefficients):
+                weight = (weight + coefficient) * theta
             value = value + k * (h * self._rows(weight))
         return torch.where(self._rows(self.times[j] == stop).bool(), after, value)
 

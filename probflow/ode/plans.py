@@ -11,9 +11,9 @@ from torch import Tensor
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
 from probflow.models import Model
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
-from probflow.solvers import Solver, all_solvers
+from probflow.solvers import Solver, all_solvers, get_solver
 
-__all__ = ["check_function", "integrate"]
+__all__ = ["adjoint_rule", "check_function", "integrate"]
 
 _OPTIONS = ("step_size", "grid_constructor", "check_finite")
 
@@ -47,6 +47,19 @@ def check_function(func: Any, solver: Solver | None = None) -> None:
 
 def _structured(func: Any) -> bool:
     return isinstance(func, ProbabilityFlowODE)
+
+
+def adjoint_rule(solver: Solver) -> Solver:
+    """The solver of the augmented adjoint system where ``adjoint_method`` is left out.
+
+    torchdiffeq then reuses ``method``. The augmented system (state, its adjoint, parameter
+    gradients) is a plain ODE without noise levels, so a solver that needs a process stands for the
+    general method of its order on the same grid: ``euler`` for 1, ``heun`` for 2, ``rk4`` above.
+    """
+    if solver.needs == "ode":
+        return solver
+    order = solver.orders.get("strong", solver.orders.get("tv", 1))
+    return get_solver("euler" if order <= 1 else "heun" if order <= 2 else "rk4")
 
 
 def integrate(

@@ -61,7 +61,7 @@ class Layout:
         if not self.is_tuple:
             return state
         return torch.cat(
-            [part.reshape(*part.shape[: self.lead], -1) for part in state], dim=self.lead
+            [part.reshape((*part.shape[: self.lead], -1)) for part in state], dim=self.lead
         )
 
     def split(self, state: Tensor, before: int = 0) -> Any:
@@ -71,7 +71,7 @@ class Layout:
         lead = state.shape[:before]
         parts = state.split(self.sizes, dim=before + self.lead)
         return tuple(
-            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
         )
 
 
@@ -109,7 +109,7 @@ class Problem:
         self.time_dtype = time_dtype(narrow.dtype)
         self.y0 = narrow.to(self.wide)
         self.nfe = 0
-        self._checked = False
+        self._checked = self._same_dtype = False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative at ``t`` and ``y``, in the solver's layout and dtype."""
@@ -120,9 +120,19 @@ class Problem:
         if not self._checked:
             self._check(output, given)
             self._checked = True
+            self._same_dtype = not self.layout.is_tuple and output.dtype is self.wide
         if self.layout.is_tuple:
             output = self.layout.join(output)
         return output if output.dtype is self.wide else output.to(self.wide)
+
+    @property
+    def direct(self) -> Callable[..., Any]:
+        """The user's own function where nothing needs to be done around it, else this object.
+
+        Only after a first call, which checks the output; its evaluations are not counted.
+        """
+        plain = not (self.layout.is_tuple or self.args or self.kwargs) and self.wide is self.dtype
+        return self.user if plain and self._same_dtype else self
 
     def result(self, states: Tensor) -> Any:
         """States (m, ...) as the user's: dtype, and a tuple where it was one."""

@@ -88,6 +88,8 @@ def solve(
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
     solver = _Solve(problem, func, y0, t, method, settings, throw)
     if per_sample:
+        if gradients != "direct":
+            raise ValueError("gradients: per_sample has 'direct' only")
         if event_fn is not None or dense:
             raise ValueError(
                 "per_sample: events and dense output are for one step size for the batch; leave "
@@ -207,10 +209,12 @@ class _Solve:
         callback = self.problem.callback("callback_step")
         if not self.progress:
             return callback
-        bar = iter(tqdm(range(len(grid) - 1), desc=self.method, unit="step"))
+        bar = tqdm(total=len(grid) - 1, desc=self.method, unit="step")
 
         def on_step(t: float, y: Tensor, h: float) -> None:
-            next(bar)
+            bar.update(1)
+            if bar.n == bar.total:
+                bar.close()
             if callback is not None:
                 callback(t, y, h)
 
@@ -219,6 +223,11 @@ class _Solve:
     def fixed(self, dense: bool, gradients: str) -> ODEResult:
         settings, problem = self.settings, self.problem
         perturb = bool(settings.get("perturb", False))
+        if gradients == "reversible" and (perturb or dense or traced(self.t)):
+            raise ValueError(
+                "gradients: 'reversible' goes without perturb, dense output and gradients with "
+                "respect to t (pass t.detach())"
+            )
         if traced(self.t):
             # Lengths of steps that are tensors.
             refined = any(name in settings for name in ("step_size", "grid_constructor"))
@@ -235,8 +244,13 @@ class _Solve:
         if gradients == "reversible":
             from probflow.ode.reversible import integrate_reversible
 
-            states = integrate_reversible(problem, self.tableau, grid, wanted)
+            states = integrate_reversible(
+                problem, self.tableau, grid, wanted, on_step=self._on_step(grid),
+                check_finite=self.check,
+            )  # fmt: skip
         else:
+            if gradients == "checkpoint" and problem.callback("callback_step") is not None:
+                raise ValueError("callback_step: not available with gradients='checkpoint'")
             states = integrate_on(
                 problem, self.tableau, grid, wanted, interpolation=interp, perturb=perturb,
                 gradients=gradients, check_finite=self.check, on_step=self._on_step(grid),
@@ -306,6 +320,14 @@ class _Solve:
                 "gradients: 'reversible' needs fixed steps: "
                 + ", ".join(name for name, tableau in TABLEAUS.items() if not tableau.adaptive)
             )
+        if gradients == "checkpoint" and settings.jump_t:
+            raise ValueError("gradients: 'checkpoint' goes without jump_t; use 'direct'")
+        if transformed() and _batched(self.problem.y0):
+            raise ValueError(
+                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
+                "give the batch as it is, with per_sample for steps of their own, or use fixed "
+                "steps"
+            )
         outputs = self._times()
         self._moved_start()
         if len(outputs) == 1:
@@ -360,6 +382,7 @@ class _Solve:
                     wanted.append(fractions)
                     steps.append(done if keep else _End(done.stop))
                     report(done)
+                    del done  # and with it the stages, before the next step makes its own
             except (SolveError, NonFiniteError) as stopped:
                 error = stopped
         return states, steps, wanted, error
@@ -428,6 +451,15 @@ class _Solve:
             status=loop.status,
             message=message,
         )
+
+
+def _batched(y: Tensor) -> bool:
+    """Whether torch.func.vmap hides the values of a tensor."""
+    try:
+        y.detach().reshape(-1)[:1].tolist()
+    except RuntimeError:
+        return True
+    return False
 
 
 class _End:

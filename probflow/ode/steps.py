@@ -7,8 +7,9 @@ that carry gradients and compiled graphs: a step length is a Python float or a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +41,48 @@ def combine(
     return total
 
 
+def walk(
+    func: Func,
+    tableau: Tableau,
+    y: Tensor,
+    lengths: Sequence[float | Tensor],
+    times: Sequence[Sequence[Tensor]],
+    first: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Stages]]:
+    """Yield the state after each step, and the step's stages.
+
+    ``first`` is the first stage, where it is known. A closing stage that the caller appends to the
+    stages is the first of the next step.
+    """
+    written = not torch.compiler.is_compiling()  # a graph is written out anyway
+    if written and all(isinstance(h, float) for h in lengths):
+        return _written_out(tableau.source)(func, y, lengths, times, first)
+    return _walk_tensors(func, tableau, y, lengths, times, first)
+
+
+def _walk_tensors(
+    func: Func, tableau: Tableau, y: Tensor, lengths: Any, times: Any, first: Tensor | None
+) -> Iterator[tuple[Tensor, Stages]]:
+    for h, t in zip(lengths, times, strict=True):
+        stages = [func(t[0], y) if first is None else first]
+        after = y
+        for i in range(1, tableau.stages):
+            after = combine(y, stages, tableau.a[i], h)
+            stages.append(func(t[i], after))
+        if not tableau.fsal:
+            after = combine(y, stages, tableau.b, h)
+        yield after, stages
+        first = stages[tableau.closing] if len(stages) > tableau.closing else None
+        y = after
+
+
+@lru_cache
+def _written_out(source: str) -> Callable[..., Iterator[tuple[Tensor, Stages]]]:
+    names: dict[str, Any] = {"add": torch.add}
+    exec(compile(source, "<Runge-Kutta steps>", "exec"), names)
+    return names["steps"]
+
+
 def rk_step(
     func: Func,
     tableau: Tableau,
@@ -48,13 +91,8 @@ def rk_step(
     h: float | Tensor,
     first: Tensor | None = None,
 ) -> tuple[Tensor, Stages]:
-    """State after one step, and its stages; ``first`` is the first stage where it is known."""
-    stages = [func(times[0], y) if first is None else first]
-    point = y
-    for i in range(1, tableau.stages):
-        point = combine(y, stages, tableau.a[i], h)
-        stages.append(func(times[i], point))
-    return point if tableau.fsal else combine(y, stages, tableau.b, h), stages
+    """State after one step, and its stages."""
+    return next(walk(func, tableau, y, (h,), (times,), first))
 
 
 def extended(
@@ -140,30 +178,31 @@ def on_grid(
         Evaluate at the next representable time after the start of a step and before its end
         (for functions with jumps at the grid's times).
     """
+    # The stages of the dense output are evaluated in few steps, if at all.
+    inside = interpolation == "dense" and any(theta != 1.0 for row in outputs for theta in row)
+    c = tableau.c if inside or perturb else tableau.c[: tableau.stages]
     if isinstance(grid, Tensor):
-        lengths: Sequence[float | Tensor] = (grid[1:] - grid[:-1]).to(_real(like)).unbind(0)
-        starts, ends = grid[:-1], grid[1:]
-        columns = [
-            starts if c == 0.0 else ends if c == 1.0 else starts + c * (ends - starts)
-            for c in tableau.c
-        ]
-        stage_times = torch.stack(columns, dim=1).to(device=like.device, dtype=dtype)
+        gaps = grid[1:] - grid[:-1]
+        lengths: Sequence[float | Tensor] = gaps.to(_real(like)).unbind(0)
+        stage_times = _stage_times(grid[:-1], grid[1:], c)
     else:
+        points = torch.tensor(grid, dtype=torch.float64)
         lengths = [stop - start for start, stop in pairwise(grid)]
-        rows = [
-            [start if c == 0.0 else stop if c == 1.0 else start + c * (stop - start)
-             for c in tableau.c]
-            for start, stop in pairwise(grid)
-        ]  # fmt: skip
-        stage_times = torch.tensor(rows, dtype=torch.float64)
-        stage_times = stage_times.reshape(len(lengths), len(tableau.c))
-        stage_times = stage_times.to(dtype).to(like.device)
+        stage_times = _stage_times(points[:-1], points[1:], c)
+    stage_times = stage_times.to(dtype).to(like.device)
     if perturb:
         stage_times = _perturbed(stage_times, tableau)
     every = stage_times.reshape(-1).unbind(0)
-    width = len(tableau.c)
-    times = [every[i * width : (i + 1) * width] for i in range(len(lengths))]
+    times = [every[i : i + len(c)] for i in range(0, len(every), len(c))]
     return Run(lengths, times, outputs, interpolation)
+
+
+def _stage_times(starts: Tensor, stops: Tensor, c: Sequence[float]) -> Tensor:
+    """Times (steps, stages); the ends of a step exactly."""
+    columns = [
+        starts if ci == 0.0 else stops if ci == 1.0 else starts + ci * (stops - starts) for ci in c
+    ]
+    return torch.stack(columns, dim=1)
 
 
 def _real(like: Tensor) -> torch.dtype:
@@ -209,8 +248,11 @@ def run_steps(
         States at the run's outputs.
     """
     states = [] if states is None else states
-    for h, times, outputs in zip(run.lengths, run.times, run.outputs, strict=True):
-        after, stages = rk_step(func, tableau, y, times, h, first)
+    steps = walk(func, tableau, y, run.lengths, run.times, first)
+    stages: Stages = []
+    for (after, stages), h, times, outputs in zip(
+        steps, run.lengths, run.times, run.outputs, strict=True
+    ):
         for theta in outputs:
             if theta == 1.0:
                 states.append(after)
@@ -219,9 +261,8 @@ def run_steps(
             else:
                 extended(func, tableau, y, after, times, h, stages)
                 states.append(dense_value(tableau, y, stages, theta, h))
-        first = stages[tableau.closing] if len(stages) > tableau.closing else None
         y = after
-    return y, first, states
+    return y, stages[tableau.closing] if len(stages) > tableau.closing else None, states
 
 
 def run_checkpointed(

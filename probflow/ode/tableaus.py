@@ -90,6 +90,7 @@ class Tableau:
         for row in self.error:
             if abs(sum(row)) > 1e-14 or len(row) != stages:
                 raise ValueError(f"{self.name}: the error weights, one a stage, must sum to 0")
+        _ = self.stages, self.closing  # cached here: a compiled graph cannot take its lock
 
     @cached_property
     def stages(self) -> int:
@@ -111,6 +112,32 @@ class Tableau:
     def adaptive(self) -> bool:
         """Whether there is an error estimate."""
         return bool(self.error)
+
+    @cached_property
+    def source(self) -> str:
+        """The loop over steps as a Python generator, written out so that it costs no more than one
+        written by hand. It yields the state after each step and the step's stages.
+        """
+
+        def weighted(weights: Row) -> str:
+            terms = [(f"k{j}", f"h * {w!r}") for j, w in enumerate(weights) if w != 0.0]
+            (k, alpha), *rest = terms
+            chain = "".join(f".add_({k}, alpha={alpha})" for k, alpha in rest)
+            return f"add(y, {k}, alpha={alpha})" + chain
+
+        body = ["if k0 is None: k0 = func(t[0], y)"]
+        for i in range(1, self.stages):
+            body += [f"after = {weighted(self.a[i])}", f"k{i} = func(t[{i}], after)"]
+        if not self.fsal:
+            body.append(f"after = {weighted(self.b)}")
+        body.append(f"stages = [{', '.join(f'k{i}' for i in range(self.stages))}]")
+        body.append("yield after, stages")
+        body.append(f"k0 = stages[{self.closing}] if len(stages) > {self.closing} else None")
+        body.append("y = after")
+        loop = "    for h, t in zip(lengths, times):"
+        return "\n".join(
+            ["def steps(func, y, lengths, times, k0=None):", loop, *("        " + x for x in body)]
+        )
 
     def dense_weights(self, theta: float) -> Row:
         """Weights b_i(theta) of the stages at ``t + theta h``, 0 <= theta <= 1."""
@@ -240,6 +267,7 @@ DOPRI5 = Tableau(
         _row("0 40617522/29380423 -110615467/29380423 69997945/29380423"),
     ),
     dense_order=4,
+    c=_row("0 1/5 3/10 4/5 8/9 1 1"),
     reference="Dormand, Prince 1980; " + _BOOK + "table II.5.2",
 )
 

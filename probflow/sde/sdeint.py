@@ -1,28 +1,24 @@
-"""``sdeint`` with torchsde's signature: native for probflow's stochastic solvers."""
+"""``sdeint`` with torchsde's signature, and beyond it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probflow.integrate.grid import (
-    host_times,
-    is_registered,
-    refine,
-    run_grid,
-    unknown_method,
-    with_options,
-)
-from probflow.integrate.noise import BrownianPath, NoiseSource, PathNoise, SeededNoise
+from probflow.integrate.grid import is_registered, unknown_method
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
+from probflow.sde.methods import default_method
+from probflow.sde.plans import process_times, run_plan_solver
+from probflow.sde.problem import prepare
+from probflow.sde.settings import METHODS, NOISE_TYPES
 from probflow.solvers import Solver, get_solver
 
 __all__ = ["sdeint"]
-
-_OPTIONS = ("seed", "step_size", "check_finite")
 
 
 def sdeint(
@@ -42,116 +38,140 @@ def sdeint(
     extra: bool = False,
     extra_solver_state: Any = None,
 ) -> Any:
-    """Integrate an SDE; the signature is torchsde's.
+    r"""Integrate an SDE :math:`dY = f(t, Y)\,dt + g(t, Y)\,dW`; the signature is torchsde's.
 
-    probflow's stochastic solvers run here; the methods of torchsde (``srk``, its default,
-    ``euler``, ``milstein``, ``heun``, ...) are passed on to ``torchsde.sdeint``, with ``ts`` turned
-    into torchsde's increasing times where needed.
+    Gradients flow through the steps to ``y0`` and the parameters of ``sde``; for long runs see
+    :func:`probflow.sdeint_adjoint`.
 
     Parameters
     ----------
     sde
-        A :class:`~probflow.problems.ReverseSDE`; for torchsde's methods any of its SDEs.
+        Any object with ``sde_type`` (``"ito"``, ``"stratonovich"``), ``noise_type``
+        (``"diagonal"``, ``"scalar"``, ``"additive"``, ``"general"``), a drift ``f(t, y)`` of the
+        shape of ``y`` and a diffusion ``g(t, y)``: shape of ``y`` for diagonal noise, otherwise
+        (batch, ..., m), m = 1 for scalar noise. ``f_and_g``, ``g_prod(t, y, v)`` and
+        ``f_and_g_prod`` are used where they are. ``t`` is a 0-d tensor. For probflow's solvers a
+        :class:`~probflow.problems.ReverseSDE`.
     y0
-        State at ``ts[0]``, (batch, ...) of any shape (torchsde's methods: two axes).
+        State at ``ts[0]``, (batch, ...) of any shape. Half precision is carried in float32.
     ts
-        Times, (m,). For a ``ReverseSDE`` either strictly decreasing process times t, or, as
-        torchsde needs it, strictly increasing ``s = -t`` <= 0.
+        Times, (m,), strictly increasing or decreasing; the result is a step's end at each. With
+        decreasing times the same equation is integrated against the same path from its later to
+        its earlier times: with dt < 0 and increments W(t') - W(t). For a Stratonovich SDE that is
+        the path reversed in time, back to where it came from. For an Ito SDE the coefficients of a
+        step are those at its *later* time (a backward Ito integral), as in a reverse-time SDE of
+        diffusion models written in process time; it does not retrace a forward Ito path. For a
+        ``ReverseSDE``: decreasing process times t, or increasing ``s = -t`` <= 0.
     bm
-        Brownian motion: ``bm(sa, sb)`` is its increment between two times ``sa < sb`` of torchsde's
-        clock ``s = -t``, shape of ``y0``. A Brownian motion of torchsde, or
-        ``pf.BrownianPath(seed, shape, ts[0], ts[-1])`` with ``ts`` in s.
+        Brownian motion ``bm(ta, tb)``, ta < tb (``return_U=True``, ``return_A=True`` where a
+        method needs them), shape of ``y`` for diagonal noise, otherwise (batch, m). torchsde's or
+        probflow's. For a ``ReverseSDE`` its clock is s = -t. Left out, it is a
+        :class:`~probflow.BrownianInterval`.
     method
-        Name, alias, :class:`~probflow.solvers.registry.Solver` or registered step function.
+        ``"euler"``, ``"milstein"``, ``"srk"`` (Ito), ``"milstein"``, ``"midpoint"``, ``"heun"``,
+        ``"euler_heun"``, ``"reversible_heun"``, ``"log_ode"`` (Stratonovich); for a ``ReverseSDE``
+        also probflow's stochastic solvers by name, alias or object. By default ``"srk"``, for
+        general noise ``"euler"``, for Stratonovich SDEs ``"midpoint"``.
     dt
-        Step, in process time: from each output time towards the next in steps of ``dt``, the last
-        one shortened so that it lands on it. With ``dt=None``, ``ts`` itself is the grid.
+        Length of the steps, counted from ``ts[0]``; the times ``ts`` are further ends of steps.
+        (probflow's solvers count from each output time.) First step if ``adaptive``. With
+        ``dt=None``, ``ts`` itself is the grid.
+    adaptive, rtol, atol, dt_min
+        Choose the steps so that a step and its two halves differ by at most ``atol + rtol |y|`` in
+        the root mean square, but none shorter than ``dt_min`` (with a warning).
     options
-        ``step_size``: same as ``dt``, and used instead of it. ``seed``: whole number that fixes the
-        noise where no ``bm`` is given; without one, a seed is drawn from torch's global generator,
-        so that ``torch.manual_seed`` makes a run repeatable. ``check_finite``: ``False`` leaves out
-        the look at the final state. Further the solver's own options.
-    adaptive, rtol, atol, dt_min, names, logqp, extra, extra_solver_state
-        Of torchsde, for its methods.
+        ``seed``: whole number that fixes the noise where no ``bm`` is given; without one, a seed is
+        drawn from torch's global generator, so that ``torch.manual_seed`` makes a run repeatable.
+        ``check_finite``: ``False`` leaves out the look at the final state. ``step_size``: used
+        instead of ``dt``. ``grad_free`` (milstein): differences instead of derivatives.
+    names
+        Other names of the functions, by role: ``drift``, ``diffusion``, ``prior_drift``,
+        ``diffusion_prod``, ``drift_and_diffusion``, ``drift_and_diffusion_prod``.
+    logqp
+        Also return the increments of :math:`\int \frac{1}{2} |u|^2\,dt`, g u = f - h with the prior
+        drift ``h(t, y)``: the log-ratio of the paths' laws.
+    extra
+        Also return the solver's memory at the last time (``reversible_heun``: f, g, z).
+    extra_solver_state
+        Memory to start from.
 
     Returns
     -------
-    Tensor
-        States at the times ``ts``, shape (m, \\*y0.shape).
+    Tensor or tuple
+        States at the times ``ts``, shape (m, \*y0.shape); with ``logqp`` also the log-ratio's
+        increments, (m - 1, batch); with ``extra`` also the memory, a tuple.
 
     Raises
     ------
-    TypeError
-        If a probflow solver gets anything but a ``ReverseSDE``, or for an argument of the wrong
-        kind.
-    ValueError
-        For unknown methods and options, deterministic solvers, arguments that only torchsde's
-        methods have, and times that do not fit.
+    TypeError, ValueError
+        For an argument or an output of ``sde`` that does not fit, naming it.
     NonFiniteError
-        If the model returns NaN or infinity.
+        If the run ends in NaN or infinity, naming the step and its times.
+
+    Examples
+    --------
+    >>> import torch, probflow as pf
+    >>> class Geometric(pf.SDEIto):
+    ...     def f(self, t, y):
+    ...         return 0.1 * y
+    ...     def g(self, t, y):
+    ...         return 0.2 * y
+    >>> y0 = torch.ones(3, 1)
+    >>> ys = pf.sdeint(Geometric("diagonal"), y0, [0.0, 0.5, 1.0], dt=0.1, options={"seed": 0})
+    >>> ys.shape
+    torch.Size([3, 3, 1])
     """
     if isinstance(sde, ProbabilityFlowODE):
         raise TypeError(
             "sde: a ProbabilityFlowODE is integrated by pf.odeint; for an SDE solver give "
             "pf.ReverseSDE(ode.process, ode.model)"
         )
-    solver = _native(method)
-    if solver is None:
+    found = find_method(method, sde)
+    controls = {"adaptive": adaptive, "names": names, "logqp": logqp, "extra": extra}
+    controls["extra_solver_state"] = extra_solver_state
+    if isinstance(found, Solver):
+        return run_plan_solver(found, sde, y0, ts, bm, dt, options, **controls)
+    if found not in METHODS:
         from probflow.adapters import torchsde as peer
 
         if isinstance(sde, ReverseSDE):
-            ts = _torchsde_times(ts)
+            ts = [0.0 - t for t in process_times(ts)]
+        tolerances = {"rtol": rtol, "atol": atol, "dt_min": dt_min}
         return peer.passed_on(
-            sde,
-            y0,
-            ts,
-            bm=bm,
-            method=method,
-            dt=dt,
-            adaptive=adaptive,
-            rtol=rtol,
-            atol=atol,
-            dt_min=dt_min,
-            options=options,
-            names=names,
-            logqp=logqp,
-            extra=extra,
-            extra_solver_state=extra_solver_state,
+            sde, y0, ts, bm=bm, method=found, dt=dt, options=options, **tolerances, **controls
         )
-    check_unsupported(
-        solver,
-        adaptive=adaptive,
-        names=names,
-        logqp=logqp,
-        extra=extra,
-        extra_solver_state=extra_solver_state,
+    if found == METHODS.adjoint_reversible_heun:
+        raise ValueError(
+            "method: adjoint_reversible_heun is an adjoint_method of pf.sdeint_adjoint; the method "
+            "is reversible_heun"
+        )
+    warn_of_adaptive_euler(sde, found, adaptive)
+    problem = prepare(
+        sde, y0, ts, bm, found, dt, adaptive, rtol, atol, dt_min, options, names, logqp
     )
-    settings = dict(options or {})
-    seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
-    check = settings.pop("check_finite", True)
-    solver = with_options(solver, settings, _OPTIONS)
-    check_sde(sde, solver)
-    times = process_times(ts)
-    grid = times if step is None else refine(times, step, "dt")
-    _check_state(y0)
-    if bm is not None and seed is not None:
-        raise ValueError("bm, seed: give one of them, not both")
-    noise = _seeded(seed, y0) if bm is None else path_noise(bm, y0, grid)
-    return run_grid(solver, sde.process, sde.model, y0, grid, times, noise, check_finite=check)
+    run = problem.integrate(problem.y0, problem.memory(extra_solver_state))
+    return problem.result(torch.stack(run.states), run.memory, extra)
 
 
-def _native(method: Any) -> Solver | None:
-    """The stochastic solver of probflow that ``method`` names; ``None`` for torchsde's."""
+def find_method(method: Any, sde: Any) -> Solver | str:
+    """A native name (torchsde's own ones first), a solver of probflow, or a name of torchsde's.
+
+    Raises
+    ------
+    ValueError
+        For a deterministic solver, and an unknown name, with the near ones.
+    """
     if method is None:
-        return None
-    if isinstance(method, str):
+        return default_method(getattr(sde, "sde_type", ""), getattr(sde, "noise_type", ""))
+    if (isinstance(method, str) and not is_registered(method)) or method in METHODS:
+        name = method.strip().lower().replace("-", "_")
+        if name in METHODS:
+            return name
         from probflow.adapters import torchsde as peer
 
-        # "euler", "heun" and "midpoint" are names of both; for an SDE they are torchsde's.
         if method in peer.own_methods():
-            return None
-        if not is_registered(method):
-            raise unknown_method(method, peer.own_methods(), "torchsde")
+            return method
+        raise unknown_method(method, METHODS.all(), "torchsde")
     solver = get_solver(method)
     if not solver.stochastic:
         raise ValueError(
@@ -161,92 +181,19 @@ def _native(method: Any) -> Solver | None:
     return solver
 
 
-def check_sde(sde: Any, solver: Solver) -> None:
-    """Raise ``TypeError`` unless ``sde`` is a reverse SDE, saying how to make one."""
-    if not isinstance(sde, ReverseSDE):
-        raise TypeError(
-            f"sde: {solver.name} uses the noise levels of a diffusion, so it needs a "
-            f"pf.ReverseSDE, got {type(sde).__name__}. Make one from your network f(x, t): "
-            "process = pf.VP.linear(); sde = pf.ReverseSDE(process, pf.Model(f, process, "
-            "prediction='eps')). For other SDEs use torchsde's methods: 'euler', 'srk', ..."
-        )
+def near_method(name: str, allowed: list[str]) -> str:
+    """A hint at the nearest of the allowed names."""
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f" (near: {near[0]})" if near else ""
 
 
-def check_unsupported(solver: Solver, **arguments: Any) -> None:
-    """Raise ``ValueError`` for an argument that only torchsde's methods have."""
-    for name, value in arguments.items():
-        if value:
-            raise ValueError(
-                f"{name}: {solver.name} takes fixed steps of the reverse SDE and has no {name}; "
-                "leave it out, or use a method of torchsde, such as 'euler' or 'srk'"
-            )
-
-
-def process_times(ts: Any) -> list[float]:
-    """Decreasing process times, from those or from increasing ``s = -t``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``ts`` is neither.
-    """
-    times = host_times(ts, "ts")
-    if len(times) == 1 or times[1] < times[0]:
-        return times
-    if times[-1] > 0.0:
-        raise ValueError(
-            "ts: a reverse SDE runs from noise to data; give decreasing process times, or "
-            f"increasing s = -t <= 0 as torchsde does, got {times[0]:g} to {times[-1]:g}"
-        )
-    return [0.0 - s for s in times]
-
-
-def _torchsde_times(ts: Any) -> Any:
-    """``ts`` in torchsde's clock; a tensor stays one, with its dtype and device."""
-    times = process_times(ts)
-    if isinstance(ts, Tensor):
-        return -ts if len(ts) > 1 and times[0] == float(ts[0]) else ts
-    return [-t for t in times]
-
-
-def path_noise(bm: Callable[..., Tensor], y0: Tensor, grid: Sequence[float]) -> NoiseSource:
-    """Noise of the steps from a Brownian motion in torchsde's clock.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``bm`` is not callable, or its shape or interval does not fit.
-    """
-    if not callable(bm):
-        raise TypeError(f"bm: need a Brownian motion bm(sa, sb), got {type(bm).__name__}")
-    shape = getattr(bm, "shape", None)
-    if shape is not None and tuple(shape) != tuple(y0.shape):
-        raise ValueError(f"bm: has shape {tuple(shape)}, the state {tuple(y0.shape)}")
-    if isinstance(bm, BrownianPath):
-        try:
-            for t in (grid[0], grid[-1]):
-                bm.check_time(-t)
-        except ValueError as error:
-            raise ValueError(
-                f"bm: {error}; times of the path are s = -t, so make it as "
-                f"pf.BrownianPath(seed, shape, {-grid[0]:g}, {-grid[-1]:g})"
-            ) from None
-    wide = torch.promote_types(y0.dtype, torch.float32)
-    return PathNoise(bm, lambda t: -t, wide)
-
-
-def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
-    wide = torch.promote_types(y0.dtype, torch.float32)
-    return SeededNoise(seed, y0.shape, wide, y0.device)
-
-
-def _check_state(y0: Any) -> None:
-    if not isinstance(y0, Tensor):
-        raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
-    if not y0.is_floating_point() or y0.ndim < 1:
-        raise TypeError(
-            f"y0: need a real floating-point tensor (batch, ...), got {y0.dtype}, "
-            f"shape {tuple(y0.shape)}"
+def warn_of_adaptive_euler(sde: Any, method: str, adaptive: bool) -> None:
+    """Say that step control by an Euler step can select a wrong limit."""
+    noise = getattr(sde, "noise_type", None)
+    if adaptive and method == METHODS.euler and noise != NOISE_TYPES.additive:
+        warnings.warn(
+            "adaptive: with steps chosen along the path, Euler-Maruyama need not converge to the "
+            f"solution for {noise} noise (Gaines and Lyons 1997); use milstein or srk, or "
+            "adaptive=False",
+            stacklevel=3,
         )

@@ -77,8 +77,8 @@ def test_generators() -> None:
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_a_brownian_path_couples_step_counts(solver: str) -> None:
     """With one path the samples of finer and finer grids converge."""
-    x = torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    path = pf.BrownianPath(0, (20, 2), 1e-3, 1.0)
+    x = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    path = pf.BrownianInterval(1e-3, 1.0, (400, 2), torch.float64, entropy=0)
     results = [
         pf.sample(MODEL, x=x, solver=solver, steps=n, noise=path, grid="quadratic")
         for n in (8, 32, 128)
@@ -89,7 +89,7 @@ def test_a_brownian_path_couples_step_counts(solver: str) -> None:
 
 
 def test_a_path_of_the_same_seed_is_independent_of_the_initial_state() -> None:
-    path = pf.BrownianPath(0, (4000, 2), 0.0, 1.0)
+    path = pf.BrownianInterval(0.0, 1.0, (4000, 2), torch.float64, entropy=0)
     states = pf.sample(
         MODEL, (4000, 2), "ddpm", 1, seed=0, noise=path, trajectory=True, grid=[1.0, 0.5]
     )
@@ -99,7 +99,7 @@ def test_a_path_of_the_same_seed_is_independent_of_the_initial_state() -> None:
 
 
 def test_a_double_precision_path_for_a_single_precision_state() -> None:
-    path = pf.BrownianPath(3, (6, 2), 0.0, 1.0)
+    path = pf.BrownianInterval(0.0, 1.0, (6, 2), torch.float64, entropy=3)
     for solver in STOCHASTIC:
         states = draw(solver, noise=path, trajectory=True)
         assert states.dtype == torch.float32
@@ -242,12 +242,12 @@ SILENT = pf.Model(forbidden, PROCESS)
             "first_sample: numbers the samples of a seed",
         ),
         (
-            {"steps": 2, "seed": 0, "solver": "ddpm", "noise": pf.BrownianPath(0, (2, 2), 0.5, 1)},
+            {"steps": 2, "seed": 0, "solver": "ddpm", "noise": pf.BrownianInterval(0.5, 1, (2, 2))},
             ValueError,
-            r"t: 0.001 lies outside the path's \[0.5, 1\]",
+            r"t: 0.001 lies outside the motion's \[0.5, 1\]",
         ),
         (
-            {"steps": 2, "seed": 0, "solver": "ddpm", "noise": pf.BrownianPath(0, (1, 2), 0, 1)},
+            {"steps": 2, "seed": 0, "solver": "ddpm", "noise": pf.BrownianInterval(0, 1, (1, 2))},
             ValueError,
             "noise: must have the state's shape",
         ),

@@ -106,7 +106,7 @@ def test_seed_and_global_generator(y0: torch.Tensor) -> None:
 
 
 def test_one_path_serves_all_step_counts(y0: torch.Tensor) -> None:
-    path = pf.BrownianPath(0, (5, 2), -1.0, -0.125)
+    path = pf.BrownianInterval(-1.0, -0.125, (5, 2), DOUBLE, entropy=0)
     ends = torch.tensor([1.0, 0.125], dtype=DOUBLE)
     x = [pf.sdeint(SDE, y0, ends, path, "accelerated-sde", 0.875 / n)[-1] for n in (64, 256, 1024)]
     coarse, fine = (x[0] - x[2]).abs().max(), (x[1] - x[2]).abs().max()
@@ -128,7 +128,7 @@ def test_kinds_of_brownian_motion(kind: str, y0: torch.Tensor) -> None:
         "interval": lambda: interval(),
         "path": lambda: torchsde.BrownianPath(t0=-1.0, w0=zero),
         "tree": lambda: torchsde.BrownianTree(t0=-1.0, t1=-0.125, w0=zero, entropy=2),
-        "probflow": lambda: pf.BrownianPath(2, (5, 2), -1.0, -0.125),
+        "probflow": lambda: pf.BrownianInterval(-1.0, -0.125, (5, 2), DOUBLE, entropy=2),
     }[kind]()
     for y in (y0, y0.float()):
         states = pf.sdeint(SDE, y, times(2), bm, method="accelerated-sde", dt=0.125)
@@ -189,7 +189,7 @@ def test_times() -> None:
         process_times([1.0, 0.5, 0.7])
 
 
-# What is passed on ------------------------------------------------------------------------------
+# torchsde's methods -----------------------------------------------------------------------------
 
 
 class Ornstein(torch.nn.Module):
@@ -202,17 +202,19 @@ class Ornstein(torch.nn.Module):
         return torch.ones_like(y)
 
 
-@pytest.mark.parametrize("method", [None, "euler", "milstein", "srk"])
-def test_methods_of_torchsde_are_passed_on(method: str | None, y0: torch.Tensor) -> None:
+def test_a_method_that_only_torchsde_has_is_passed_on(y0: torch.Tensor, monkeypatch) -> None:
+    from torchsde._core import methods
+
+    select = methods.select
+    monkeypatch.setattr(torchsde.settings.METHODS, "mine", "mine", raising=False)
+    monkeypatch.setattr(methods, "select", lambda method, sde_type: select("euler", sde_type))
     ts = torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
 
     def path():
-        return torchsde.BrownianInterval(
-            0.0, 1.0, (5, 2), DOUBLE, entropy=1, levy_area_approximation="space-time"
-        )
+        return torchsde.BrownianInterval(0.0, 1.0, (5, 2), DOUBLE, entropy=1)
 
-    ours = pf.sdeint(Ornstein(), y0, ts, bm=path(), method=method, dt=0.1)
-    theirs = torchsde.sdeint(Ornstein(), y0, ts, bm=path(), method=method, dt=0.1)
+    ours = pf.sdeint(Ornstein(), y0, ts, bm=path(), method="mine", dt=0.125)
+    theirs = torchsde.sdeint(Ornstein(), y0, ts, bm=path(), method="euler", dt=0.125)
     assert torch.equal(ours, theirs)
 
 
@@ -225,10 +227,11 @@ def test_reverse_sde_with_torchsdes_methods_in_either_clock(
     y = y0.float()
     ours = pf.sdeint(SDE, y, ts, interval(), method="euler", dt=1 / 32)
     theirs = torchsde.sdeint(SDE, y, [-1.0, -0.5, -0.125], interval(), method="euler", dt=1 / 32)
-    assert torch.equal(ours, theirs)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_logqp_and_names_reach_torchsde(y0: torch.Tensor) -> None:
+def test_logqp_and_names_together(y0: torch.Tensor) -> None:
     class Renamed(Ornstein):
         def drift(self, t, y):
             return -y
@@ -243,7 +246,7 @@ def test_logqp_and_names_reach_torchsde(y0: torch.Tensor) -> None:
 
 
 def test_probflows_path_serves_torchsde_itself(y0: torch.Tensor) -> None:
-    path = pf.BrownianPath(0, (5, 2), -1.0, -0.125)
+    path = pf.BrownianInterval(-1.0, -0.125, (5, 2), DOUBLE, entropy=0)
     theirs = torchsde.sdeint(SDE, y0, -times(7), bm=path, method="euler", dt=1 / 64)
     ours = pf.sdeint(SDE, y0, times(7), bm=path, method="euler-maruyama", dt=1 / 64)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -304,8 +307,10 @@ def test_bad_noise_and_states(y0: torch.Tensor) -> None:
         pf.sdeint(SDE, y0, times(3), interval(), method="ddpm", options={"seed": 1})
     with pytest.raises(ValueError, match=r"bm: has shape \(4, 2\), the state \(5, 2\)"):
         pf.sdeint(SDE, y0, times(3), interval((4, 2)), method="ddpm")
-    with pytest.raises(ValueError, match=r"bm: .*s = -t.*BrownianPath\(seed, shape, -1, -0.125\)"):
-        pf.sdeint(SDE, y0, times(3), pf.BrownianPath(0, (5, 2), 0.0, 1.0), method="ddpm")
+    with pytest.raises(
+        ValueError, match=r"bm: .*s = -t.*BrownianInterval\(-1, -0.125, size=y0.shape\)"
+    ):
+        pf.sdeint(SDE, y0, times(3), pf.BrownianInterval(0.0, 1.0, (5, 2)), method="ddpm")
     with pytest.raises(TypeError, match="bm: need a Brownian motion"):
         pf.sdeint(SDE, y0, times(3), 3, method="ddpm")
     with pytest.raises(TypeError, match="y0: need a tensor"):

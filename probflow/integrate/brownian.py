@@ -1,0 +1,272 @@
+"""Brownian motions with torchsde's names, and k-diffusion's noise sampler, over one tree.
+
+Each is a pure function of its arguments, the sample's index and the times, because
+:class:`~probflow.integrate.interval.BrownianInterval` is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.integrate.interval import (
+    SLACK,
+    BaseBrownian,
+    BrownianInterval,
+    as_tensor,
+    as_time,
+    drawn_seed,
+)
+from probflow.integrate.noise import check_seed
+
+__all__ = [
+    "BaseBrownian",
+    "BrownianInterval",
+    "BrownianNoiseSampler",
+    "BrownianPath",
+    "BrownianTree",
+    "ReverseBrownian",
+    "brownian_interval_like",
+]
+
+
+class ReverseBrownian(BaseBrownian):
+    """A motion with time running backwards: ``bm(ta, tb)`` is ``base_brownian(-tb, -ta)``.
+
+    As in torchsde, where drift and diffusion of the adjoint SDE carry the signs.
+
+    Parameters
+    ----------
+    base_brownian
+        The motion.
+    """
+
+    def __init__(self, base_brownian: BaseBrownian) -> None:
+        self.base_brownian = base_brownian
+        self._adopt(base_brownian)
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:
+        """``base_brownian(-tb, -ta)``; both times are needed."""
+        if tb is None:
+            raise ValueError("tb: a reversed motion has increments only; give ta and tb")
+        return self.base_brownian(-tb, -ta, return_U=return_U, return_A=return_A)
+
+    def __repr__(self) -> str:
+        return f"ReverseBrownian({self.base_brownian!r})"
+
+    def check_time(self, t: Any) -> float:
+        """As that of the motion, at ``-t``."""
+        return -self.base_brownian.check_time(-t)
+
+
+class BrownianPath(BaseBrownian):
+    """Brownian motion from ``w0`` at ``t0``, for all later times.
+
+    ``bm(t)`` is the value at t, ``bm(ta, tb)`` the increment. torchsde's class ends at t0 + 1. Here
+    [t0, t0 + 1] is followed by [t0 + 1, t0 + 2], [t0 + 2, t0 + 4], ..., each a
+    :class:`BrownianInterval` of its own.
+
+    Parameters
+    ----------
+    t0
+        First time.
+    w0
+        Value there, (batch, ...).
+    window_size
+        Of torchsde, where it has no use, either.
+    entropy
+        As of :class:`BrownianInterval`.
+    """
+
+    def __init__(
+        self, t0: Any, w0: Tensor, window_size: int = 8, *, entropy: int | None = None
+    ) -> None:
+        self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0")
+        self.entropy = drawn_seed() if entropy is None else check_seed(entropy, "entropy")
+        self._intervals: list[BrownianInterval] = []
+        self._reach(self._t0)
+        self._adopt(self._intervals[0])
+
+    def _reach(self, t: float) -> None:
+        while not self._intervals or t > self._intervals[-1]._t1:
+            k = len(self._intervals)
+            self._intervals.append(
+                BrownianInterval(
+                    self._t0 + (2.0 ** (k - 1) if k else 0.0),
+                    self._t0 + 2.0**k,
+                    self._w0.shape,
+                    self._w0.dtype,
+                    self._w0.device,
+                    (self.entropy + k * 0x9E3779B97F4A7C15) % 2**63,
+                )
+            )
+
+    def __call__(
+        self, t: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:
+        """Value at ``t``, or increment from ``t`` to ``tb``; U and A are None, as in torchsde."""
+        start = self._t0 if tb is None else self.check_time(t)
+        stop = self.check_time(t if tb is None else tb)
+        lo, hi = min(start, stop), max(start, stop)
+        self._reach(hi)
+        w = torch.zeros_like(self._w0)
+        for part in self._intervals:
+            if lo < part._t1 and part._t0 < hi:
+                w += part(max(lo, part._t0), min(hi, part._t1))
+        if start > stop:
+            w = -w
+        extra = (None,) * (return_U + return_A)
+        return (w, *extra) if extra else w + self._w0 if tb is None else w
+
+    def __repr__(self) -> str:
+        return f"BrownianPath(t0={self._t0:g}, shape={self.shape}, entropy={self.entropy})"
+
+    def check_time(self, t: Any) -> float:
+        """``t`` as a number >= t0; ``ValueError`` if it lies before t0 by more than rounding."""
+        time = as_time(t, "t")
+        if time < self._t0 - SLACK * abs(self._t0):
+            raise ValueError(f"t: {time:g} lies before the motion's t0 = {self._t0:g}")
+        return max(time, self._t0)
+
+
+class BrownianTree(BaseBrownian):
+    """Brownian motion on [t0, t1] from ``w0``, if given to ``w1``.
+
+    ``bm(t)`` is the value at t, ``bm(ta, tb)`` the increment. A :class:`BrownianInterval` with
+    torchsde's other signature.
+
+    Parameters
+    ----------
+    t0, t1
+        Ends; t1 is t0 + 1 by default.
+    w0, w1
+        Values there, (batch, ...).
+    entropy, tol
+        As of :class:`BrownianInterval`.
+    pool_size, cache_depth, safety
+        Of torchsde; without use here.
+    """
+
+    def __init__(
+        self,
+        t0: Any,
+        w0: Tensor,
+        t1: Any = None,
+        w1: Tensor | None = None,
+        entropy: int | None = None,
+        tol: float = 1e-6,
+        pool_size: int = 24,
+        cache_depth: int = 9,
+        safety: float | None = None,
+    ) -> None:
+        self._w0 = as_tensor(w0, "w0")
+        self._interval = BrownianInterval(
+            t0,
+            as_time(t0, "t0") + 1.0 if t1 is None else t1,
+            w0.shape,
+            w0.dtype,
+            w0.device,
+            entropy,
+            tol=tol,
+            W=None if w1 is None else as_tensor(w1, "w1") - w0,
+        )
+        self._adopt(self._interval)
+
+    def __call__(
+        self, t: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:
+        """Value at ``t``, or increment from ``t`` to ``tb``; U and A are None, as in torchsde."""
+        out = self._interval(t, tb, return_U, return_A)
+        return out + self._w0 if tb is None and isinstance(out, Tensor) else out
+
+    def __repr__(self) -> str:
+        return f"BrownianTree({self._interval!r})"
+
+    def check_time(self, t: Any) -> float:
+        """As :meth:`BrownianInterval.check_time`."""
+        return self._interval.check_time(t)
+
+
+def brownian_interval_like(
+    y: Tensor,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    size: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> BrownianInterval:
+    """:class:`BrownianInterval` with shape, dtype and device of ``y``, where not given.
+
+    Parameters
+    ----------
+    y
+        Tensor, (batch, ...).
+    t0, t1, size, dtype, device, kwargs
+        As of :class:`BrownianInterval`.
+    """
+    return BrownianInterval(
+        t0,
+        t1,
+        y.shape if size is None else size,
+        y.dtype if dtype is None else dtype,
+        y.device if device is None else device,
+        **kwargs,
+    )
+
+
+class BrownianNoiseSampler:
+    """Unit-variance noises for k-diffusion's samplers, from one motion for all step counts.
+
+    Signature and use are those of k-diffusion's ``BrownianTreeNoiseSampler``:
+    ``noise_sampler(sigma, sigma_next)``.
+
+    Parameters
+    ----------
+    x
+        The state, (batch, ...).
+    sigma_min, sigma_max
+        Ends of the motion's interval, before the transform.
+    seed
+        Whole number, or one for each sample; by default from torch's global generator.
+    transform
+        Maps sigma to the motion's time.
+    cpu
+        Make the noise on the CPU. It is the same on every device, up to rounding.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        sigma_min: Any,
+        sigma_max: Any,
+        seed: int | Sequence[int] | None = None,
+        transform: Callable[[Any], Any] = lambda x: x,
+        cpu: bool = False,
+    ) -> None:
+        t0, t1 = sorted(self._time(sigma, transform) for sigma in (sigma_min, sigma_max))
+        self._like, self._transform = as_tensor(x, "x"), transform
+        seeds = [seed] if seed is None or not isinstance(seed, Sequence) else seed
+        rows = len(x) if isinstance(seed, Sequence) else 1
+        if len(seeds) != rows:
+            raise ValueError(f"seed: need a whole number or one for each of {rows} samples")
+        self._motions = [
+            brownian_interval_like(part, t0, t1, device="cpu" if cpu else None, entropy=one)
+            for part, one in zip(x.chunk(rows), seeds, strict=True)
+        ]
+
+    @staticmethod
+    def _time(sigma: Any, transform: Callable[[Any], Any]) -> float:
+        return as_time(transform(torch.as_tensor(sigma)), "sigma")
+
+    def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
+        """Noise of the step from ``sigma`` to ``sigma_next``, shape of the state."""
+        a, b = (self._time(s, self._transform) for s in (sigma, sigma_next))
+        w = torch.cat([motion(a, b) for motion in self._motions]).to(self._like.device)
+        return w / math.sqrt(abs(b - a))

@@ -1,0 +1,89 @@
+r"""States of a Brownian motion on an interval, and how they split, join and extend.
+
+The state of [a, b], h = b - a, is the increment W, or the pair (W, H) with the space-time Levy area
+
+.. math:: H = \frac1h \int_a^b \Bigl(W_s - W_a - \frac{s - a}{h} (W_b - W_a)\Bigr)\, ds,
+
+independent of W, with variance h/12 (Foster, Oberhauser, Lyons 2020, arXiv 1910.09203).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["State", "inside", "join", "levy_area", "split", "without"]
+
+State = tuple[Tensor, ...]  # (W,) or (W, H) of an interval
+
+
+def split(state: State, h: float, r: float, z: State) -> tuple[State, State]:
+    """States of both parts of an interval of length h, cut at r*h, 0 < r < 1, from unit normals z.
+
+    Their law given the whole: W_i and H_i are independent with variances h_i and h_i/12, and the
+    whole is their linear combination :func:`join`. The memory of z is used for the result.
+    """
+    q = 1.0 - r
+    if len(state) == 1:
+        (w,) = state
+        left = z[0].mul_(math.sqrt(h * r * q)).add_(w, alpha=r)
+        return (left,), (w - left,)
+    (w, area), (swing, twist) = state, z
+    d = 1.0 - 3.0 * r * q  # = r^3 + q^3
+    v = math.sqrt(h * r * q / d)
+    twist.mul_(v / math.sqrt(12.0))
+    right_area = (q**2 * area).sub_(swing, alpha=0.5 * q**2 * v).sub_(twist, alpha=r)
+    left_area = twist.mul_(q).add_(area, alpha=r**2).sub_(swing, alpha=0.5 * r**2 * v)
+    swing.mul_(v * d).add_(area, alpha=6.0 * r * q)
+    left = torch.add(swing, w, alpha=r)
+    return (left, left_area), (swing.neg_().add_(w, alpha=q), right_area)
+
+
+def join(left: State, right: State, h_left: float, h_right: float) -> State:
+    """State of two neighbouring intervals together."""
+    w = left[0] + right[0]
+    if len(left) == 1:
+        return (w,)
+    r, q = h_left / (h_left + h_right), h_right / (h_left + h_right)
+    area = (r * left[1]).add_(right[1], alpha=q)
+    return w, area.add_(left[0], alpha=0.5 * q).sub_(right[0], alpha=0.5 * r)
+
+
+def without(whole: State, left: State, h: float, h_left: float) -> State:
+    """State of the right part: the inverse of :func:`join`."""
+    w = whole[0] - left[0]
+    if len(whole) == 1:
+        return (w,)
+    r, q = h_left / h, (h - h_left) / h
+    area = (whole[1] - r * left[1]).sub_(left[0], alpha=0.5 * q).add_(w, alpha=0.5 * r)
+    return w, area / q
+
+
+def inside(state: State, h: float, lo: float, hi: float, z: State) -> State:
+    """State of the part from lo*h to hi*h of a leaf of length h with unit normals z."""
+    if hi == 1.0:
+        return split(state, h, lo, z)[1]
+    again = tuple(part.clone() for part in z)
+    upper = split(state, h, hi, z)[0]
+    return without(upper, split(state, h, lo, again)[0], hi * h, lo * h) if lo else upper
+
+
+def levy_area(state: State, h: float, z: Tensor, every: bool) -> Tensor:
+    """Levy area A (..., m, m) given W and H (..., m), from unit normals z (..., m, m).
+
+    Its mean is exact. So is the variance, h^2/20 + h (H_i^2 + H_j^2)/5, for ``every`` H (Foster);
+    otherwise it is the average over H, h^2/12 (Davie).
+    """
+    w, area = state
+    if every:
+        square = area**2
+        # Half the variance: z - z^T has variance 2.
+        half = (square[..., None] + square[..., None, :] + h / 4).mul_(h / 10)
+        std: Any = half.sqrt_()
+    else:
+        std = h / math.sqrt(24.0)
+    outer = area[..., None] * w[..., None, :]
+    return outer - outer.mT + std * (z - z.mT)

@@ -1,0 +1,383 @@
+r"""``odeint_adjoint``: gradients by the continuous adjoint, with torchdiffeq's signature.
+
+With the adjoint :math:`a(t) = \partial L / \partial y(t)` and :math:`\dot y = f(t, y, \theta)`,
+
+.. math::
+    \dot a = -\Big(\frac{\partial f}{\partial y}\Big)^T a, \qquad
+    \frac{\partial L}{\partial \theta} =
+        \int_{t_0}^{t_1} \Big(\frac{\partial f}{\partial \theta}\Big)^T a \, dt, \qquad
+    \frac{\partial L}{\partial t_1} = a(t_1)^T f(t_1, y(t_1)),
+
+solved backwards together with the state (Pontryagin 1962; Chen et al. 2018, arXiv 1806.07366,
+appendix B). The memory does not grow with the number of steps. The gradients are those of the
+exact solution up to the tolerances, not those of the steps that were taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from probflow.integrate.grid import host_times
+from probflow.ode.control import error_norm
+from probflow.ode.odeint import odeint, resolve
+from probflow.ode.plans import adjoint_rule, check_function
+from probflow.ode.problem import Problem
+from probflow.ode.result import ODEResult
+from probflow.ode.solve import checked_options
+from probflow.ode.tableaus import TABLEAUS
+from probflow.solvers import Solver
+
+__all__ = ["odeint_adjoint"]
+
+# Options that belong to the forward solve alone.
+_FORWARD = ("norm", "args", "kwargs", "gradients", "return_info", "progress")
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+def odeint_adjoint(
+    func: Any,
+    y0: Any,
+    t: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: Any = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: Any = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Any:
+    """As :func:`odeint`, with gradients by the continuous adjoint; torchdiffeq's signature.
+
+    Parameters
+    ----------
+    func, y0, t, rtol, atol, method, options, event_fn
+        As :func:`odeint`. ``func`` is an ``nn.Module``, or ``adjoint_params`` is given. Callbacks
+        ``callback_step_adjoint``, ``callback_accept_step_adjoint`` and
+        ``callback_reject_step_adjoint`` of ``func`` are called in the backward solve, with its
+        state: the adjoint of the time (), y, the adjoint of y, those of the parameters; the parts
+        of a tuple ``y0`` joined in one vector.
+    adjoint_rtol, adjoint_atol
+        Tolerances of the backward solve; by default those of the forward solve (the smallest,
+        where there are several).
+    adjoint_method
+        Method of the backward solve; by default ``method``, or for a solver that needs a noising
+        process the general method of its order, see
+        :func:`~probflow.ode.plans.adjoint_rule`.
+    adjoint_options
+        Options of the backward solve; by default ``options`` without ``norm``. ``norm`` may be a
+        function of the tuple (time's adjoint, y, adjoint of y, adjoints of the parameters), with y
+        and its adjoint unpacked where ``y0`` is a tuple, or ``"seminorm"``, which leaves the
+        parameters out: they do not feed back into the others, so that fewer steps do (Kidger, Chen,
+        Lyons 2021, arXiv 2009.09457). By default the largest norm of the four.
+    adjoint_params
+        Tensors to find gradients for; by default the parameters of ``func``. Those that require
+        none are left out.
+
+    Returns
+    -------
+    Tensor or tuple
+        As :func:`odeint`. With ``event_fn`` the event's time carries no gradient;
+        :func:`odeint_event` adds it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`odeint`; if ``func`` is no ``nn.Module`` and ``adjoint_params`` is missing; if
+        ``adjoint_method`` differs from ``method`` and ``options`` are given without
+        ``adjoint_options``.
+
+    Examples
+    --------
+    >>> import torch, probflow as pf
+    >>> rate = torch.tensor(0.5, requires_grad=True)
+    >>> y0, t = torch.ones(1), torch.tensor([0.0, 1.0])
+    >>> y = pf.odeint_adjoint(lambda t, y: -rate * y, y0, t, adjoint_params=(rate,))
+    >>> y[-1].sum().backward()  # the derivative of exp(-rate)
+    >>> round(float(rate.grad), 4)
+    -0.6065
+    """
+    check_function(func)
+    if adjoint_params is None and not isinstance(func, torch.nn.Module):
+        raise ValueError(
+            "adjoint_params: needed where func is no nn.Module: the tensors to find gradients for, "
+            "() if there are none"
+        )
+    inferred = adjoint_method is None or adjoint_method == method
+    if not inferred and options is not None and adjoint_options is None:
+        raise ValueError(
+            "adjoint_options: needed beside options where adjoint_method differs from method, for "
+            "the options of one need not fit the other"
+        )
+    name, solver = resolve(method)
+    if name is None and solver is None:
+        import torchdiffeq
+
+        return torchdiffeq.odeint_adjoint(
+            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn,
+            adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, adjoint_method=adjoint_method,
+            adjoint_options=adjoint_options, adjoint_params=adjoint_params,
+        )  # fmt: skip
+    settings = dict(options or {})
+    for option, default in (("per_sample", False), ("gradients", "direct")):
+        if settings.get(option, default) not in (default, None):
+            raise ValueError(f"{option}: not available with odeint_adjoint; use pf.odeint")
+    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
+    given = parameters(func) if adjoint_params is None else tuple(adjoint_params)
+    params = tuple(p for p in dict.fromkeys(given) if p.requires_grad)
+    own = dict(settings if adjoint_options is None else adjoint_options)
+    if adjoint_options is None:
+        own = {option: value for option, value in own.items() if option not in _FORWARD}
+    if callable(own.get("norm")) and len(params) < len(set(given)):
+        warnings.warn(
+            "adjoint_params: those that require no gradient are left out, of the tuple that the "
+            "norm gets too",
+            stacklevel=2,
+        )
+    rule, own = _backward(name or solver, adjoint_method, own)
+    if rule in TABLEAUS:
+        own["norm"] = _adjoint_norm(problem, settings.get("norm"), own.get("norm"))
+        checked_options(rule, own)
+    backward = {
+        "method": rule,
+        "options": own,
+        "rtol": _smallest(rtol) if adjoint_rtol is None else adjoint_rtol,
+        "atol": _smallest(atol) if adjoint_atol is None else adjoint_atol,
+    }
+    forward = {
+        "rtol": rtol,
+        "atol": atol,
+        "method": method,
+        "options": {**settings, "return_info": True} if name else settings,
+        "event_fn": event_fn,
+    }
+    call = _Call(func, problem, forward, backward, [])
+    parts = y0 if problem.layout.is_tuple else (y0,)
+    event_t, *states = _Adjoint.apply(call, t, len(parts), *parts, *params)
+    solution = tuple(states) if problem.layout.is_tuple else states[0]
+    answer = solution if event_fn is None else (event_t, solution)
+    if settings.get("return_info") and call.results:
+        return answer, replace(call.results[0], y=solution)
+    return answer
+
+
+def parameters(module: torch.nn.Module) -> tuple[Tensor, ...]:
+    """The parameters of a module, those of a replica within ``DataParallel`` too."""
+    if not getattr(module, "_is_replica", False):
+        return tuple(module.parameters())
+    members = (value for part in module.modules() for value in vars(part).values())
+    return tuple(v for v in members if isinstance(v, Tensor) and v.requires_grad)
+
+
+def _backward(
+    method: str | Solver, adjoint_method: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Method of the backward solve, by its general name if it has one, and its options."""
+    if adjoint_method is None and isinstance(method, Solver):
+        # Options of the structured solver do not concern the general one that stands for it.
+        options = {k: v for k, v in options.items() if k not in method.options}
+    name, solver = resolve(method if adjoint_method is None else adjoint_method)
+    if name is None and solver is not None:
+        rule = adjoint_rule(solver)
+        name, _ = resolve(rule)
+        return name or rule, options
+    return name or adjoint_method, options
+
+
+def _smallest(tolerance: Any) -> Any:
+    """A tolerance for the adjoint system, whose state has other parts than the forward one."""
+    if isinstance(tolerance, (tuple, list)):
+        return min(_smallest(part) for part in tolerance)
+    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+
+
+# Norms ------------------------------------------------------------------------------------------
+
+
+def _adjoint_norm(problem: Problem, state_norm: Any, norm: Any) -> Callable[[Any], Tensor]:
+    """Norm of the backward solve's state (time, y, adjoint of y, \\*adjoints of parameters)."""
+    layout = problem.layout
+    of_state = error_norm(problem, state_norm)
+
+    def largest(parts: Sequence[Tensor], count: int) -> Tensor:
+        time, y, adjoint, *rest = parts
+        norms = [time.abs(), of_state(y), of_state(adjoint)]
+        norms += [part.abs().square().mean().sqrt() for part in rest[:count] if part.numel()]
+        return torch.stack([value.to(norms[0]) for value in norms]).max()
+
+    if norm is None:
+        return lambda parts: largest(parts, len(parts))
+    if norm == "seminorm":
+        return lambda parts: largest(parts, 0)
+    if not callable(norm):
+        raise TypeError(f"norm: need a function or 'seminorm' in adjoint_options, got {norm!r}")
+    if not layout.is_tuple:
+        return norm
+
+    def unpacked(parts: Sequence[Tensor]) -> Tensor:
+        time, y, adjoint, *rest = parts
+        return norm((time, *layout.split(y), *layout.split(adjoint), *rest))
+
+    return unpacked
+
+
+# The two passes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What both passes know.
+
+    Attributes
+    ----------
+    func, problem
+        The user's function, and the same on one tensor.
+    forward, backward
+        Arguments of :func:`odeint` for the two solves.
+    results
+        The forward solve's result object, once there is one.
+    """
+
+    func: Any
+    problem: Problem
+    forward: dict[str, Any]
+    backward: dict[str, Any]
+    results: list[ODEResult]
+
+    def join(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """States at each time, from the parts (m, ...) of the user's state."""
+        layout = self.problem.layout
+        rows = zip(*parts, strict=True) if layout.is_tuple else parts[0]
+        return [layout.join(row).to(self.problem.wide) for row in rows]
+
+
+class _Adjoint(torch.autograd.Function):
+    """(event's time or None, \\*states) of the initial state's parts and the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, t: Any, count: int, *tensors: Tensor) -> tuple[Any, ...]:
+        parts, params = tensors[:count], tensors[count:]
+        y0 = parts if call.problem.layout.is_tuple else parts[0]
+        answer = odeint(call.func, y0, t, **call.forward)
+        if (call.forward["options"] or {}).get("return_info"):
+            answer, result = answer
+            call.results.append(result)
+        event_t, states = (None, answer) if call.forward["event_fn"] is None else answer
+        states = states if isinstance(states, tuple) else (states,)
+        ctx.call, ctx.count = call, count
+        ctx.times = host_times(t.detach() if isinstance(t, Tensor) else t, "t")
+        if event_t is not None:
+            ctx.mark_non_differentiable(event_t)
+            ctx.times = [ctx.times[0], float(event_t)]
+        ctx.like = t if isinstance(t, Tensor) else None
+        ctx.save_for_backward(*states, *params)
+        return (event_t, *states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        call, count, problem = ctx.call, ctx.count, ctx.call.problem
+        states, params = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        timed = ctx.needs_input_grad[1]
+        by_time, by_y0, by_params = _sweep(
+            call, ctx.times, call.join(states), call.join(grads), params, timed
+        )
+        by_t = None
+        if timed:
+            by_t = torch.stack(by_time).to(ctx.like)
+            if call.forward["event_fn"] is not None:  # the second time only told the direction
+                by_t[1:] = 0.0
+        parts = problem.state(by_y0)
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        by_params = [_like(grad, param) for grad, param in zip(by_params, params, strict=True)]
+        return None, by_t, None, *parts, *by_params
+
+
+def _sweep(
+    call: _Call,
+    times: Sequence[float],
+    states: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    timed: bool,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Gradients of the times, the initial state and the parameters.
+
+    Parameters
+    ----------
+    times, states, grads
+        Output times, the states there and the gradients of the loss with respect to them.
+    params
+        Tensors to find gradients for.
+    timed
+        Whether those of the times are wanted.
+    """
+    problem = call.problem
+    system = _augmented(call, params, timed)
+    adjoint = grads[-1]
+    time = _real(adjoint).new_zeros(())
+    by_time = [time] * len(times)
+    rest = [torch.zeros_like(param) for param in params]
+    for i in range(len(times) - 1, 0, -1):
+        interval = torch.tensor([times[i], times[i - 1]], dtype=torch.float64)
+        if timed:
+            slope = problem(interval[0].to(adjoint.device, problem.time_dtype), states[i])
+            by_time[i] = _inner(grads[i], slope)
+            time = time - by_time[i]
+        state = (time, states[i], adjoint, *rest)
+        end = [part[-1] for part in odeint(system, state, interval, **call.backward)]
+        time, adjoint, rest = _real(end[0]), end[2] + grads[i - 1], end[3:]
+    by_time[0] = time
+    return by_time, adjoint, rest
+
+
+def _augmented(call: _Call, params: Sequence[Tensor], timed: bool) -> Callable[..., Any]:
+    """Right-hand side for (adjoint of the time, y, adjoint of y, \\*adjoints of parameters)."""
+    problem = call.problem
+
+    def system(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        time, y, adjoint, *rest = state
+        with torch.enable_grad():
+            t = t.detach().to(problem.time_dtype).requires_grad_(timed)
+            y = y.detach().to(problem.wide).requires_grad_()
+            slope = problem(t, y)
+            found: list[Tensor | None] = [None] * (2 + len(params))
+            if slope.requires_grad:
+                wanted = (t, y, *params) if timed else (y, *params)
+                found[-len(wanted) :] = torch.autograd.grad(
+                    slope, wanted, -adjoint.to(slope.dtype), allow_unused=True, retain_graph=True
+                )
+        by_t, by_y, *by_params = (
+            torch.zeros_like(part) if grad is None else grad
+            for grad, part in zip(found, (time, adjoint, *rest), strict=True)
+        )
+        return by_t, slope.detach(), by_y, *by_params
+
+    for name in _CALLBACKS:
+        callback = getattr(call.func, name + "_adjoint", None)
+        if callback is not None:
+            setattr(system, name, callback)
+    return system
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product of two states."""
+    return _real(torch.vdot(a.reshape(-1), b.reshape(-1)))
+
+
+def _real(x: Tensor) -> Tensor:
+    return x.real if x.is_complex() else x
+
+
+def _like(grad: Tensor, param: Tensor) -> Tensor:
+    return (grad if param.is_complex() else _real(grad)).to(param.dtype)

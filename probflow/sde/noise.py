@@ -1,0 +1,100 @@
+r"""The noise of a step, asked of any Brownian motion ``bm(ta, tb)``.
+
+A *query* is a function of two times ta < tb that returns W, or the pair (W, U) or (W, A), as a
+method needs. :math:`U = \int_{ta}^{tb} (W_s - W_{ta})\,ds`, A is the Levy area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Query", "cast_query", "mirrored_query", "padded_query", "query_of"]
+
+Query = Callable[[float, float], Any]
+
+_AREAS = {"U": ("space-time", "davie", "foster"), "A": ("davie", "foster")}
+_WORDS = {"U": "the time integral U", "A": "the Levy area A"}
+
+
+def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: str) -> Query:
+    """What a method asks of a Brownian motion.
+
+    Parameters
+    ----------
+    bm
+        Callable; where it has ``shape``, ``device`` or ``levy_area_approximation``, they are
+        checked.
+    needs
+        ``""``, ``"U"`` or ``"A"`` beside the increment.
+    shape
+        Of the noise, (batch, m) or the state's.
+    y0, method
+        For the device and the messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``bm`` is not callable, or does not fit.
+    """
+    if not callable(bm):
+        raise TypeError(f"bm: need a Brownian motion bm(ta, tb), got {type(bm).__name__}")
+    got = getattr(bm, "shape", None)
+    if got is not None and tuple(got) != tuple(shape):
+        raise ValueError(f"bm: has shape {tuple(got)}, the noise of this SDE {tuple(shape)}")
+    device = getattr(bm, "device", None)
+    if device is not None and torch.device(device).type != y0.device.type:
+        raise ValueError(f"bm: is on {device}, the state on {y0.device}")
+    if not needs:
+        return bm
+    area = getattr(bm, "levy_area_approximation", None)
+    if area is not None and area not in _AREAS[needs]:
+        words = " or ".join(map(repr, _AREAS[needs]))
+        raise ValueError(
+            f"bm: {method} needs {_WORDS[needs]}; make the Brownian motion with "
+            f"levy_area_approximation={words}, got {area!r}"
+        )
+    if needs == "U":
+        return lambda ta, tb: bm(ta, tb, return_U=True)
+    return lambda ta, tb: bm(ta, tb, return_A=True)
+
+
+def mirrored_query(query: Query, needs: str) -> Query:
+    """The same path in the clock s = -t: increments, integrals and areas of W(-s)."""
+    if not needs:
+        return lambda sa, sb: -query(-sb, -sa)
+
+    def call(sa: float, sb: float) -> tuple[Tensor, Tensor]:
+        w, other = query(-sb, -sa)
+        # U: the integral of W(-s) - W(-sa); A: the log-signature of a reversed path is negative.
+        return -w, (other - (sb - sa) * w if needs == "U" else -other)
+
+    return call
+
+
+def cast_query(query: Query, dtype: torch.dtype) -> Query:
+    """The noise in the dtype that the state is carried in."""
+
+    def call(ta: float, tb: float) -> Any:
+        noise = query(ta, tb)
+        if isinstance(noise, Tensor):
+            return noise.to(dtype)
+        return tuple(part.to(dtype) for part in noise)
+
+    return call
+
+
+def padded_query(query: Query) -> Query:
+    """Diagonal noise of a state, flattened, with a zero for the log-ratio's column."""
+
+    def pad(w: Tensor) -> Tensor:
+        return torch.nn.functional.pad(w.flatten(1), (0, 1))
+
+    def call(ta: float, tb: float) -> Any:
+        noise = query(ta, tb)
+        return pad(noise) if isinstance(noise, Tensor) else tuple(map(pad, noise))
+
+    return call

@@ -1,0 +1,134 @@
+"""probflow's stochastic solvers on a reverse SDE: the plan route of ``sdeint``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.integrate.brownian import BaseBrownian
+from probflow.integrate.grid import host_times, refine, run_grid, with_options
+from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
+from probflow.problems import ReverseSDE
+from probflow.solvers import Solver
+
+__all__ = ["check_sde", "check_unsupported", "path_noise", "process_times", "run_plan_solver"]
+
+_OPTIONS = ("seed", "step_size", "check_finite")
+
+
+def run_plan_solver(
+    solver: Solver,
+    sde: Any,
+    y0: Tensor,
+    ts: Any,
+    bm: Callable[..., Tensor] | None,
+    dt: Any,
+    options: Mapping[str, Any] | None,
+    **unsupported: Any,
+) -> Tensor:
+    """States of a probflow solver at the times ``ts``; the arguments are those of ``sdeint``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything but a ``ReverseSDE``, and arguments that do not fit.
+    """
+    check_unsupported(solver, **unsupported)
+    settings = dict(options or {})
+    seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
+    check = settings.pop("check_finite", True)
+    solver = with_options(solver, settings, _OPTIONS)
+    check_sde(sde, solver)
+    times = process_times(ts)
+    grid = times if step is None else refine(times, step, "dt")
+    _check_state(y0)
+    if bm is not None and seed is not None:
+        raise ValueError("bm, seed: give one of them, not both")
+    noise = _seeded(seed, y0) if bm is None else path_noise(bm, y0, grid)
+    return run_grid(solver, sde.process, sde.model, y0, grid, times, noise, check_finite=check)
+
+
+def check_sde(sde: Any, solver: Solver) -> None:
+    """Raise ``TypeError`` unless ``sde`` is a reverse SDE, saying how to make one."""
+    if not isinstance(sde, ReverseSDE):
+        raise TypeError(
+            f"sde: {solver.name} uses the noise levels of a diffusion, so it needs a "
+            f"pf.ReverseSDE, got {type(sde).__name__}. Make one from your network f(x, t): "
+            "process = pf.VP.linear(); sde = pf.ReverseSDE(process, pf.Model(f, process, "
+            "prediction='eps')). For other SDEs use torchsde's methods: 'euler', 'srk', ..."
+        )
+
+
+def check_unsupported(solver: Solver, **arguments: Any) -> None:
+    """Raise ``ValueError`` for an argument that only torchsde's methods have."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(
+                f"{name}: {solver.name} takes fixed steps of the reverse SDE and has no {name}; "
+                "leave it out, or use a method of torchsde, such as 'euler' or 'srk'"
+            )
+
+
+def process_times(ts: Any) -> list[float]:
+    """Decreasing process times, from those or from increasing ``s = -t``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``ts`` is neither.
+    """
+    times = host_times(ts, "ts")
+    if len(times) == 1 or times[1] < times[0]:
+        return times
+    if times[-1] > 0.0:
+        raise ValueError(
+            "ts: a reverse SDE runs from noise to data; give decreasing process times, or "
+            f"increasing s = -t <= 0 as torchsde does, got {times[0]:g} to {times[-1]:g}"
+        )
+    return [0.0 - s for s in times]
+
+
+def path_noise(bm: Callable[..., Tensor], y0: Tensor, grid: Sequence[float]) -> NoiseSource:
+    """Noise of the steps from a Brownian motion in torchsde's clock.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``bm`` is not callable, or its shape or interval does not fit.
+    """
+    if not callable(bm):
+        raise TypeError(f"bm: need a Brownian motion bm(sa, sb), got {type(bm).__name__}")
+    shape = getattr(bm, "shape", None)
+    if shape is not None and tuple(shape) != tuple(y0.shape):
+        raise ValueError(f"bm: has shape {tuple(shape)}, the state {tuple(y0.shape)}")
+    if isinstance(bm, BaseBrownian):
+        try:
+            for t in (grid[0], grid[-1]):
+                bm.check_time(-t)
+        except ValueError as error:
+            raise ValueError(
+                f"bm: {error}; times of the path are s = -t, so make it as "
+                f"pf.BrownianInterval({-grid[0]:g}, {-grid[-1]:g}, size=y0.shape)"
+            ) from None
+    wide = torch.promote_types(y0.dtype, torch.float32)
+    return PathNoise(bm, lambda t: -t, wide)
+
+
+def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    wide = torch.promote_types(y0.dtype, torch.float32)
+    return SeededNoise(seed, y0.shape, wide, y0.device)
+
+
+def _check_state(y0: Any) -> None:
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
+    if not y0.is_floating_point() or y0.ndim < 1:
+        raise TypeError(
+            f"y0: need a real floating-point tensor (batch, ...), got {y0.dtype}, "
+            f"shape {tuple(y0.shape)}"
+        )

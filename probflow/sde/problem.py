@@ -1,0 +1,344 @@
+"""A call of ``sdeint`` made ready to run: arguments checked, functions and noise in place."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.integrate.brownian import BrownianInterval
+from probflow.integrate.grid import host_times
+from probflow.problems import ReverseSDE
+from probflow.sde.adaptive import Tolerances, run_adaptive
+from probflow.sde.base import check_word
+from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
+from probflow.sde.methods import Memory, Method, choose
+from probflow.sde.noise import Query, cast_query, mirrored_query, padded_query, query_of
+from probflow.sde.parts import Parts, checked, mirrored, parts_of, rounded, with_log_ratio
+from probflow.sde.plans import process_times
+from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
+from probflow.sde.system import System
+
+__all__ = ["Problem", "check_options", "check_positive", "prepare", "tolerances_of"]
+
+_OPTIONS = ("seed", "step_size", "check_finite")
+_AREA = {"": "none", "U": "space-time", "A": "foster"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the loops need of a call. Times increase; ``sign`` is -1 where they are s = -t."""
+
+    system: System
+    first: System
+    method: Method
+    times: list[float]
+    grid: list[float]
+    tolerances: Tolerances | None
+    y0: Tensor
+    noise: Callable[[str], Query]
+    query: Query
+    sign: float
+    finite: bool
+    shape: torch.Size
+    dtype: torch.dtype
+    logqp: bool
+
+    def memory(self, given: Any) -> Memory:
+        """The method's memory at the first time, or what was given for it."""
+        start, name = self.method.start, self.method.name
+        if given is None or (len(given) == 0 and start is None):
+            if start is None:
+                return ()
+            ((t,),) = node_times(self.times[:1], self.times[:1], (0.0,), self.y0)
+            return start(self.first, t, self.y0)
+        if start is None:
+            raise ValueError(f"extra_solver_state: {name} has no extra state; leave it out")
+        shapes = "f (shape of y0), g (shape of the diffusion), z (shape of y0)"
+        if len(given) != 3 or not all(isinstance(x, Tensor) for x in given):
+            raise ValueError(f"extra_solver_state: {name} needs three tensors: {shapes}")
+        if given[0].shape != self.y0.shape or given[2].shape != self.y0.shape:
+            got = ", ".join(str(tuple(x.shape)) for x in given)
+            raise ValueError(f"extra_solver_state: {name} needs {shapes}; got shapes {got}")
+        return tuple(given)
+
+    def integrate(self, y0: Tensor, memory: Memory) -> Trajectory:
+        """Run from ``y0``, which has the form of ``self.y0``."""
+        if len(self.times) == 1:
+            return Trajectory([y0], memory, list(self.times))
+        if self.tolerances is not None:
+            return run_adaptive(
+                self.system,
+                self.first,
+                self.method,
+                self.tolerances,
+                self.times,
+                y0,
+                memory,
+                self.query,
+                self.sign,
+            )
+        system, method, query = self.system, self.method, self.query
+        run = run_fixed(system, self.first, method, self.grid, self.times, y0, memory, query)
+        if self.finite:
+            check_finite(run.states, system, method, self.grid, memory, query, self.sign)
+        return run
+
+    def result(self, ys: Tensor, memory: Memory, extra: bool) -> Any:
+        """What ``sdeint`` returns: states, log-ratio increments if asked, memory if asked."""
+        parts: tuple[Any, ...]
+        if self.logqp:
+            states = ys[..., :-1].reshape(len(ys), *self.shape)
+            parts = (states.to(self.dtype), ys[..., -1].diff(dim=0).to(self.dtype))
+        else:
+            parts = (ys.to(self.dtype),)
+        if extra:
+            parts = (*parts, memory)
+        return parts if len(parts) > 1 else parts[0]
+
+
+def prepare(
+    sde: Any,
+    y0: Any,
+    ts: Any,
+    bm: Any,
+    method: str,
+    dt: Any,
+    adaptive: bool,
+    rtol: Any,
+    atol: Any,
+    dt_min: Any,
+    options: Mapping[str, Any] | None,
+    names: Mapping[str, str] | None,
+    logqp: bool,
+) -> Problem:
+    """Check the arguments of ``sdeint`` and put the pieces together.
+
+    The model is called at most once, and only where nothing else tells how many noises there are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument that does not fit, naming it.
+    """
+    for word, allowed in (("noise_type", NOISE_TYPES), ("sde_type", SDE_TYPES)):
+        if not hasattr(sde, word):
+            raise TypeError(
+                f"sde: {type(sde).__name__} has no attribute {word}; need one of "
+                f"{', '.join(allowed)}"
+            )
+        check_word(f"sde.{word}", getattr(sde, word), allowed)
+    sde_type, noise_type = sde.sde_type, sde.noise_type
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options: need a dict, got {type(options).__name__}")
+    chosen = choose(method, sde_type, noise_type, options)
+    settings = check_options(options, chosen)
+    _check_state(y0)
+    times, backward = _times(sde, ts)
+    step = settings.get("step_size", dt)
+    if step is not None:
+        step = check_positive(step, "dt")
+    parts = parts_of(sde, names)
+    wide = torch.promote_types(y0.dtype, torch.float32)
+    y, diagonal = y0.to(wide), noise_type == NOISE_TYPES.diagonal
+    if wide != y0.dtype:
+        parts = rounded(parts, y0.dtype, wide)
+    clock = -1.0 if backward else 1.0
+    noise_shape = _noise_shape(parts, noise_type, y, clock * times[0], bm)
+
+    def build(parts: Parts) -> System:
+        if backward:
+            parts = mirrored(parts)
+        if logqp:
+            parts = with_log_ratio(parts, diagonal, y.shape)
+        return System(parts, sde_type, noise_type)
+
+    first, system = build(checked(parts, y, noise_shape, diagonal)), build(parts)
+    if logqp:
+        y = torch.nn.functional.pad(y.flatten(1), (0, 1))
+    padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
+    if logqp and diagonal and not padded:
+        noise_shape = tuple(y.shape)
+    seed = settings.get("seed")
+    if bm is None:
+        # Adaptive steps end anywhere: a tree no deeper than the shortest of them needs.
+        leaf = check_positive(dt_min, "dt_min", zero=True) / 4.0 if adaptive else 0.0
+        bm = _brownian(seed, times, clock, noise_shape, y, chosen.needs, step, leaf)
+        own = True
+    else:
+        own = False
+        if seed is not None:
+            raise ValueError("bm, seed: give one of them, not both")
+
+    def noise(needs: str) -> Query:
+        query = query_of(bm, needs, noise_shape, y, method)
+        if not own and getattr(bm, "dtype", None) != wide:
+            query = cast_query(query, wide)
+        if backward:
+            query = mirrored_query(query, needs)
+        return padded_query(query) if padded else query
+
+    tolerances = None
+    grid = times if step is None else step_grid(times, step)
+    if adaptive:
+        tolerances = tolerances_of(rtol, atol, dt_min, step or (times[-1] - times[0]) / 100.0)
+    return Problem(
+        system=system,
+        first=first,
+        method=chosen,
+        times=times,
+        grid=grid,
+        tolerances=tolerances,
+        y0=y,
+        noise=noise,
+        query=noise(chosen.needs),
+        sign=-1.0 if backward or isinstance(sde, ReverseSDE) else 1.0,
+        finite=bool(settings.get("check_finite", True)),
+        shape=y0.shape,
+        dtype=y0.dtype,
+        logqp=logqp,
+    )
+
+
+def check_options(options: Mapping[str, Any] | None, method: Method) -> Mapping[str, Any]:
+    """The options, if all are known.
+
+    Raises
+    ------
+    ValueError
+        For an unknown option, with the near ones.
+    """
+    if options is None:
+        return {}
+    allowed = (*_OPTIONS, *method.options)
+    for name in options:
+        if name not in allowed:
+            near = difflib.get_close_matches(str(name), allowed, n=1)
+            hint = f" (near: {near[0]})" if near else ""
+            raise ValueError(
+                f"options: {method.name} has no option {name!r}{hint}, allowed: "
+                f"{', '.join(allowed)}"
+            )
+    return options
+
+
+def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
+    """A number > 0 (or >= 0) as a float.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else, and for tensors that ask for gradients.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: need a number, got {value!r}") from None
+    if not (0.0 < number < math.inf or (zero and number == 0.0)):
+        kind = "non-negative finite number" if zero else "positive finite step"
+        raise ValueError(f"{name}: need a {kind}, got {number:g}")
+    return number
+
+
+def tolerances_of(
+    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = ""
+) -> Tolerances:
+    """Tolerances from arguments, checked; ``prefix`` is that of their names.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that are negative, not finite, or both zero.
+    """
+    smallest = check_positive(dt_min, "dt_min", zero=True)
+    relative = check_positive(rtol, f"{prefix}rtol", zero=True)
+    absolute = check_positive(atol, f"{prefix}atol", zero=True)
+    if relative == absolute == 0.0:
+        raise ValueError(f"{prefix}rtol, {prefix}atol: one of them must be positive")
+    return Tolerances(relative, absolute, max(first_step, smallest), smallest)
+
+
+def _times(sde: Any, ts: Any) -> tuple[list[float], bool]:
+    """Increasing times, and whether they are the negatives of decreasing ones."""
+    if isinstance(ts, Tensor):
+        if ts.requires_grad:
+            raise ValueError("ts: must not require gradients; pass ts.detach()")
+        if not ts.is_floating_point() and not ts.is_complex():
+            ts = ts.double()
+    if isinstance(sde, ReverseSDE):
+        return [0.0 - t for t in process_times(ts)], False
+    times = host_times(ts, "ts")
+    if len(times) > 1 and times[1] < times[0]:
+        return [0.0 - t for t in times], True
+    return times, False
+
+
+def _check_state(y0: Any) -> None:
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
+    if not y0.is_floating_point() or y0.ndim < 1:
+        raise TypeError(
+            f"y0: need a real floating-point tensor (batch, ...), got {y0.dtype}, "
+            f"shape {tuple(y0.shape)}"
+        )
+
+
+def _noise_shape(parts: Parts, noise_type: str, y: Tensor, time: float, bm: Any) -> tuple[int, ...]:
+    """Shape of the Brownian motion: the state's, (batch, 1) or (batch, m)."""
+    if noise_type == NOISE_TYPES.diagonal:
+        return tuple(y.shape)
+    if noise_type == NOISE_TYPES.scalar:
+        return (len(y), 1)
+    shape = getattr(bm, "shape", None)
+    if shape is not None:
+        if len(shape) != 2 or shape[0] != len(y):
+            raise ValueError(
+                f"bm: has shape {tuple(shape)}; for {noise_type} noise need ({len(y)}, m), with "
+                "the batch size of y0"
+            )
+        return tuple(shape)
+    if not parts.keys() & {"g", "f_and_g"}:
+        raise ValueError(
+            "bm: with g_prod or f_and_g_prod alone the number of noises is unknown; give bm, or "
+            "an SDE with g or f_and_g"
+        )
+    probe = System(checked(parts, y, None, False), SDE_TYPES.ito, noise_type)
+    with torch.no_grad():
+        ((t,),) = node_times([time], [time], (0.0,), y)
+        return (len(y), probe.g(t, y).shape[-1])
+
+
+def _brownian(
+    seed: Any,
+    times: Sequence[float],
+    clock: float,
+    shape: tuple[int, ...],
+    y: Tensor,
+    needs: str,
+    dt: float | None,
+    leaf: float,
+) -> BrownianInterval:
+    """Brownian motion over the times of a call; its seed drawn from torch's global generator."""
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    ends = sorted((clock * times[0], clock * times[-1]))
+    if len(times) == 1:  # nothing will be drawn
+        ends[1] += 1.0
+    return BrownianInterval(
+        t0=ends[0],
+        t1=ends[1],
+        size=shape,
+        dtype=y.dtype,
+        device=y.device,
+        entropy=seed,
+        dt=dt,
+        tol=leaf,
+        levy_area_approximation=_AREA[needs],
+    )

@@ -1,0 +1,109 @@
+"""Events: where they are found, how accurately, and how they move."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from equations import DOUBLE, rotated, rotation
+
+import probflow as pf
+from probflow.ode.tableaus import TABLEAUS
+
+METHODS = [(n, {} if t.adaptive else {"step_size": 0.01}) for n, t in TABLEAUS.items()]
+Y0 = torch.tensor([1.0, 0.0], dtype=DOUBLE)
+# y[1] = sin(t + t^2/2) reaches 0.8 here:
+ANGLE = math.asin(0.8)
+TIME = math.sqrt(1 + 2 * ANGLE) - 1
+
+
+def event(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return y[1] - 0.8
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_time_and_state_have_the_accuracy_of_the_method(method: str, options: dict) -> None:
+    tol = 1e-5 if TABLEAUS[method].order < 3 else 1e-9
+    t, y = pf.odeint_event(
+        rotation, Y0, torch.tensor(0.0).double(), event_fn=event, method=method, options=options,
+        rtol=tol, atol=tol,
+    )  # fmt: skip
+    special = {"euler": 2e-2, "midpoint": 1e-4, "heun2": 1e-4, "heun3": 1e-6, "fehlberg2": 1e-2}
+    bound = special.get(method, 50 * tol)
+    assert float(t) == pytest.approx(TIME, abs=bound)
+    assert y.shape == (2, 2)
+    assert torch.equal(y[0], Y0)
+    assert float((y[1] - rotated(Y0, float(t))).abs().max()) < bound
+    # The numerical solution is at the event however far it is from the exact one.
+    assert float(y[1, 1]) == pytest.approx(0.8, abs=3e-5 if method == "euler" else 1e-7)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3"])
+def test_error_of_the_time_falls_with_the_tolerance(method: str) -> None:
+    errors = []
+    for tol in (1e-5, 1e-7, 1e-9):
+        t, _ = pf.odeint(
+            rotation, Y0, [0.0, 1.0], method=method, rtol=tol, atol=tol, event_fn=event
+        )
+        errors.append(abs(float(t) - TIME))
+        assert errors[-1] < 30 * tol
+    assert errors[2] < 1e-2 * errors[0]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_both_directions_beyond_the_second_time(reverse: bool) -> None:
+    sign = -1.0 if reverse else 1.0
+    t, y = pf.odeint_event(
+        lambda t, y: torch.ones_like(y),
+        torch.zeros(1, dtype=DOUBLE),
+        torch.tensor(2.0, dtype=DOUBLE),
+        event_fn=lambda t, y: y - sign * 7.5,
+        reverse_time=reverse,
+    )
+    assert float(t) == pytest.approx(2.0 + sign * 7.5)
+    assert float(y[-1]) == pytest.approx(sign * 7.5)
+
+
+def test_several_components_stop_at_the_first() -> None:
+    def both(t, y):
+        return torch.stack((y[1] - 0.8, t - 0.25))
+
+    t, _ = pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=both)
+    assert float(t) == pytest.approx(0.25, abs=1e-8)
+
+
+def test_tuples_and_information() -> None:
+    t, (x, s) = pf.odeint(
+        lambda t, y: (rotation(t, y[0]), -y[1]),
+        (Y0, torch.ones((), dtype=DOUBLE)),
+        torch.tensor([0.0, 1.0], dtype=DOUBLE),
+        event_fn=lambda t, y: y[0][1] - 0.8,
+    )
+    assert float(t) == pytest.approx(TIME, abs=1e-7)
+    assert x.shape == (2, 2)
+    assert float(s[-1]) == pytest.approx(math.exp(-TIME), abs=1e-7)
+    result = pf.solve_ode(rotation, Y0, [0.0, 1.0], event_fn=event)
+    assert result.message == "the event was found"
+    assert float(result.event_t) == pytest.approx(TIME, abs=1e-7)
+    assert result.nfe > result.accepted
+
+
+def test_an_event_at_the_start_and_none_at_all() -> None:
+    t, y = pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=lambda t, y: y[1])
+    assert float(t) == 0.0
+    assert torch.equal(y, torch.stack((Y0, Y0)))
+    with pytest.raises(pf.MaxStepsError, match=r"no change of sign in 20 steps, up to t = "):
+        pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=lambda t, y: y[1] - 9,
+                  options={"max_num_steps": 20})  # fmt: skip
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"with event_fn two times are needed.*got 3"):
+        pf.odeint(rotation, Y0, [0.0, 1.0, 2.0], event_fn=event)
+    with pytest.raises(ValueError, match="step_size: rk4 needs it"):
+        pf.odeint(rotation, Y0, [0.0, 1.0], method="rk4", event_fn=event)
+    with pytest.raises(ValueError, match="explicit_adams does not look for events"):
+        pf.odeint(rotation, Y0, [0.0, 1.0], method="explicit_adams", event_fn=event)
+    with pytest.raises(TypeError, match="event_fn: must return a tensor, returned bool"):
+        pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=lambda t, y: bool(y[1] > 0.8))
