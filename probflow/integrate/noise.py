@@ -21,9 +21,7 @@ from torch import Tensor
 __all__ = ["GeneratorNoise", "NoiseSource", "PathNoise", "SeededNoise", "normals"]
 
 _BLOCK = 2**16  # normals drawn at a time, so that small states do not pay per call
-_CACHE = (
-    3 * 2**14
-)  # pairs made at a time on a CPU: their scratch, 16 bytes each, stays in the cache
+_CACHE = 2**17  # pairs made at a time on a CPU, 16 bytes each: few calls, and still in its cache
 
 
 class NoiseSource(Protocol):

@@ -144,7 +144,7 @@ def odeint_adjoint(
             "norm gets too",
             stacklevel=2,
         )
-    rule, own = _backward(name or solver, adjoint_method, own)
+    rule, own = _backward(name, solver, adjoint_method, own)
     if rule in TABLEAUS:
         own["norm"] = _adjoint_norm(problem, settings.get("norm"), own.get("norm"))
         checked_options(rule, own)
@@ -180,17 +180,17 @@ def parameters(module: torch.nn.Module) -> tuple[Tensor, ...]:
 
 
 def _backward(
-    method: str | Solver, adjoint_method: Any, options: dict[str, Any]
+    name: str | None, solver: Solver | None, adjoint_method: Any, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Method of the backward solve, by its general name if it has one, and its options."""
-    if adjoint_method is None and isinstance(method, Solver):
+    if adjoint_method is not None:
+        name, solver = resolve(adjoint_method)
+    elif name is None and solver is not None:
         # Options of the structured solver do not concern the general one that stands for it.
-        options = {k: v for k, v in options.items() if k not in method.options}
-    name, solver = resolve(method if adjoint_method is None else adjoint_method)
+        options = {option: v for option, v in options.items() if option not in solver.options}
     if name is None and solver is not None:
         rule = adjoint_rule(solver)
-        name, _ = resolve(rule)
-        return name or rule, options
+        return resolve(rule)[0] or rule, options
     return name or adjoint_method, options
 
 

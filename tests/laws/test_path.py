@@ -138,7 +138,9 @@ TRACTABLE = [s for s in STOCHASTIC if s.name not in ("accelerated-sde", "acceler
 @pytest.mark.parametrize("solver", TRACTABLE, ids=name)
 def test_samples_against_quadrature(solver: pf.Solver, steps: int) -> None:
     made = plan(solver, steps)
-    samples = path_kl_samples(made, VP, MIXTURE, 4000, generator=torch.Generator().manual_seed(11))
+    # Long steps have heavy tails: a mean of 4000 is far from normal, even with independent noises.
+    n = 40_000 if steps == 4 else 4_000
+    samples = path_kl_samples(made, VP, MIXTURE, n, generator=torch.Generator().manual_seed(11))
     error = samples.std(ddof=1) / math.sqrt(len(samples))
     assert abs(samples.mean() - path_kl(made, VP, MIXTURE)) < 4 * error
     assert error < 0.2 * samples.mean()

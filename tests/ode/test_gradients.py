@@ -191,10 +191,11 @@ def test_adjoint_with_fixed_steps_is_torchdiffeqs(method: str, times: tuple[floa
 @pytest.mark.parametrize("times", DIRECTIONS)
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adjoint_agrees_with_direct_gradients(method: str, times: tuple[float, ...]) -> None:
-    tolerances = {"rtol": 1e-9, "atol": 1e-10} if method not in ADAPTIVE[:2] else {"rtol": 1e-6}
-    given = adjoint_case(pf.odeint_adjoint, times, method=method, **tolerances)
+    loose = {"adaptive_heun": (1e-5, 3e-4), "fehlberg2": (1e-6, 1e-4)}
+    tolerance, atol = loose.get(method, (1e-8, 1e-6))
+    given = adjoint_case(pf.odeint_adjoint, times, method=method, rtol=tolerance)
     expected = adjoint_case(pf.odeint, times, method="dopri8", **TIGHT)
-    close(given, expected, atol=1e-5 if method in ADAPTIVE[:2] else 1e-7)
+    close(given, expected, atol=atol)
 
 
 def test_adjoint_of_a_tuple_decreasing_in_time() -> None:
@@ -304,20 +305,27 @@ class Counted(Field):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
-        # A fast parameter gradient beside a slow state.
-        return super().forward(t, y) + 1e-3 * torch.sin(80.0 * t) * self.b
+        return super().forward(t, y)
+
+
+class Driven(Counted):
+    """A slow state, and parameters whose gradients are fast."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return -0.3 * y + 1e-3 * torch.sin(30.0 * t) * self.b
 
 
 def test_seminorm_needs_fewer_evaluations() -> None:
     grads, calls = [], []
     for norm in ({}, {"norm": "seminorm"}):
-        field, y0 = Counted(), leaf(0.5, -1.0)
+        field, y0 = Driven(), leaf(0.5, -1.0)
         y = pf.odeint_adjoint(field, y0, [0.0, 3.0], rtol=1e-6, atol=1e-9, adjoint_options=norm)
         field.calls = 0
-        grads.append(torch.autograd.grad(y[-1].sum(), (y0, *field.parameters())))
+        grads.append(torch.autograd.grad(y[-1].sum(), (y0, field.b)))
         calls.append(field.calls)
-    assert calls[1] < calls[0]
-    close(*grads, atol=1e-4)
+    assert 2 * calls[1] < calls[0]
+    close(*grads, atol=1e-5)
 
 
 def test_times_without_gradients_are_not_solved_for() -> None:
@@ -395,20 +403,33 @@ def test_adjoint_has_no_second_derivative() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("method", ["ddim", "accelerated-ode", "heun", "dpm-solver-2", "dopri5"])
-def test_adjoint_of_a_sampler(method: str) -> None:
+def sampler_gap(method: str, steps: int) -> float:
+    """Largest difference between adjoint and direct gradients, as a share of the largest."""
     process = pf.VP.linear()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    model = pf.Model(lambda x, t: net(x), process, prediction="eps")
-    model.net = net
-    ode = pf.ProbabilityFlowODE(process, model)
-    y0, t = leaf(0.5, -1.0, 0.2, 0.4), torch.linspace(1.0, 0.1, 65, dtype=DOUBLE)
-    results = []
-    for solve in (pf.odeint_adjoint, pf.odeint):
-        y = solve(ode, y0.view(2, 2), t[:: 64 if method == "dopri5" else 1], method=method)
-        results.append(torch.autograd.grad(weighted(y[-1]), (y0, *net.parameters())))
-    close(*results, atol=1e-6 if method == "dopri5" else 2e-2 if method == "ddim" else 2e-3)
+    ode = pf.ProbabilityFlowODE(process, pf.Model(lambda x, t: net(x), process, prediction="eps"))
+    y0 = torch.tensor([[0.5, -1.0], [0.2, 0.4]], dtype=DOUBLE, requires_grad=True)
+    t, inputs = torch.linspace(1.0, 0.1, steps + 1, dtype=DOUBLE), (y0, *net.parameters())
+    grads = []
+    for solve, more in ((pf.odeint_adjoint, {"adjoint_params": inputs[1:]}), (pf.odeint, {})):
+        y = solve(ode, y0, t, method=method, **more)
+        found = torch.autograd.grad(weighted(y[-1]), inputs)
+        grads.append(torch.cat([grad.reshape(-1) for grad in found]))
+    return float((grads[0] - grads[1]).abs().max() / grads[1].abs().max())
+
+
+@pytest.mark.parametrize(
+    ("method", "order"), [("ddim", 1), ("accelerated-ode", 2), ("heun", 2), ("dpm-solver-2", 2)]
+)
+def test_adjoint_of_a_sampler(method: str, order: int) -> None:
+    coarse, fine = sampler_gap(method, 64), sampler_gap(method, 256)
+    assert fine < 0.1
+    assert math.log2(coarse / fine) / 2.0 > order - 0.3
+
+
+def test_adjoint_of_a_diffusion_with_adaptive_steps() -> None:
+    assert sampler_gap("dopri5", 1) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["implicit_adams", "scipy_solver"])
