@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 __all__ = ["State", "inside", "join", "levy_area", "split", "without"]
@@ -20,26 +19,32 @@ __all__ = ["State", "inside", "join", "levy_area", "split", "without"]
 State = tuple[Tensor, ...]  # (W,) or (W, H) of an interval
 
 
-def split(state: State, h: float, r: float, z: State) -> tuple[State, State]:
+def split(state: State, h: Any, r: Any, z: State) -> tuple[State, State]:
     """States of both parts of an interval of length h, cut at r*h, 0 < r < 1, from unit normals z.
 
     Their law given the whole: W_i and H_i are independent with variances h_i and h_i/12, and the
-    whole is their linear combination :func:`join`. The memory of z is used for the result.
+    whole is their linear combination :func:`join`. The memory of z is used for the result. For many
+    intervals at once, h and r are tensors that broadcast against the states.
     """
     q = 1.0 - r
     if len(state) == 1:
         (w,) = state
-        left = z[0].mul_(math.sqrt(h * r * q)).add_(w, alpha=r)
+        left = _plus(z[0].mul_((h * r * q) ** 0.5), w, r)
         return (left,), (w - left,)
     (w, area), (swing, twist) = state, z
     d = 1.0 - 3.0 * r * q  # = r^3 + q^3
-    v = math.sqrt(h * r * q / d)
+    v = (h * r * q / d) ** 0.5
     twist.mul_(v / math.sqrt(12.0))
-    right_area = (q**2 * area).sub_(swing, alpha=0.5 * q**2 * v).sub_(twist, alpha=r)
-    left_area = twist.mul_(q).add_(area, alpha=r**2).sub_(swing, alpha=0.5 * r**2 * v)
-    swing.mul_(v * d).add_(area, alpha=6.0 * r * q)
-    left = torch.add(swing, w, alpha=r)
-    return (left, left_area), (swing.neg_().add_(w, alpha=q), right_area)
+    right_area = _plus(_plus(q**2 * area, swing, -0.5 * q**2 * v), twist, -r)
+    left_area = _plus(_plus(twist.mul_(q), area, r**2), swing, -0.5 * r**2 * v)
+    swing = _plus(swing.mul_(v * d), area, 6.0 * r * q)
+    left = swing + r * w
+    return (left, left_area), (_plus(swing.neg_(), w, q), right_area)
+
+
+def _plus(x: Tensor, y: Tensor, weight: Any) -> Tensor:
+    """``x + weight * y``, in place."""
+    return x.addcmul_(y, weight) if isinstance(weight, Tensor) else x.add_(y, alpha=weight)
 
 
 def join(left: State, right: State, h_left: float, h_right: float) -> State:

@@ -51,10 +51,13 @@ def integrate_adams(
     outputs: Sequence[Sequence[float]],
     *,
     interpolation: str = "dense",
+    perturb: bool = False,
     on_step: Callable[[float, Tensor, float], None] | None = None,
     check_finite: bool = True,
 ) -> Tensor:
     """States at the first time and the outputs, (1 + outputs, ...).
+
+    With ``perturb`` the function is evaluated inside the steps, not at their ends.
 
     Raises
     ------
@@ -63,6 +66,10 @@ def integrate_adams(
     """
     y, first = problem.y0, starter(order)
     times = time_tensors(grid, y, problem.time_dtype)
+
+    def inside(t: Tensor, other: Tensor) -> Tensor:
+        return torch.nextafter(t, other) if perturb else t
+
     slopes: list[Tensor] = []
     nodes: list[float] = []
     states, known = [y], None
@@ -70,12 +77,16 @@ def integrate_adams(
         h = stop - start
         if on_step is not None:
             on_step(start, y, h)
-        slope = problem(times[number], y) if known is None else known
+        if known is None or perturb:
+            known = problem(inside(times[number], times[number + 1]), y)
+        slope = known
         slopes, nodes, known = [slope, *slopes[: order - 1]], [start, *nodes[: order - 1]], None
         if len(slopes) == order:
             after = combine(y, slopes, adams_weights(nodes, stop), h)
         else:
-            stage_times = time_tensors([start + c * h for c in first.c], y, problem.time_dtype)
+            inner = [stop if c == 1.0 else start + c * h for c in first.c]
+            stage_times = time_tensors(inner, y, problem.time_dtype)
+            stage_times = [inside(t, times[number]) for t in stage_times]
             after, _ = rk_step(problem, first, y, stage_times, h, slope)
         for theta in outputs[number]:
             if theta == 1.0:
@@ -84,7 +95,7 @@ def integrate_adams(
                 states.append(y + theta * (after - y))
             else:
                 if known is None:
-                    known = problem(times[number + 1], after)
+                    known = problem(inside(times[number + 1], times[number]), after)
                 states.append(_hermite(y, slope, after, known, theta, h))
         y = after
     if check_finite and not bool(torch.isfinite(y.detach()).all()):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.loop import NonFiniteError
-from probflow.ode.control import Control, error_norm, scaled
+from probflow.ode.control import Control, error_norm, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError, StepSizeError
 from probflow.ode.steps import combine, dense_value, extended, rk_step, time_tensors
@@ -214,9 +214,7 @@ class AdaptiveStepper:
             norms.append(self._norm(scaled(error, control.rtol, control.atol, y, after)))
         if len(norms) == 1:
             return float(norms[0])
-        # DOP853: the estimates of order 5 and 3 make one of order 7.
-        fifth, third = norms
-        return float(fifth**2 / torch.sqrt(fifth**2 + 0.01 * third**2).clamp_min(1e-300))
+        return float(seventh_order(*norms))
 
     @torch.no_grad()
     def _first_length(self, limit: float) -> float:

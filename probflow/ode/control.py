@@ -241,3 +241,9 @@ def _largest_rows(error: Tensor, sizes: Sequence[int]) -> Tensor:
 def scaled(error: Tensor, rtol: Any, atol: Any, y: Tensor, after: Tensor) -> Tensor:
     """The error in units of ``atol + rtol max(|y|, |y'|)``, in place."""
     return error.div_(torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol))
+
+
+def seventh_order(fifth: Tensor, third: Tensor) -> Tensor:
+    """DOP853: the estimates of order 5 and 3 make one of order 7; 0 where both are."""
+    both = torch.hypot(fifth, 0.1 * third)
+    return fifth * (fifth / both.clamp_min(torch.finfo(both.dtype).tiny))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,7 +23,7 @@ __all__ = ["FixedStepper", "fixed_grid", "integrate_on"]
 
 def fixed_grid(
     func: Any, y0: Any, t: Any, outputs: Sequence[float], options: dict[str, Any]
-) -> tuple[list[float], list[list[float]], str]:
+) -> tuple[list[float], list[Sequence[float]], str]:
     """Grid of a call, the fractions of each step at which a state is wanted, and how to get them.
 
     Without ``interp`` every output time is on the grid. With it the grid is torchdiffeq's: steps of
@@ -55,13 +56,13 @@ def fixed_grid(
             )
         if interp is None:
             grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])
-    wanted: list[list[float]] = [[] for _ in grid[1:]]
-    step_number, sign = 0, 1.0 if outputs[-1] > outputs[0] else -1.0
+    wanted: list[Sequence[float]] = [()] * (len(grid) - 1)
+    sign = 1.0 if outputs[-1] > outputs[0] else -1.0
     for time in outputs[1:]:
-        while sign * grid[step_number + 1] < sign * time:
-            step_number += 1
-        start, stop = grid[step_number], grid[step_number + 1]
-        wanted[step_number].append((time - start) / (stop - start))
+        number = bisect.bisect_left(grid, sign * time, 1, key=lambda t: sign * t) - 1
+        start, stop = grid[number], grid[number + 1]
+        fraction = 1.0 if time == stop else (time - start) / (stop - start)
+        wanted[number] = [*wanted[number], fraction]
     return grid, wanted, "linear" if interp == "linear" else "dense"
 
 
@@ -135,11 +136,13 @@ def _walk(
 
 def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
     """How often a run calls the function; ``known``: its first stage is there already."""
-    inside = run.interpolation == "dense"
+    if run.times and len(run.times[0]) == tableau.stages:  # no dense output anywhere
+        repeated = len(run.times) - 1 if tableau.fsal else 0
+        return len(run.times) * tableau.stages - repeated - known
     count = 0
     for outputs in run.outputs:
-        complete = inside and any(theta != 1.0 for theta in outputs)
-        stages = len(tableau.dense) if complete else tableau.stages
+        inside = any(theta != 1.0 for theta in outputs)
+        stages = len(tableau.dense) if inside else tableau.stages
         count += stages - known
         known = stages > tableau.closing
     return count

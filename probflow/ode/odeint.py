@@ -316,11 +316,15 @@ def odeint_event(
         value = _first_event(event_fn, problem, t[0], y0, event_t, y)
         time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
         again = _first_event(event_fn, problem, t[0], y0, time, state)
+        if not again.requires_grad:  # a constant that says stop
+            return event_t, states
         by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
     slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
     rate = torch.zeros_like(event_t) if by_t is None else by_t
     if by_y is not None:
         rate = rate + (by_y * slope.detach()).sum().to(rate)
+    if rate == 0.0:  # the solution touches the surface: its time has no derivative
+        return event_t, states
     # Zero, with the gradient of the event's time.
     moved = -(value - value.detach()).to(event_t) / rate
     event_t = event_t + moved

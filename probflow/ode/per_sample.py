@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.ode.control import Control, error_norm, scaled
+from probflow.ode.control import Control, error_norm, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step
@@ -137,8 +137,7 @@ class PerSample:
         ]
         if len(norms) == 1:
             return norms[0]
-        fifth, third = norms
-        return fifth**2 / torch.sqrt(fifth**2 + 0.01 * third**2).clamp_min(_TINY)
+        return seventh_order(*norms)
 
     def _factor(self, error: Tensor) -> Tensor:
         """:meth:`Control.factor` for each sample; infinite errors shrink the step most."""

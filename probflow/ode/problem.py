@@ -79,7 +79,9 @@ class Problem:
     """The user's function as ``func(t, y)`` on the solver's tensor, counting evaluations.
 
     Half-precision states are carried in float32 and rounded for the function. The first output is
-    checked against the state.
+    checked against the state; one that differs by axes of length 1, or is one number for all
+    elements, is brought to its shape. A function may return the same tensor again and again,
+    overwritten.
 
     Parameters
     ----------
@@ -109,7 +111,9 @@ class Problem:
         self.time_dtype = time_dtype(narrow.dtype)
         self.y0 = narrow.to(self.wide)
         self.nfe = 0
-        self._checked = self._same_dtype = False
+        self._looks = 0
+        self._once: Any = None
+        self._same_dtype = self._same_shape = self._overwritten = False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative at ``t`` and ``y``, in the solver's layout and dtype."""
@@ -117,12 +121,14 @@ class Problem:
         state = y if self.wide is self.dtype else y.to(self.dtype)
         given = self.layout.split(state) if self.layout.is_tuple else state
         output = self.user(t, given, *self.args, **self.kwargs)
-        if not self._checked:
-            self._check(output, given)
-            self._checked = True
-            self._same_dtype = not self.layout.is_tuple and output.dtype is self.wide
+        if self._looks < 2:
+            self._look(output, given)
         if self.layout.is_tuple:
             output = self.layout.join(output)
+        elif not self._same_shape:
+            output = output.reshape(y.shape) if output.ndim else output.expand(y.shape)
+        if self._overwritten or self._looks == 1:
+            output = output.clone()
         return output if output.dtype is self.wide else output.to(self.wide)
 
     @property
@@ -132,7 +138,8 @@ class Problem:
         Only after a first call, which checks the output; its evaluations are not counted.
         """
         plain = not (self.layout.is_tuple or self.args or self.kwargs) and self.wide is self.dtype
-        return self.user if plain and self._same_dtype else self
+        plain = plain and self._same_dtype and self._same_shape and not self._overwritten
+        return self.user if plain else self
 
     def result(self, states: Tensor) -> Any:
         """States (m, ...) as the user's: dtype, and a tuple where it was one."""
@@ -143,16 +150,39 @@ class Problem:
         return self.layout.split(y.to(self.dtype))
 
     def callback(self, name: str) -> Callable[[float, Tensor, float], None] | None:
-        """The user's ``func.<name>(t0, y0, dt)``, called with floats and the solver's tensor."""
+        """The user's ``func.<name>(t0, y0, dt)``, called with floats and the solver's tensor.
+
+        As in torchdiffeq, ``dt`` is positive in either direction of time.
+        """
         function = getattr(self.user, name, None)
         if function is None:
             return None
 
         def call(t: float, y: Tensor, dt: float) -> None:
-            time, step = torch.tensor([t, dt], dtype=torch.float64).unbind(0)
+            time, step = torch.tensor([t, abs(dt)], dtype=torch.float64).unbind(0)
             function(time, self.state(y), step)
 
         return call
+
+    def _look(self, output: Any, state: Any) -> None:
+        """Learn from the first two outputs what has to be done with every one."""
+        self._looks += 1
+        if self._looks == 1:
+            self._check(output, state)
+            if not self.layout.is_tuple:
+                self._once = output
+                self._same_dtype = output.dtype is self.wide
+                self._same_shape = output.shape == state.shape
+        else:
+            self._overwritten, self._once = _same_memory(output, self._once), None
+
+    def _fits(self, output: Tensor, part: Tensor) -> bool:
+        """Whether an output, without axes of length 1, has the shape of its part of the state."""
+        lead = self.layout.lead
+        shapes = [[n for n in x.shape[lead:] if n != 1] for x in (output, part)]
+        if output.ndim == 0 and not self.layout.is_tuple:
+            return True
+        return output.shape[:lead] == part.shape[:lead] and shapes[0] == shapes[1]
 
     def _check(self, output: Any, state: Any) -> None:
         outputs = output if self.layout.is_tuple else (output,)
@@ -165,7 +195,7 @@ class Problem:
         for given, part in zip(outputs, states, strict=True):
             if not isinstance(given, Tensor):
                 raise TypeError(f"func: must return a tensor, returned {type(given).__name__}")
-            if given.shape != part.shape:
+            if not self._fits(given, part):
                 raise ValueError(
                     f"func: must return the state's shape {tuple(part.shape)}, returned "
                     f"{tuple(given.shape)}"
@@ -179,3 +209,13 @@ class Problem:
                     f"func: must return a tensor on the state's device {part.device}, returned "
                     f"one on {given.device}"
                 )
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    """Whether two outputs that are both alive begin at the same place."""
+    if a is b or torch.compiler.is_compiling() or not isinstance(b, Tensor):
+        return a is b
+    try:
+        return a.numel() > 0 and a.data_ptr() == b.data_ptr()
+    except RuntimeError:  # a wrapper without memory of its own, as within torch.func
+        return False

@@ -86,6 +86,10 @@ def solve(
     problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"), per_sample)
     if event_fn is not None and not callable(event_fn):
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
+    if method == ADAMS or not TABLEAUS[method].adaptive:
+        for name in ("callback_accept_step", "callback_reject_step"):
+            if problem.callback(name) is not None:
+                warnings.warn(f"{name}: {method} has fixed steps and never calls it", stacklevel=3)
     solver = _Solve(problem, func, y0, t, method, settings, throw)
     if per_sample:
         if gradients != "direct":
@@ -306,6 +310,7 @@ class _Solve:
             grid,
             wanted,
             interpolation=interp,
+            perturb=bool(self.settings.get("perturb", False)),
             on_step=self._on_step(grid),
             check_finite=self.check,
         )

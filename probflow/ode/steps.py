@@ -7,7 +7,7 @@ that carry gradients and compiled graphs: a step length is a Python float or a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -48,36 +48,28 @@ def walk(
     lengths: Sequence[float | Tensor],
     times: Sequence[Sequence[Tensor]],
     first: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Stages]]:
-    """Yield the state after each step, and the step's stages.
+) -> tuple[Tensor, Tensor, Stages]:
+    """Take steps; return the states before and after the last of them, and its stages.
 
-    ``first`` is the first stage, where it is known. A closing stage that the caller appends to the
-    stages is the first of the next step.
+    ``first`` is the first stage, where it is known.
     """
-    written = not torch.compiler.is_compiling()  # a graph is written out anyway
-    if written and all(isinstance(h, float) for h in lengths):
+    # A graph that is compiled is written out anyway.
+    if isinstance(lengths[0], float) and not torch.compiler.is_compiling():
         return _written_out(tableau.source)(func, y, lengths, times, first)
-    return _walk_tensors(func, tableau, y, lengths, times, first)
-
-
-def _walk_tensors(
-    func: Func, tableau: Tableau, y: Tensor, lengths: Any, times: Any, first: Tensor | None
-) -> Iterator[tuple[Tensor, Stages]]:
     for h, t in zip(lengths, times, strict=True):
+        before = y
         stages = [func(t[0], y) if first is None else first]
-        after = y
         for i in range(1, tableau.stages):
-            after = combine(y, stages, tableau.a[i], h)
-            stages.append(func(t[i], after))
+            y = combine(before, stages, tableau.a[i], h)
+            stages.append(func(t[i], y))
         if not tableau.fsal:
-            after = combine(y, stages, tableau.b, h)
-        yield after, stages
-        first = stages[tableau.closing] if len(stages) > tableau.closing else None
-        y = after
+            y = combine(before, stages, tableau.b, h)
+        first = stages[-1] if tableau.fsal else None
+    return before, y, stages
 
 
 @lru_cache
-def _written_out(source: str) -> Callable[..., Iterator[tuple[Tensor, Stages]]]:
+def _written_out(source: str) -> Callable[..., tuple[Tensor, Tensor, Stages]]:
     names: dict[str, Any] = {"add": torch.add}
     exec(compile(source, "<Runge-Kutta steps>", "exec"), names)
     return names["steps"]
@@ -92,7 +84,7 @@ def rk_step(
     first: Tensor | None = None,
 ) -> tuple[Tensor, Stages]:
     """State after one step, and its stages."""
-    return next(walk(func, tableau, y, (h,), (times,), first))
+    return walk(func, tableau, y, (h,), (times,), first)[1:]
 
 
 def extended(
@@ -248,21 +240,25 @@ def run_steps(
         States at the run's outputs.
     """
     states = [] if states is None else states
-    steps = walk(func, tableau, y, run.lengths, run.times, first)
-    stages: Stages = []
-    for (after, stages), h, times, outputs in zip(
-        steps, run.lengths, run.times, run.outputs, strict=True
-    ):
+    start, count = 0, len(run.lengths)
+    for number, outputs in enumerate(run.outputs):
+        stop = number + 1
+        if not outputs and stop < count:
+            continue  # walk on to the next output without looking at the states
+        lengths, times = run.lengths[start:stop], run.times[start:stop]
+        before, y, stages = walk(func, tableau, y, lengths, times, first)
+        h, start = lengths[-1], stop
         for theta in outputs:
             if theta == 1.0:
-                states.append(after)
+                states.append(y)
             elif run.interpolation == "linear":
-                states.append(combine(y, stages, [theta * weight for weight in tableau.b], h))
+                weights = [theta * weight for weight in tableau.b]
+                states.append(combine(before, stages, weights, h))
             else:
-                extended(func, tableau, y, after, times, h, stages)
-                states.append(dense_value(tableau, y, stages, theta, h))
-        y = after
-    return y, stages[tableau.closing] if len(stages) > tableau.closing else None, states
+                extended(func, tableau, before, y, times[-1], h, stages)
+                states.append(dense_value(tableau, before, stages, theta, h))
+        first = stages[tableau.closing] if len(stages) > tableau.closing else None
+    return y, first, states
 
 
 def run_checkpointed(

@@ -115,8 +115,8 @@ class Tableau:
 
     @cached_property
     def source(self) -> str:
-        """The loop over steps as a Python generator, written out so that it costs no more than one
-        written by hand. It yields the state after each step and the step's stages.
+        """The loop over steps as a Python function, written out so that it costs no more than one
+        written by hand. It returns what :func:`probflow.ode.steps.walk` returns.
         """
 
         def weighted(weights: Row) -> str:
@@ -125,18 +125,19 @@ class Tableau:
             chain = "".join(f".add_({k}, alpha={alpha})" for k, alpha in rest)
             return f"add(y, {k}, alpha={alpha})" + chain
 
-        body = ["if k0 is None: k0 = func(t[0], y)"]
+        body = ["before = y", "k0 = func(t[0], y) if first is None else first"]
         for i in range(1, self.stages):
             body += [f"after = {weighted(self.a[i])}", f"k{i} = func(t[{i}], after)"]
-        if not self.fsal:
-            body.append(f"after = {weighted(self.b)}")
-        body.append(f"stages = [{', '.join(f'k{i}' for i in range(self.stages))}]")
-        body.append("yield after, stages")
-        body.append(f"k0 = stages[{self.closing}] if len(stages) > {self.closing} else None")
-        body.append("y = after")
-        loop = "    for h, t in zip(lengths, times):"
+        body.append("y = after" if self.fsal else f"y = {weighted(self.b)}")
+        body.append(f"first = k{self.closing}" if self.fsal else "first = None")
+        stages = ", ".join(f"k{i}" for i in range(self.stages))
         return "\n".join(
-            ["def steps(func, y, lengths, times, k0=None):", loop, *("        " + x for x in body)]
+            [
+                "def steps(func, y, lengths, times, first):",
+                "    for h, t in zip(lengths, times):",
+                *("        " + line for line in body),
+                f"    return before, y, [{stages}]",
+            ]
         )
 
     def dense_weights(self, theta: float) -> Row:

@@ -555,3 +555,30 @@ def test_rounded_ends_are_forgiven() -> None:
     stop = torch.tensor(0.3)  # 0.30000001192...
     assert torch.equal(bm(0.1, stop), bm(0.1, 0.3))
     assert torch.equal(bm(0.1 - 1e-9, 0.2), bm(0.1, 0.2))
+
+
+@pytest.mark.parametrize("area", ["none", "space-time"])
+@pytest.mark.parametrize(
+    ("cells", "shape"), [(1, (3,)), (7, (5, 2)), (100, (4, 3)), (9, (2, 50_000))]
+)
+def test_a_sweep_gives_what_single_queries_give(area: str, cells: int, shape: tuple) -> None:
+    """Small motions are made level by level, large ones depth first: the same values."""
+
+    def motion() -> BrownianInterval:
+        return BrownianInterval(
+            0.0, 2.0, size=shape, dtype=torch.float64, entropy=3, dt=2.0 / cells,
+            levy_area_approximation=area,
+        )  # fmt: skip
+
+    single, sweep = motion(), motion().sweep()
+    for k in range(cells):
+        a, b = 2.0 * k / cells, 2.0 * (k + 1) / cells
+        for one, other in zip(single(a, b, return_U=True), sweep(a, b, return_U=True), strict=True):
+            if one is None:
+                assert other is None
+            else:
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    # Out of order, it answers as the motion does.
+    assert torch.equal(sweep(0.1, 1.3), single(0.1, 1.3))
+    assert torch.equal(sweep(0.7), single(0.7))
+    assert sweep.shape == shape
