@@ -564,13 +564,13 @@ def test_rounded_ends_are_forgiven() -> None:
 def test_a_sweep_gives_what_single_queries_give(area: str, cells: int, shape: tuple) -> None:
     """Small motions are made level by level, large ones depth first: the same values."""
 
-    def motion() -> BrownianInterval:
-        return BrownianInterval(
+    def made() -> pf.BrownianInterval:
+        return pf.BrownianInterval(
             0.0, 2.0, size=shape, dtype=torch.float64, entropy=3, dt=2.0 / cells,
             levy_area_approximation=area,
         )  # fmt: skip
 
-    single, sweep = motion(), motion().sweep()
+    single, sweep = made(), made().sweep()
     for k in range(cells):
         a, b = 2.0 * k / cells, 2.0 * (k + 1) / cells
         for one, other in zip(single(a, b, return_U=True), sweep(a, b, return_U=True), strict=True):
