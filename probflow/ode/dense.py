@@ -112,7 +112,7 @@ def _combined(
         value = event_fn(time, problem.state(y))
         if not isinstance(value, Tensor):
             raise TypeError(f"event_fn: must return a tensor, returned {type(value).__name__}")
-        return value.reshape(-1)
+        return value.detach().reshape(-1)
 
     signs = torch.sign(values(t, y))
     return lambda t, y: float((values(t, y) * signs).min())
@@ -142,10 +142,14 @@ def _refined(done: AcceptedStep, event: Callable[[float, Tensor], float]) -> tup
 def _root(function: Callable[[float], float]) -> float:
     """Zero in (0, 1] of a function that is positive at 0 and not positive at 1."""
     start, stop = function(0.0), function(1.0)
-    if stop == 0.0:
-        return 1.0
     if start <= 0.0:  # the event of a moment ago, not yet left behind
         return 0.0
+    if stop == 0.0:  # perhaps a constant that says stop: where it says so first
+        low, high = 0.0, 1.0
+        while high - low > 1e-15:
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if function(middle) > 0.0 else (low, middle)
+        return high
     return float(brentq(function, 0.0, 1.0, xtol=1e-15, rtol=8.9e-16))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,23 +118,24 @@ def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | N
     return replace(empty, error=result.error, se=result.se, floor=result.floor), result
 
 
-def _axis(grid: Grid, measure: str) -> tuple[Literal["T", "h"], float]:
-    """What an order is fitted against, and the largest power of ln T that may come with it.
+def _log_power(grid: Grid, measure: str, claim: float) -> float:
+    """The largest power of ln T that may come with T^-claim.
 
-    On the paper's schedule h = c1 ln(T)/T, so errors are fitted against h. The path KL is a sum
-    over T steps, ``T h^m``: no power of h, but ``T^-p (ln T)^(p + 1/2)`` for its root.
+    On the paper's schedule h = c1 ln(T)/T, and the range of -ln ab grows like ln T: a solver that
+    makes an error of h^(p + 1) on every step, the pure-noise ones included, has T^-p (ln T)^(p+1)
+    in all. The root of the path KL, a sum of h^(2p + 1) over T steps, has T^-p (ln T)^(p + 1/2).
     """
     if grid.kind != "paper":
-        return "T", 0.0
-    return ("T", 1.5) if measure == "path-kl" else ("h", 0.0)
+        return 0.0
+    return 1.5 if measure == "path-kl" or math.isnan(claim) else claim + 1.0
 
 
 def _with_order(
     curve: Curve, name: str, cells: list[Row], measured: list[Measurement | None]
 ) -> tuple[list[Row], OrderEstimate]:
-    axis, log_power = _axis(curve.grid, name)
     declared = curve.solver.order(name)
     claim = math.nan if declared is None else declared
+    log_power = _log_power(curve.grid, name, claim)
 
     def named(estimate: OrderEstimate) -> OrderEstimate:
         return replace(
@@ -148,7 +149,7 @@ def _with_order(
     known = [m for m in measured if m is not None]
     if not known:
         reason = next((c.status for c in cells if c.status != "ok"), "no cell was measured")
-        nothing = OrderEstimate(math.nan, math.nan, math.nan, claim, "inconclusive", reason, axis)
+        nothing = OrderEstimate(math.nan, math.nan, math.nan, claim, "inconclusive", reason, "T")
         return cells, named(nothing)
     kept = [i for i, m in enumerate(measured) if m is not None]
     fit = fit_order(
@@ -157,8 +158,6 @@ def _with_order(
         claim=claim,
         covariance=log_covariance(known),
         floor=np.array([m.floor for m in known]),
-        axis=axis,
-        h=[cells[i].h_max for i in kept] if axis == "h" else None,
         max_log_power=log_power,
     )
     cells = list(cells)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchdiffeq
 from equations import DOUBLE, logistic, logistic_solution, rotated, rotation
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import probflow as pf
 from probflow.integrate.loop import NonFiniteError
@@ -483,3 +484,29 @@ def test_logistic_reaches_its_solution_from_both_ends() -> None:
     assert float((y[-1] - logistic_solution(y0, 4.0)).abs().max()) < 1e-9
     back = pf.odeint(logistic, y[-1], [4.0, 0.0], method="tsit5", rtol=1e-10, atol=1e-10)
     assert float((back[-1] - y0).abs().max()) < 1e-9
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read from a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_one_wait_for_the_device_in_each_try(method: str) -> None:
+    with Waits() as waits:
+        result = pf.solve_ode(rotation, Y0, [0.0, 0.5, 2.0], method=method, rtol=1e-4, atol=1e-4)
+    # One more to choose the first step.
+    assert waits.count == result.accepted + result.rejected + 1
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams"])
+def test_no_wait_within_fixed_steps(method: str) -> None:
+    for steps in (10, 100):
+        with Waits() as waits:
+            pf.odeint(rotation, Y0, [0.0, 2.0], method=method, options={"step_size": 2.0 / steps})
+        assert waits.count <= 1  # whether the last state is finite

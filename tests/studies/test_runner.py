@@ -281,16 +281,19 @@ def test_unknown_measure_of_one_cell() -> None:
 # The paper's schedule ---------------------------------------------------------------------------
 
 
-def test_the_papers_schedule_is_judged_against_h() -> None:
-    """h = c1 ln(T)/T there: local orders in T are too low by 1/ln T, those in h are not."""
-    result = study(MIXTURE, "ddim", (32, 64, 128), grid=pf.grids.paper())
-    assert result.orders()[0].axis == "h"
+def test_the_papers_schedule_is_judged_with_powers_of_ln_t() -> None:
+    """h = c1 ln(T)/T there: local orders in T are too low by 1/ln T; the fit allows for it."""
+    steps = (32, 64, 128, 256, 512)
+    result = study(MIXTURE, "ddim", steps, grid=pf.grids.paper())
+    [estimate] = result.orders()
+    assert estimate.axis == "T"
+    assert estimate.verdict == "consistent"
     h = [4 * math.log(r.steps + 1) / (r.steps + 1) for r in result.rows]
     assert [r.h_max for r in result.rows] == pytest.approx(h)
     for before, here in itertools.pairwise(result.rows):
         gain = math.log(before.error / here.error)
-        assert here.eoc == pytest.approx(gain / math.log(before.h_max / here.h_max))
-        assert here.eoc > gain / math.log(2)
+        assert here.eoc == pytest.approx(gain / math.log(2))
+        assert here.eoc < gain / math.log(before.h_max / here.h_max)
 
 
 def test_plots_and_tables_come_from_the_rows() -> None:
