@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -39,6 +41,12 @@ class Register(NamedTuple):
     def __str__(self) -> str:
         number = "" if self.kind == "x" else str(self.index)
         return f"{self.kind}{number}" + (f"[-{self.age}]" if self.age else "")
+
+
+@lru_cache(maxsize=4096)
+def _older(register: Register) -> Register:
+    """The same register, seen from the next step."""
+    return register._replace(age=register.age + 1)
 
 
 X = Register("x")
@@ -97,39 +105,50 @@ class Plan:
         if not self.steps:
             raise ValueError("plan: need at least 1 step")
         for number, step in enumerate(self.steps):
-            where = f"plan of {self.solver}, step {number} (t = {step.start:g} -> {step.stop:g})"
-            if number and step.start != self.steps[number - 1].stop:
-                raise ValueError(f"{where}: does not start where the step before it stops")
-            self._check_step(number, step, where)
+            wrong = self._mistake(number, step)
+            if wrong:
+                raise ValueError(
+                    f"plan of {self.solver}, step {number} (t = {step.start:g} -> "
+                    f"{step.stop:g}): {wrong}"
+                )
 
-    def _check_step(self, number: int, step: Step, where: str) -> None:
-        intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
-        for first, second in pairwise(intervals):
-            if second[0] < first[1]:
-                raise ValueError(f"{where}: noises {first} and {second} overlap")
-        low, high = sorted((step.start, step.stop))
-        for begin, end in intervals:
-            if not low <= begin < end <= high:
-                raise ValueError(f"{where}: the noise of ({begin:g}, {end:g}) is not of the step")
+    def _mistake(self, number: int, step: Step) -> str:
+        """What is wrong with a step; empty if nothing is."""
+        if number and step.start != self.steps[number - 1].stop:
+            return "does not start where the step before it stops"
+        if step.noises:
+            intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
+            for first, second in pairwise(intervals):
+                if second[0] < first[1]:
+                    return f"noises {first} and {second} overlap"
+            low, high = sorted((step.start, step.stop))
+            for begin, end in intervals:
+                if not low <= begin < end <= high:
+                    return f"the noise of ({begin:g}, {end:g}) is not of the step"
         for stage_number, combination in enumerate(step.combinations()):
             if not combination:
-                raise ValueError(f"{where}: an empty combination")
+                return "an empty combination"
             for register, weight in combination:
                 if not math.isfinite(weight):
-                    raise ValueError(
-                        f"{where}: the weight of {register} is {weight}; the process has no finite "
+                    return (
+                        f"the weight of {register} is {weight}; the process has no finite "
                         "log-SNR there (alpha = 0 or sigma = 0): start or end the grid elsewhere"
                     )
                 if not self._exists(register, number, stage_number):
-                    raise ValueError(f"{where}: register {register} does not exist there")
+                    return f"register {register} does not exist there"
+        return ""
 
     def _exists(self, register: Register, number: int, stage_number: int) -> bool:
-        if register.age < 0 or register.age > number:
+        kind, index, age = register
+        if not 0 <= age <= number:
             return False
-        step = self.steps[number - register.age]
-        available = stage_number if register.age == 0 else len(step.stages)
-        limits = {"x": 1, "u": available, "f": available, "z": len(step.noises)}
-        return 0 <= register.index < limits.get(register.kind, 0)
+        step = self.steps[number - age]
+        if kind == "x":
+            return index == 0
+        if kind == "z":
+            return 0 <= index < len(step.noises)
+        available = stage_number if age == 0 else len(step.stages)
+        return kind in ("u", "f") and 0 <= index < available
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -169,20 +188,22 @@ class Linear:
     def __add__(self, other: Linear) -> Linear:
         if not isinstance(other, Linear):
             return NotImplemented
-        terms = dict(self.terms)
+        terms = self.terms.copy()
         for register, weight in other.terms.items():
-            terms[register] = terms.get(register, 0.0) + weight
+            terms[register] = terms[register] + weight if register in terms else weight
         return Linear(terms)
 
     def __mul__(self, factor: float) -> Linear:
         if isinstance(factor, Linear):
             raise TypeError("a solver step is linear: the product of two registers is not allowed")
-        return Linear({register: float(factor) * w for register, w in self.terms.items()})
+        factor = float(factor)
+        return Linear({register: factor * w for register, w in self.terms.items()})
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Linear:
-        return Linear({register: w / float(divisor) for register, w in self.terms.items()})
+        divisor = float(divisor)
+        return Linear({register: w / divisor for register, w in self.terms.items()})
 
     def __sub__(self, other: Linear) -> Linear:
         return self + other * -1.0
@@ -192,16 +213,32 @@ class Linear:
 
     def aged(self) -> Linear:
         """The same combination, seen from the next step."""
-        terms = {r._replace(age=r.age + 1): w for r, w in self.terms.items()}
+        terms = {_older(register): w for register, w in self.terms.items()}
         return Linear(terms, None if self.input is self else self.input.aged())
 
     def combination(self) -> Combination:
         """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1."""
         return tuple(
-            (register, 1.0 if abs(weight - 1.0) < 1e-15 else float(weight))
-            for register, weight in self.terms.items()
-            if weight != 0.0
+            [
+                (register, 1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight)
+                for register, weight in self.terms.items()
+                if weight != 0.0
+            ]
         )
+
+
+class _Batch:
+    """Functions of a process at many times, each evaluated for all of them when first needed."""
+
+    def __init__(self, process: Any, times: np.ndarray) -> None:
+        self.times, self._process = times, process
+        self._columns: dict[str, list[float]] = {}
+
+    def __getitem__(self, name: str) -> list[float]:
+        if name not in self._columns:
+            values = getattr(self._process, name)(self.times)
+            self._columns[name] = np.broadcast_to(values, self.times.shape).tolist()
+        return self._columns[name]
 
 
 class Point:
@@ -219,23 +256,36 @@ class Point:
         Noise-to-signal ratio ``sigma/alpha`` (the sigma of EDM and k-diffusion).
     """
 
-    __slots__ = ("_process", "alpha", "lambda_", "neg_log_ab", "sigma", "t")
+    __slots__ = ("_batch", "_index", "alpha", "lambda_", "neg_log_ab", "sigma", "t")
 
     def __init__(
-        self, process: Any, t: float, alpha: float, sigma: float, lambda_: float, neg_log_ab: float
+        self,
+        t: float,
+        alpha: float,
+        sigma: float,
+        lambda_: float,
+        neg_log_ab: float,
+        batch: _Batch | None = None,
+        index: int = 0,
     ) -> None:
-        self._process, self.t = process, t
-        self.alpha, self.sigma, self.lambda_, self.neg_log_ab = alpha, sigma, lambda_, neg_log_ab
+        self.t, self.alpha, self.sigma = t, alpha, sigma
+        self.lambda_, self.neg_log_ab = lambda_, neg_log_ab
+        self._batch, self._index = batch, index
 
     @staticmethod
     def many(process: Any, times: Sequence[float] | np.ndarray) -> list[Point]:
         """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
         if process is None:
-            return [Point(None, float(t), *(math.nan,) * 4) for t in times]
-        array = np.asarray(times, dtype=np.float64)
-        columns = (process.alpha, process.sigma, process.lambda_, process.neg_log_ab)
-        values = [np.broadcast_to(column(array), array.shape).tolist() for column in columns]
-        return [Point(process, *row) for row in zip(array.tolist(), *values, strict=True)]
+            return [Point(float(t), *(math.nan,) * 4) for t in times]
+        batch = _Batch(process, np.asarray(times, dtype=np.float64))
+        columns = [batch[name] for name in ("alpha", "sigma", "lambda_", "neg_log_ab")]
+        rows = zip(batch.times.tolist(), *columns, strict=True)
+        return [Point(*row, batch, index) for index, row in enumerate(rows)]
+
+    def _rate(self, name: str) -> float:
+        if self._batch is None:
+            raise TypeError(f"{name}: a plain ODE has no noise levels; give a process")
+        return self._batch[name][self._index]
 
     @property
     def ab(self) -> float:
@@ -255,12 +305,22 @@ class Point:
     @property
     def drift(self) -> float:
         """Linear drift ``f(t)`` of the forward SDE."""
-        return float(self._process.drift(self.t))
+        return self._rate("drift")
 
     @property
     def diffusion(self) -> float:
         """Diffusion ``g(t)`` of the forward SDE."""
-        return float(self._process.diffusion(self.t))
+        return self._rate("diffusion")
+
+    @property
+    def dalpha(self) -> float:
+        """Time derivative of ``alpha``."""
+        return self._rate("dalpha")
+
+    @property
+    def dsigma(self) -> float:
+        """Time derivative of ``sigma``."""
+        return self._rate("dsigma")
 
 
 #: Factor n such that ``x / n`` is the state in the named coordinates.
@@ -289,7 +349,6 @@ class StepBuilder:
 
     def __init__(
         self,
-        process: Any,
         t: Point,
         s: Point,
         *,
@@ -297,8 +356,9 @@ class StepBuilder:
         coordinates: str,
         score_like: bool,
         previous: list[StepBuilder],
+        between: _Between,
     ) -> None:
-        self._process, self.t, self.s, self.previous = process, t, s, previous
+        self.t, self.s, self.previous, self._between = t, s, previous, between
         self._convert, self._scale, self._score_like = (
             convert,
             COORDINATES[coordinates],
@@ -311,11 +371,11 @@ class StepBuilder:
 
     def at(self, t: float) -> Point:
         """The point at process time ``t``."""
-        return Point.many(self._process, [t])[0]
+        return self._between.at(t)
 
     def at_lambda(self, lambda_: float) -> Point:
         """The point with log-SNR ``lambda_``."""
-        return self.at(float(self._process.t(lambda_)))
+        return self._between.at_lambda(lambda_)
 
     def model(self, state: Linear, at: Point) -> Linear:
         """Evaluate the model at ``state`` and time ``at``, in the solver's prediction type.
@@ -326,17 +386,17 @@ class StepBuilder:
         depends on it alone.
         """
         scale = self._scale(at)
-        combination = (state * scale).combination()
+        combination = (state if scale == 1.0 else state * scale).combination()
         index = len(self._stages)
         stage = Stage(combination, at.t)
         self._stages.append(stage)
         register = stage.alias or Register("u", index)
         of_input, of_output = self._convert(at)
         factor = scale if self._score_like else 1.0
-        output = Linear({register: of_input * factor}) + Linear(
-            {Register("f", index): of_output * factor}
-        )
-        result = Linear(output.terms, Linear({register: 1.0 / scale}))
+        terms = {register: of_input * factor, Register("f", index): of_output * factor}
+        if of_input == 0.0:
+            del terms[register]
+        result = Linear(terms, Linear({register: 1.0 / scale}))
         self.outputs.append(result)
         return result
 
@@ -365,6 +425,108 @@ class StepBuilder:
         self.x = self.x.aged()
         self.outputs = [output.aged() for output in self.outputs]
         return self
+
+
+class _Between:
+    """Points between those of the grid, by time or log-SNR.
+
+    One by one they cost a hundred times as much as together, so :func:`_scout` finds out beforehand
+    which ones a solver will ask for; any other is evaluated when asked for.
+    """
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self._by_time: dict[float, Point] = {}
+        self._by_lambda: dict[float, Point] = {}
+
+    def prepare(self, times: list[float], lambdas: list[float]) -> None:
+        """Evaluate points together."""
+        of_lambdas = self._process.t(np.asarray(lambdas)).tolist() if lambdas else []
+        points = Point.many(self._process, times + of_lambdas)
+        self._by_time = dict(zip(times, points, strict=False))
+        self._by_lambda = dict(zip(lambdas, points[len(times) :], strict=True))
+
+    def at(self, t: float) -> Point:
+        if t not in self._by_time:
+            self._by_time[t] = Point.many(self._process, [t])[0]
+        return self._by_time[t]
+
+    def at_lambda(self, lambda_: float) -> Point:
+        if lambda_ not in self._by_lambda:
+            self._by_lambda[lambda_] = self.at(float(self._process.t(lambda_)))
+        return self._by_lambda[lambda_]
+
+
+class _Nothing(Linear):
+    """What a solver gets instead of a combination while its intermediate times are noted."""
+
+    __slots__ = ()
+
+    def __add__(self, other: object) -> _Nothing:
+        return self
+
+    __radd__ = __sub__ = __mul__ = __rmul__ = __truediv__ = __add__  # type: ignore[assignment]
+
+    def __neg__(self) -> _Nothing:
+        return self
+
+
+class _Scout(StepBuilder):
+    """A step that only notes the intermediate times and log-SNRs that a solver asks for.
+
+    A point asked for is half way between those of the grid. Where a solver asks for further times
+    that depend on it, the notes are wrong, which costs time only.
+    """
+
+    def __init__(self, t: Point, s: Point, previous: list[StepBuilder]) -> None:
+        self.t, self.s, self.previous = t, s, previous
+        self.x = _Nothing({})
+        self.outputs: list[Linear] = []
+        self.times: list[float] = []
+        self.lambdas: list[float] = []
+
+    def _half_way(self) -> Point:
+        t, s = self.t, self.s
+        pairs = ((t.t, s.t), (t.alpha, s.alpha), (t.sigma, s.sigma), (t.lambda_, s.lambda_))
+        return Point(*(0.5 * (a + b) for a, b in (*pairs, (t.neg_log_ab, s.neg_log_ab))))
+
+    def at(self, t: float) -> Point:
+        self.times.append(t)
+        return self._half_way()
+
+    def at_lambda(self, lambda_: float) -> Point:
+        self.lambdas.append(lambda_)
+        return self._half_way()
+
+    def model(self, state: Linear, at: Point) -> Linear:
+        self.outputs.append(self.x)
+        return self.x
+
+    def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
+        return self.x
+
+
+def _scout(
+    step_function: Callable[[StepBuilder], Linear], points: list[Point], memory: int
+) -> tuple[list[float], list[float]]:
+    """The intermediate times and log-SNRs that a solver asks for, as far as that can be foretold.
+
+    Ends at the first step with a full memory that asks for none.
+    """
+    times: list[float] = []
+    lambdas: list[float] = []
+    previous: list[StepBuilder] = []
+    for number, (t, s) in enumerate(pairwise(points)):
+        step = _Scout(t, s, previous)
+        # An error here is due to the stand-ins, or will come again when the steps are traced.
+        with suppress(Exception):
+            step_function(step)
+        if number >= memory and not step.times and not step.lambdas:
+            break
+        times += step.times
+        lambdas += step.lambdas
+        previous = [step, *previous][:memory]
+    return times, lambdas
 
 
 def trace(
@@ -404,18 +566,21 @@ def trace(
         return conversion(process, prediction, native, point)
 
     points = Point.many(process, times)
+    between = _Between(process)
+    if process is not None:
+        between.prepare(*_scout(step_function, points, memory))
     previous: list[StepBuilder] = []
     steps = []
     for t, s in pairwise(points):
         try:
             builder = StepBuilder(
-                process,
                 t,
                 s,
                 convert=convert,
                 coordinates=coordinates,
                 score_like=native == "score",
                 previous=previous,
+                between=between,
             )
             steps.append(builder.finish(step_function(builder)))
         except (OverflowError, ZeroDivisionError):
@@ -455,6 +620,8 @@ def prediction_weights(process: Any, prediction: str, point: Any) -> tuple[Any, 
         norm = (point.alpha**2 + point.sigma**2) ** 0.5
         return -point.sigma / norm, point.alpha / norm
     if prediction == "velocity":
+        if isinstance(point, Point):
+            return point.dalpha, point.dsigma
         return process.dalpha(point.t), process.dsigma(point.t)
     raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -57,9 +56,10 @@ def fixed_grid(
         if interp is None:
             grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])
     wanted: list[Sequence[float]] = [()] * (len(grid) - 1)
-    sign = 1.0 if outputs[-1] > outputs[0] else -1.0
+    number, sign = 0, 1.0 if outputs[-1] > outputs[0] else -1.0
     for time in outputs[1:]:
-        number = bisect.bisect_left(grid, sign * time, 1, key=lambda t: sign * t) - 1
+        while sign * grid[number + 1] < sign * time:  # no bisect: a graph cannot hold it
+            number += 1
         start, stop = grid[number], grid[number + 1]
         fraction = 1.0 if time == stop else (time - start) / (stop - start)
         wanted[number] = [*wanted[number], fraction]

@@ -261,11 +261,11 @@ class _Solve:
             )  # fmt: skip
         return self._result(states, accepted=len(grid) - 1, steps=tuple(grid))
 
-    def _traced_times(self) -> tuple[Tensor, list[list[float]], str]:
+    def _traced_times(self) -> tuple[Tensor, list[Sequence[float]], str]:
         """The output times as the grid."""
         return self.t, [[1.0]] * (len(self.t) - 1), "dense"
 
-    def _traced_grid(self) -> tuple[Tensor, list[list[float]], str]:
+    def _traced_grid(self) -> tuple[Tensor, list[Sequence[float]], str]:
         """A refined grid whose points move with the output times between which they lie."""
         if torch.compiler.is_compiling():
             raise ValueError(
