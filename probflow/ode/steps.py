@@ -70,7 +70,7 @@ def walk(
 
 @lru_cache
 def _written_out(source: str) -> Callable[..., tuple[Tensor, Tensor, Stages]]:
-    names: dict[str, Any] = {"add": torch.add}
+    names: dict[str, Any] = {"add": torch.add, "mul": torch.mul}
     exec(compile(source, "<Runge-Kutta steps>", "exec"), names)
     return names["steps"]
 

@@ -119,16 +119,20 @@ class Tableau:
         written by hand. It returns what :func:`probflow.ode.steps.walk` returns.
         """
 
-        def weighted(weights: Row) -> str:
+        def weighted(weights: Row, result: bool = False) -> str:
             terms = [(f"k{j}", f"h * {w!r}") for j, w in enumerate(weights) if w != 0.0]
             (k, alpha), *rest = terms
             chain = "".join(f".add_({k}, alpha={alpha})" for k, alpha in rest)
+            # The increment first: added to the state term by term it would be rounded each time.
+            if result and rest:
+                return f"mul({k}, {alpha}){chain}.add_(y)"
             return f"add(y, {k}, alpha={alpha})" + chain
 
         body = ["before = y", "k0 = func(t[0], y) if first is None else first"]
         for i in range(1, self.stages):
-            body += [f"after = {weighted(self.a[i])}", f"k{i} = func(t[{i}], after)"]
-        body.append("y = after" if self.fsal else f"y = {weighted(self.b)}")
+            point = weighted(self.a[i], self.fsal and i == self.closing)
+            body += [f"after = {point}", f"k{i} = func(t[{i}], after)"]
+        body.append("y = after" if self.fsal else f"y = {weighted(self.b, True)}")
         body.append(f"first = k{self.closing}" if self.fsal else "first = None")
         stages = ", ".join(f"k{i}" for i in range(self.stages))
         return "\n".join(
