@@ -15,7 +15,7 @@ from probflow.grids import as_grid
 from probflow.integrate.loop import NonFiniteError
 from probflow.models import Model
 from probflow.ode import odeint
-from probflow.ode.solve import native_methods
+from probflow.ode.options import native_methods
 from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE, as_model
 from probflow.processes import Process

@@ -33,7 +33,7 @@ from probflow.encoding import (
 from probflow.integrate.noise import check_seed, normals
 from probflow.models import Model
 from probflow.ode import ODEResult, solve_ode
-from probflow.ode.solve import native_methods
+from probflow.ode.options import native_methods
 from probflow.problems import as_model
 from probflow.processes import Process
 

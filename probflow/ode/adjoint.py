@@ -27,10 +27,10 @@ from torch.autograd.function import once_differentiable
 from probflow.integrate.grid import host_times
 from probflow.ode.control import error_norm
 from probflow.ode.odeint import odeint, resolve
+from probflow.ode.options import checked_options
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
-from probflow.ode.solve import checked_options
 from probflow.ode.tableaus import TABLEAUS
 from probflow.solvers import Solver
 

@@ -14,10 +14,11 @@ from probflow.ode.adaptive import AdaptiveStepper
 from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
 from probflow.ode.fixed import FixedStepper
+from probflow.ode.options import ADAMS, checked_options, native_methods
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
-from probflow.ode.solve import ADAMS, checked_options, native_methods, solve, traced
+from probflow.ode.solve import solve, traced
 from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, get_solver
