@@ -9,6 +9,7 @@ import pytest
 
 import probflow as pf
 from probflow.cli import solver_table
+from probflow.ode.tableaus import TABLEAUS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -43,3 +44,8 @@ def test_solver_table_is_that_of_the_registry(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     table = text.split("<!-- solvers:begin -->")[1].split("<!-- solvers:end -->")[0].strip()
     assert table == solver_table(markdown=True)
+
+
+def test_loop_that_is_written_out_is_that_of_the_tableau() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert f"```text\n{TABLEAUS['heun2'].source}\n```" in text

@@ -68,8 +68,10 @@ class BrownianInterval(BaseBrownian):
     the Levy area A (..., m, m) of a motion of shape (..., m); they are None where
     ``levy_area_approximation`` does not provide them. Times may come in either order.
 
-    The interval is cut into cells of length ``dt``, these are halved down to leaves. Values at
-    the borders of leaves are jointly Brownian. Inside a leaf a time gets the bridge's own law from
+    The interval is cut into steps of length ``dt``, these are halved down to leaves. Values at
+    the borders of leaves are jointly Brownian. One ``entropy`` is one path for dt, dt/2, dt/4, ...;
+    for numbers of steps with another odd factor make one motion without ``dt``, or with the
+    smallest, and use it for all. Inside a leaf a time gets the bridge's own law from
     the leaf's one normal, so that times in different leaves are jointly Brownian, too; only two
     times in one leaf are too dependent. A time within 1/16 leaf of a border counts as the border.
 
@@ -171,13 +173,20 @@ class BrownianInterval(BaseBrownian):
         # A ratio of 50.000001, as from a dt in float32, is 50; the last cell may be shorter.
         cells = max(1, math.ceil(length / step * (1.0 - SLACK)))
         even = abs(length / step / cells - 1.0) <= SLACK
-        self._cell = length / cells if even else min(step, length)
+        self._step = length / cells if even else min(step, length)
+        tol = tol or (2.0**-30 * length if dt is None else 2.0**-16 * self._step)
+        halvings = max(0, math.ceil(math.log2(self._step / tol)))
+        # n = m 2^k steps are halves of halves of m cells: one tree, so one path, for every k.
+        doublings = (cells & -cells).bit_length() - 1 if even else 0
+        cells >>= doublings
+        self._cell = self._step * 2.0**doublings
         self._last_cell = length - (cells - 1) * self._cell
-        tol = tol or (2.0**-30 * length if dt is None else 2.0**-16 * self._cell)
-        halvings = max(0, math.ceil(math.log2(self._cell / tol)))
-        # Leaves are numbered below 2^61, and are longer than the rounding errors of times.
-        self._depth = min(halvings, 61 - cells.bit_length(), 48)
+        # Leaves are longer than the rounding errors of times. Cuts are named as if the tree were
+        # ``_names`` deep, so that the name of a time does not depend on where the tree ends.
+        self._names = min(49, 61 - cells.bit_length())
+        self._depth = max(min(doublings + halvings, self._names - 1), doublings)
         self._leaves = cells << self._depth
+        self._inner = self._depth - doublings  # levels below a step
 
     def check_time(self, t: Any) -> float:
         """``t`` as a number in [t0, t1]; ``ValueError`` if it lies outside by more than rounding.
@@ -204,13 +213,13 @@ class BrownianInterval(BaseBrownian):
         inside = position - leaf
         return (cell << self._depth) + leaf, inside if inside > 1 / 16 else 0.0
 
-    def _is_cell(self, number: int, a: float, b: float) -> bool:
-        """Whether [a, b] is the cell of this number."""
-        if number << self._depth >= self._leaves:
+    def _is_step(self, number: int, a: float, b: float) -> bool:
+        """Whether [a, b] is the step of this number."""
+        if number << self._inner >= self._leaves:
             return False
-        start, stop = self._t0 + number * self._cell, self._t0 + (number + 1) * self._cell
-        slack = self._cell * 0.5**self._depth / 16
-        last = (number + 1) << self._depth == self._leaves
+        start, stop = self._t0 + number * self._step, self._t0 + (number + 1) * self._step
+        slack = self._step * 0.5**self._inner / 16
+        last = (number + 1) << self._inner == self._leaves
         return abs(a - start) <= slack and abs(b - (self._t1 if last else stop)) <= slack
 
     def _length(self, first: int, last: int) -> float:
@@ -234,10 +243,10 @@ class BrownianInterval(BaseBrownian):
         Negative draws: those of ``SeededNoise``, from 0 up, stay independent of the motion. For
         small states the names of cell borders come in blocks, as a sweep will want them all.
         """
-        inner = (1 << self._depth) - 1
+        inner = (1 << self._inner) - 1
         single = [n for n in names if self._ahead == 1 or n & inner or n >= self._leaves]
         made = dict(zip(single, self._draw(single), strict=True)) if single else {}
-        return [made[n] if n in made else self._from_block(n >> self._depth) for n in names]
+        return [made[n] if n in made else self._from_block(n >> self._inner) for n in names]
 
     def _from_block(self, cell: int) -> State:
         block, number = divmod(cell, self._ahead)
@@ -245,8 +254,8 @@ class BrownianInterval(BaseBrownian):
             if len(self._blocks) >= 16:
                 self._blocks.popitem(last=False)
             cells = range(block * self._ahead, (block + 1) * self._ahead)
-            stop = self._leaves >> self._depth
-            self._blocks[block] = self._draw([c << self._depth for c in cells if c < stop])
+            stop = self._leaves >> self._inner
+            self._blocks[block] = self._draw([c << self._inner for c in cells if c < stop])
         self._blocks.move_to_end(block)
         return tuple(z.clone() for z in self._blocks[block][number])
 
@@ -255,10 +264,16 @@ class BrownianInterval(BaseBrownian):
 
     def _drawn(self, names: Sequence[int]) -> State:
         """Unit normals of the names as tensors (names, *shape)."""
-        draws = _on_device([-1 - name for name in names], self.device)
+        draws = _on_device([-1 - self._name(number) for number in names], self.device)
         made = normals(self.entropy, self._samples, draws, self._parts * self._count, self._wide)
         made = made.view(len(names), len(self._samples), self._parts, self._count)
         return tuple(z.reshape(len(names), *self.shape) for z in made.unbind(2))
+
+    def _name(self, number: int) -> int:
+        """Name of a cut, or of leaf ``number - leaves``: the one of the cut in its middle."""
+        if number < self._leaves:
+            return number << (self._names - self._depth)
+        return (2 * (number - self._leaves) + 1) << (self._names - self._depth - 1)
 
     # Queries.
 
@@ -296,14 +311,14 @@ class BrownianInterval(BaseBrownian):
         result = [None if x is None else x.to(self.dtype) for x in result]
         return result[0] if len(result) == 1 else tuple(result)
 
-    # A sweep over the cells, in order.
+    # A sweep over the steps, in order.
 
     def sweep(self) -> Sweep:
-        """The same motion for queries one cell of ``dt`` after the other, which cost least so."""
+        """The same motion for queries one step of ``dt`` after the other, which cost least so."""
         return Sweep(self)
 
-    def cells(self) -> Iterator[State]:
-        """States of the cells of length ``dt``, from t0 on.
+    def steps(self) -> Iterator[State]:
+        """States of the steps of length ``dt``, from t0 on.
 
         The tree is walked depth first; where a subtree is small, all of it is made at once.
         """
@@ -311,7 +326,7 @@ class BrownianInterval(BaseBrownian):
         stack: list[tuple[int, int, State]] = [(0, self._leaves, self._root)]
         while stack:
             first, last, state = stack.pop()
-            count = (last - first) >> self._depth
+            count = (last - first) >> self._inner
             if count == 1:
                 yield state
             elif count * size <= _SUBTREE:
@@ -323,12 +338,12 @@ class BrownianInterval(BaseBrownian):
                 stack += [(middle, last, right), (first, middle, left)]
 
     def _subtree(self, first: int, last: int, state: State) -> Iterator[State]:
-        """States of all cells of a node, level by level."""
+        """States of all steps of a node, level by level."""
         nodes = [(first, last)]
         level = tuple(part[None] for part in state)
-        cell = 1 << self._depth
-        while any(last - first > cell for first, last in nodes):
-            wide = [k for k, (first, last) in enumerate(nodes) if last - first > cell]
+        step = 1 << self._inner
+        while any(last - first > step for first, last in nodes):
+            wide = [k for k, (first, last) in enumerate(nodes) if last - first > step]
             middles = [self._middle(*nodes[k]) for k in wide]
             h = [self._length(*nodes[k]) for k in wide]
             shares = [
@@ -444,13 +459,13 @@ class BrownianInterval(BaseBrownian):
 
 
 class Sweep:
-    """A motion's cells one after the other; any other query is passed on to the motion.
+    """A motion's steps one after the other; any other query is passed on to the motion.
 
     Attributes are the motion's.
     """
 
     def __init__(self, motion: BrownianInterval) -> None:
-        self._motion, self._cells, self._next = motion, motion.cells(), 0
+        self._motion, self._steps, self._next = motion, motion.steps(), 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._motion, name)
@@ -462,9 +477,9 @@ class Sweep:
         motion = self._motion
         if tb is not None:
             a, b = motion.check_time(ta), motion.check_time(tb)
-            if motion._is_cell(self._next, a, b):
+            if motion._is_step(self._next, a, b):
                 self._next += 1
-                return motion._answer(next(self._cells), a, b, 1, return_U, return_A)
+                return motion._answer(next(self._steps), a, b, 1, return_U, return_A)
         return motion(ta, tb, return_U, return_A)
 
 

@@ -385,7 +385,7 @@ def test_a_step_in_single_precision_gives_whole_cells() -> None:
         bm = pf.BrownianInterval(size=(2,), entropy=1, dt=dt)
         exact = pf.BrownianInterval(size=(2,), entropy=1, dt=1 / n)
         assert torch.equal(bm(0.0, 1 / n), exact(0.0, 1 / n))
-        assert bm._leaves >> bm._depth == n
+        assert bm._leaves >> bm._inner == n
 
 
 def test_many_tiny_steps() -> None:
@@ -582,3 +582,26 @@ def test_a_sweep_gives_what_single_queries_give(area: str, cells: int, shape: tu
     assert torch.equal(sweep(0.1, 1.3), single(0.1, 1.3))
     assert torch.equal(sweep(0.7), single(0.7))
     assert sweep.shape == shape
+
+
+@pytest.mark.parametrize("area", ["none", "space-time"])
+@pytest.mark.parametrize("odd", [1, 5])
+def test_one_entropy_is_one_path_for_doubled_steps(area: str, odd: int) -> None:
+    motions = [
+        pf.BrownianInterval(0.0, 2.0, (3,), DOUBLE, entropy=4, dt=dt, levy_area_approximation=area)
+        for n in (1, 2, 16, 64)
+        for dt in ([2.0 / (odd * n)] if odd * n > 1 else [None, 2.0])
+    ]
+    generator = torch.Generator().manual_seed(0)
+    # Any step of the coarsest leaves is far longer than 2^-16 of the shortest dt.
+    times = torch.randint(1, 2**10, (20,), generator=generator).double() / 2**9
+    for t in times.tolist():
+        first, *others = [motion(0.0, t, return_U=True) for motion in motions]
+        for other in others:
+            for one, two in zip(first, other, strict=True):
+                if one is not None:
+                    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+    sweep = motions[-1].sweep()
+    h = 2.0 / (odd * 64)
+    total = sum(sweep(k * h, (k + 1) * h) for k in range(odd * 64))
+    torch.testing.assert_close(total, motions[0](0.0, 2.0), rtol=0, atol=1e-12)

@@ -196,9 +196,14 @@ def test_noises_cover_the_step_once(solver: pf.Solver) -> None:
 
 
 @pytest.mark.parametrize("process", [pf.VE(), pf.EDM(), pf.FlowMatching()], ids=repr)
-@pytest.mark.parametrize("solver", INTEGRATORS, ids=by_name)
+@pytest.mark.parametrize(
+    "solver", [s for s in INTEGRATORS if not s.name.startswith("deis-tab")], ids=by_name
+)
 def test_every_process_is_vp_after_scaling(solver: pf.Solver, process: Process) -> None:
-    """The run on VE, EDM and flow matching is the VP run at the same log-SNRs, rescaled."""
+    """The run on VE, EDM and flow matching is the VP run at the same log-SNRs, rescaled.
+
+    Not with polynomials in process time, which are others in another time.
+    """
     vp = pf.VP.linear(0.1, 40.0)
     times = pf.grids.log_snr(-3.0, 2.5, "lambda").times(process, 6)
     vp_times = vp.t(process.lambda_(times))
@@ -380,8 +385,8 @@ def test_declared_nfe_is_counted_nfe(solver: pf.Solver, prediction: str) -> None
 def test_memory_is_needed(solver: pf.Solver) -> None:
     """A declared memory is used: either registers of earlier steps, or their times."""
     process = pf.VP.linear()
-    last = solver.plan(process, [0.9, 0.7, 0.5, 0.3]).steps[-1]
-    other = solver.plan(process, [0.8, 0.75, 0.5, 0.3]).steps[-1]
+    last = solver.plan(process, [0.95, 0.9, 0.7, 0.5, 0.3]).steps[-1]
+    other = solver.plan(process, [0.93, 0.8, 0.75, 0.5, 0.3]).steps[-1]
     assert (last == other) == (solver.memory == 0)
 
 

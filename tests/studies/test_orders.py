@@ -32,13 +32,18 @@ def name(solver: Solver) -> str:
     return solver.name
 
 
+#: At 8 and 16 steps their errors are far above the asymptote, and the window begins at 32.
+LATE = {"exponential-ab4-x0", "unipc-3"}
+
+
 @pytest.mark.parametrize("solver", ALL, ids=name)
 def test_declared_orders(solver: Solver) -> None:
-    estimates = assert_order(solver)
+    steps = (*STEPS, 512) if solver.name in LATE else STEPS
+    estimates = assert_order(solver, steps=steps)
     assert {e.measure for e in estimates} == set(solver.orders)
     for estimate in estimates:
         assert estimate.claim == solver.orders[estimate.measure]
-        assert estimate.window[1] == 256
+        assert estimate.window[1] == steps[-1]
 
 
 @pytest.mark.slow  # 2 minutes
