@@ -1,7 +1,7 @@
 """Other libraries: probflow's solvers as methods of torchdiffeq and torchsde.
 
-These modules are the only ones that import the other libraries, and they are imported where they
-are used.
+Only these modules know the other libraries' insides; they are imported where they are used. (For a
+method that torchdiffeq alone has, ``odeint_adjoint`` calls it.)
 """
 
 from __future__ import annotations

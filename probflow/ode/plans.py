@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
 from probflow.models import Model
+from probflow.ode.options import native_methods
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.solvers import Solver, all_solvers, get_solver
 
@@ -35,13 +36,14 @@ def check_function(func: Any, solver: Solver | None = None) -> None:
             f"func: need func(t, y) or a pf.ProbabilityFlowODE, got {type(func).__name__}"
         )
     if solver is not None and solver.needs == "process" and not _structured(func):
-        general = ", ".join(s.name for s in all_solvers() if s.needs == "ode")
+        own = [s.name for s in all_solvers() if s.needs == "ode"]
+        general = ", ".join(dict.fromkeys((*own, *native_methods())))
         raise TypeError(
             f"func: {solver.name} uses the noise levels of a diffusion, so it needs a "
             "pf.ProbabilityFlowODE, not a plain function. Make one from your network f(x, t): "
             "process = pf.VP.linear(); ode = pf.ProbabilityFlowODE(process, pf.Model(f, process, "
             "prediction='eps')); a network that returns dx/dt has prediction='velocity'. "
-            f"Methods for plain functions func(t, y): {general}, and torchdiffeq's"
+            f"Methods for plain functions func(t, y): {general}"
         )
 
 

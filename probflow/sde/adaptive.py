@@ -35,6 +35,8 @@ class Tolerances:
 
     def error(self, whole: Tensor, halves: Tensor) -> float:
         """Root mean square of the difference, in units of the tolerance; waits for the device."""
+        if not whole.numel():
+            return 0.0
         whole, halves = whole.detach(), halves.detach()
         scale = torch.maximum(whole.abs(), halves.abs()).mul_(self.rtol).add_(self.atol)
         # Where both tolerances vanish, an exact step has error 0 and any other is too long.

@@ -58,17 +58,17 @@ def check_sde(sde: Any, solver: Solver) -> None:
             f"sde: {solver.name} uses the noise levels of a diffusion, so it needs a "
             f"pf.ReverseSDE, got {type(sde).__name__}. Make one from your network f(x, t): "
             "process = pf.VP.linear(); sde = pf.ReverseSDE(process, pf.Model(f, process, "
-            "prediction='eps')). For other SDEs use torchsde's methods: 'euler', 'srk', ..."
+            "prediction='eps')). For other SDEs use the general methods: 'euler', 'srk', 'milstein', ..."
         )
 
 
 def check_unsupported(solver: Solver, **arguments: Any) -> None:
-    """Raise ``ValueError`` for an argument that only torchsde's methods have."""
+    """Raise ``ValueError`` for an argument that only the general methods have."""
     for name, value in arguments.items():
         if value:
             raise ValueError(
                 f"{name}: {solver.name} takes fixed steps of the reverse SDE and has no {name}; "
-                "leave it out, or use a method of torchsde, such as 'euler' or 'srk'"
+                "leave it out, or use a general method, such as 'euler' or 'srk'"
             )
 
 
