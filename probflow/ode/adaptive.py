@@ -137,7 +137,10 @@ class AdaptiveStepper:
                 f"{self.accepted}, with steps of {self.h:.3g}; the function may be singular there"
             )
         times = self._times(start, stop, jump)
-        after, stages = rk_step(self.problem, self.tableau, self.y, times, h, self.first)
+        func = self.problem.direct
+        after, stages = rk_step(func, self.tableau, self.y, times, h, self.first)
+        if func is not self.problem:
+            self.problem.nfe += self.tableau.stages - 1  # the first is known
         error = self._error(after, stages, h)
         # The length tried may exceed the smallest one by the rounding of the times.
         shortest = min(abs(h), self.h) <= control.min_step

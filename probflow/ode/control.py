@@ -84,7 +84,8 @@ class Control:
             return self.ifactor
         factor = self.safety
         for error, exponent in zip(errors, self.exponents(order), strict=False):
-            factor *= max(error, 1e-12) ** exponent
+            if exponent != 0.0:
+                factor *= max(error, 1e-12) ** exponent
         # As torchdiffeq: without memory, a step that was good enough is never shortened.
         keep = latest < 1.0 and self.controller[0] == self.controller[2] == 0.0
         return min(self.ifactor, max(factor, 1.0 if keep else self.dfactor))

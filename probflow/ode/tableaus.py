@@ -124,7 +124,8 @@ class Tableau:
             (k, alpha), *rest = terms
             chain = "".join(f".add_({k}, alpha={alpha})" for k, alpha in rest)
             # The increment first: added to the state term by term it would be rounded each time.
-            if result and rest:
+            # For two terms that is not worth a third pass over the state.
+            if result and len(terms) > 2:
                 return f"mul({k}, {alpha}){chain}.add_(y)"
             return f"add(y, {k}, alpha={alpha})" + chain
 
