@@ -100,6 +100,7 @@ def test_linear_algebra() -> None:
     sum_ = 2 * x + z * 3 - x / 4 - (-z)
     assert sum_.terms == {X: 1.75, Z: 4.0}
     assert (x - x).combination() == ()
+    assert Linear.sum([2.0, 3.0, -1.0], [x, z, x]).terms == {X: 1.0, Z: 3.0}
     assert (x * (1 + 4e-16)).combination() == ((X, 1.0),)
     assert (x * 1.0001).combination() == ((X, 1.0001),)
     assert x.aged().terms == {Register("x", 0, 1): 1.0}
@@ -226,6 +227,53 @@ def test_plans_of_1000_steps(solver: pf.Solver) -> None:
     made = solver.plan(process, times, "x0")
     assert len(made.steps) == 1000
     assert made.times == tuple(times)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dpm-solver-2", "dpm-solver-3", "deis-tab3"])
+def test_intermediate_points_are_evaluated_together(solver: str) -> None:
+    """The process is asked a few times, however many steps there are."""
+    calls = []
+
+    class Counting(type(pf.VP.linear())):  # type: ignore[misc]
+        def neg_log_ab(self, t: object) -> object:
+            calls.append(t)
+            return super().neg_log_ab(t)
+
+    plain = pf.VP.linear()
+    process = Counting(plain._schedule, plain.start, plain.end, "counting")
+    times = np.linspace(1.0, 1e-3, 101)
+    made = pf.get_solver(solver).plan(process, times, "eps")
+    assert len(calls) < 30
+    assert made == pf.get_solver(solver).plan(plain, times, "eps")
+
+
+def test_points_that_cannot_be_foretold() -> None:
+    """A time that depends on the values of another intermediate point is evaluated when needed."""
+    process = pf.VP.linear()
+
+    def function(step: StepBuilder) -> Linear:
+        middle = step.at(0.5 * (step.t.t + step.s.t))
+        quarter = step.at_lambda(0.5 * (middle.lambda_ + step.t.lambda_))
+        return step.x + quarter.sigma * step.model(step.x, quarter)
+
+    options = {"native": "eps", "prediction": "eps"}
+    made = trace("mine", function, process, [0.9, 0.5, 0.1], **options)
+    for step in made.steps:
+        middle = process.lambda_(0.5 * (step.start + step.stop))
+        time = process.t(0.5 * (middle + process.lambda_(step.start)))
+        assert step.stages[0].time == pytest.approx(time, rel=1e-13)
+        assert step.update[1][1] == pytest.approx(process.sigma(time), rel=1e-13)
+
+
+def test_the_number_of_steps_left_is_known() -> None:
+    left = []
+
+    def function(step: StepBuilder) -> Linear:
+        left.append(step.remaining)
+        return step.x + step.model(step.x, step.t)
+
+    build(function, [1.0, 0.5, 0.2, 0.0])
+    assert left == [3, 2, 1]
 
 
 def test_points_agree_with_the_process() -> None:

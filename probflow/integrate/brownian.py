@@ -19,9 +19,8 @@ from probflow.integrate.interval import (
     BrownianInterval,
     as_tensor,
     as_time,
-    drawn_seed,
+    seed_of,
 )
-from probflow.integrate.noise import check_seed
 
 __all__ = [
     "BaseBrownian",
@@ -88,7 +87,7 @@ class BrownianPath(BaseBrownian):
         self, t0: Any, w0: Tensor, window_size: int = 8, *, entropy: int | None = None
     ) -> None:
         self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0")
-        self.entropy = drawn_seed() if entropy is None else check_seed(entropy, "entropy")
+        self.entropy = seed_of(entropy)
         self._intervals: list[BrownianInterval] = []
         self._reach(self._t0)
         self._adopt(self._intervals[0])

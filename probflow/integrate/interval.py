@@ -16,6 +16,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ class BaseBrownian(ABC):
     ) -> Any:
         """Increment from ``ta`` to ``tb``; further its space-time integral U and Levy area A."""
 
-    @abstractmethod
     def check_time(self, t: Any) -> float:
         """``t`` as a number inside the motion's interval; ``ValueError`` if it lies outside."""
+        return as_time(t, "t")
 
     def size(self) -> tuple[int, ...]:
         """The shape, as torchsde calls it."""
@@ -84,8 +85,8 @@ class BrownianInterval(BaseBrownian):
     dtype, device
         Of the results; by default those of ``W`` or ``H``, else torch's default dtype and the CPU.
     entropy
-        The seed, a whole number in [0, 2**63). By default drawn from torch's global generator, so
-        that ``torch.manual_seed`` makes it repeatable.
+        The seed, a whole number >= 0. By default drawn from torch's global generator, so that
+        ``torch.manual_seed`` makes it repeatable.
     dt
         Expected step. A sweep in steps of ``dt``, in either direction, costs one normal per step;
         in steps of dt/2^k, too. Other times cost one normal for each level of the tree.
@@ -98,7 +99,8 @@ class BrownianInterval(BaseBrownian):
         and, on average over H or for every H, variance of the Levy area). A is drawn anew for every
         pair (ta, tb). The paths W of "none" differ from those of the other three.
     W, H
-        Increment and space-time Levy area of the whole interval, if they are to be fixed.
+        Increment and space-time Levy area of the whole interval, if they are to be fixed. No
+        gradients flow to them.
     pool_size, halfway_tree
         Of torchsde; here the generator has no pool, and the path depends on no query anyway.
     first_sample
@@ -135,7 +137,9 @@ class BrownianInterval(BaseBrownian):
         if H is not None and self._parts == 1:
             raise ValueError("H: without levy_area_approximation='space-time' it has no use")
         self.shape, self.dtype, self.device = _layout(W, H, size, dtype, device)
-        self.entropy = drawn_seed() if entropy is None else check_seed(entropy, "entropy")
+        self.entropy = seed_of(entropy)
+        self.dt, self.tol, self.cache_size = dt, tol, cache_size
+        self.pool_size, self.halfway_tree = pool_size, halfway_tree
         self._set_tree(dt, tol)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._samples = sample_indices(
@@ -151,7 +155,7 @@ class BrownianInterval(BaseBrownian):
         scale = math.sqrt(self._t1 - self._t0)
         given = (W, H)[: self._parts]
         self._root = tuple(
-            unit * std if fixed is None else fixed.detach().to(self._wide)
+            unit * std if fixed is None else fixed.to(self._wide, copy=True)
             for unit, std, fixed in zip(z, (scale, scale / math.sqrt(12)), given, strict=False)
         )
 
@@ -534,6 +538,8 @@ def _layout(
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: need a floating-point dtype, got {dtype}")
     for name, x in given.items():
+        if x.requires_grad:
+            raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
         if (tuple(x.shape), x.dtype, x.device) != (shape, dtype, device):
             raise ValueError(
                 f"{name}: need shape {shape}, {dtype} on {device}, got {tuple(x.shape)}, "
@@ -545,6 +551,16 @@ def _layout(
 def drawn_seed() -> int:
     """A seed from torch's global generator."""
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+
+
+def seed_of(entropy: Any) -> int:
+    """The seed of a motion: ``entropy``, hashed where it is too long, or drawn if it is None."""
+    if entropy is None:
+        return drawn_seed()
+    if isinstance(entropy, Integral) and int(entropy) >= 2**63:
+        name = hashlib.blake2b(str(entropy).encode(), digest_size=8).digest()
+        return int.from_bytes(name, "little") >> 1
+    return check_seed(entropy, "entropy")
 
 
 def _on_device(values: Sequence[int], device: torch.device) -> Tensor:

@@ -97,9 +97,10 @@ class System:
         It needs one where gradients are on and either the state or a parameter in g asks for them;
         otherwise the graphs of all steps would hang together through the state.
         """
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            y = _recordable(y)
             x = y if y.requires_grad else y.detach().requires_grad_()
-            g = self.g(t, x)
+            g = self.g(_recordable(t), x)
         if not torch.is_grad_enabled() or y.requires_grad:
             return g, x, torch.is_grad_enabled()
         if self._tracked is None:
@@ -111,8 +112,8 @@ class System:
         if self.noise_type == NOISE_TYPES.additive:
             return self.increment(t, y, h, w)
         g, x, graph = self._differentiable(t, y)
-        with torch.enable_grad():
-            second = self.itself(g, x, v, graph)
+        with torch.inference_mode(False), torch.enable_grad():
+            second = self.itself(g, x, _recordable(v), graph)
         # The same values without the graph that only the derivative needed.
         g = g if graph else g.detach()
         return self.prod(g, w).add(self.f(t, y), alpha=h) + second
@@ -129,9 +130,14 @@ class System:
     def levy(self, t: Tensor, y: Tensor, area: Tensor) -> Tensor:
         r""":math:`\sum_{k, l} (\partial g_l) g_k A_{kl}` for a Levy area (batch, m, m)."""
         g, x, graph = self._differentiable(t, y)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             rows = g.flatten(1, -2) if g.ndim > 2 else g[:, None]
-            return along_columns(g, x, (rows @ area).reshape(g.shape), graph)
+            return along_columns(g, x, (rows @ _recordable(area)).reshape(g.shape), graph)
+
+
+def _recordable(x: Tensor) -> Tensor:
+    """``x``, or a copy if it was made in inference mode and so cannot be part of a graph."""
+    return x.clone() if x.is_inference() else x
 
 
 def _has_other_leaf(g: Tensor, x: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Solvers, one file per family, and their registry."""
 
-from probflow.solvers import chain, exponential, runge_kutta
+from probflow.solvers import chain, exponential, multistep, runge_kutta, singlestep
 from probflow.solvers.registry import (
     Solver,
     all_solvers,
@@ -16,8 +16,10 @@ __all__ = [
     "chain",
     "exponential",
     "get_solver",
+    "multistep",
     "register",
     "runge_kutta",
+    "singlestep",
     "solver_names",
     "unregister",
 ]

@@ -420,7 +420,7 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("ddmi", "ddim"), ("acelerated-ode", "accelerated-ode"), ("dpm_solver_3", "dpm-solver-2")],
+    [("ddmi", "ddim"), ("acelerated-ode", "accelerated-ode"), ("dpm_solver_4", "dpm-solver-2")],
 )
 def test_near_misses_are_named(wrong: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"solver: no solver is named '{wrong}'; near.*{near}"):

@@ -1,0 +1,158 @@
+r"""The exact solution over a step, for eps or x0, and steps that replace its integral by a sum.
+
+With log-SNR :math:`\lambda` and :math:`h = \lambda_s - \lambda_t`, the flow from t to s is
+
+.. math:: x' = L x + S h \int_0^1 e^{(1-\theta) z} f(\lambda_t + \theta h)\, d\theta,
+
+where for f = eps :math:`L = \alpha'/\alpha, S = -\sigma', z = h` (Lu et al. 2022, arXiv
+2206.00927, eq. 3.4) and for f = x0 :math:`L = \sigma'/\sigma, S = \alpha', z = -h` (Lu et al.
+2022, arXiv 2211.01095, eq. 8). The two are the exponential integrators of x/sigma and x/alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import expm1
+
+from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.phi import adams, moments, phi
+
+__all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "check_choice", "kutta_3", "runge_kutta"]
+
+#: From z to the weights of the stages after the first, and of the update.
+Tableau = Callable[[float], tuple[Sequence[Sequence[float]], Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The exact solution in terms of eps (``sign`` 1) or x0 (``sign`` -1)."""
+
+    sign: float
+
+    def linear(self, t: Point, s: Point) -> float:
+        """L: the factor of the state."""
+        return s.alpha / t.alpha if self.sign > 0 else s.sigma / t.sigma
+
+    def scale(self, s: Point) -> float:
+        """S: the factor of the integral."""
+        return -s.sigma if self.sign > 0 else s.alpha
+
+    def z(self, t: Point, s: Point) -> float:
+        """Argument of the phi functions."""
+        return self.sign * (s.lambda_ - t.lambda_)
+
+    def step(
+        self, x: Linear, t: Point, s: Point, weights: Sequence[float], outputs: Sequence[Linear]
+    ) -> Linear:
+        """x' = L x + S h sum of weight times output."""
+        factor = self.scale(s) * (s.lambda_ - t.lambda_)
+        return Linear.sum([self.linear(t, s), *(factor * w for w in weights)], [x, *outputs])
+
+    def first(self, x: Linear, t: Point, s: Point, output: Linear) -> Linear:
+        """One output for the whole step (DDIM), also to sigma' = 0, where h is infinite."""
+        if self.sign > 0:
+            weight = s.alpha * t.rho * expm1(t.lambda_ - s.lambda_)
+        else:
+            weight = -s.alpha * expm1(t.lambda_ - s.lambda_)
+        return self.linear(t, s) * x + weight * output
+
+
+EPS, X0 = Form(1.0), Form(-1.0)
+
+
+def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: Tableau) -> Linear:
+    """A step with stages at the fractions 0 and ``nodes`` of h; to sigma' = 0, a DDIM step."""
+    t, s = step.t, step.s
+    outputs = [step.model(step.x, t)]
+    if s.sigma == 0:
+        return form.first(step.x, t, s, outputs[0])
+    stages, update = tableau(form.z(t, s))
+    h = s.lambda_ - t.lambda_
+    for node, weights in zip(nodes, stages, strict=True):
+        r = s if node == 1 else step.at_lambda(t.lambda_ + node * h)
+        # The weights are those of the whole step, so that h stands for the stage's, too.
+        factor = form.scale(r) * h
+        all_weights = [form.linear(t, r), *(factor * weight for weight in weights)]
+        outputs.append(step.model(Linear.sum(all_weights, [step.x, *outputs]), r))
+    return form.step(step.x, t, s, update, outputs)
+
+
+def heun_2(c2: float) -> Tableau:
+    """Order 2 (Hochbruck, Ostermann 2005, eq. 5.3)."""
+
+    def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+        b2 = phi(2, z) / c2
+        return [[c2 * phi(1, c2 * z)]], [phi(1, z) - b2, b2]
+
+    return tableau
+
+
+def kutta_3(c2: float, c3: float) -> Tableau:
+    """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9)."""
+    gamma = 0.0 if c3 == 2 / 3 else (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
+
+    def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+        a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * phi(2, c3 * z)
+        b3 = phi(2, z) / (gamma * c2 + c3)
+        stages = [[c2 * phi(1, c2 * z)], [c3 * phi(1, c3 * z) - a32, a32]]
+        return stages, [phi(1, z) - (1 + gamma) * b3, gamma * b3, b3]
+
+    return tableau
+
+
+def krogstad_4(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+    """Order 4 (Krogstad 2005; Hochbruck, Ostermann 2005, eq. 5.18)."""
+    half1, half2 = phi(1, z / 2), phi(2, z / 2)
+    one, two, three = phi(1, z), phi(2, z), phi(3, z)
+    stages = [
+        [half1 / 2],
+        [half1 / 2 - half2, half2],
+        [one - 2 * two, 0.0, 2 * two],
+    ]
+    inner = 2 * two - 4 * three
+    return stages, [one - 3 * two + 4 * three, inner, inner, 4 * three - two]
+
+
+def adams_step(
+    step: StepBuilder, form: Form, order: int, *, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """The exact integral of the polynomial in log-SNR through the last ``order`` outputs.
+
+    Where fewer are stored, the polynomial through those that are (``start`` = "euler"); that loses
+    order h^(k + 2) with k stored outputs, so that as long as this is more than h^order a
+    Runge-Kutta step of order - 1 takes its place (``start`` = "runge-kutta"). With ``final`` =
+    "lower" the order is at most the number of steps left. A step to sigma' = 0 is a DDIM step.
+    """
+    check_choice("start", start, ("runge-kutta", "euler"))
+    if len(step.previous) < order - 2 and start == "runge-kutta":
+        return starting_step(step, form, order - 1)
+    t, s = step.t, step.s
+    output = step.model(step.x, t)
+    if s.sigma == 0:
+        return form.first(step.x, t, s, output)
+    stored = step.previous[: lowered(order, step, final) - 1]
+    h = s.lambda_ - t.lambda_
+    nodes = [0.0, *((p.t.lambda_ - t.lambda_) / h for p in stored)]
+    outputs = [output, *(p.outputs[0] for p in stored)]
+    weights = adams(nodes, moments(len(nodes), form.z(t, s)))
+    return form.step(step.x, t, s, weights, outputs)
+
+
+def starting_step(step: StepBuilder, form: Form, order: int) -> Linear:
+    """A Runge-Kutta step of order 2 or 3, for a method that has nothing stored yet."""
+    if order == 2:
+        return runge_kutta(step, form, [0.5], heun_2(0.5))
+    return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
+
+
+def lowered(order: int, step: StepBuilder, final: str) -> int:
+    """The order, or the number of steps left where that is less and ``final`` is "lower"."""
+    check_choice("final", final, ("keep", "lower"))
+    return min(order, step.remaining) if final == "lower" else order
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless an option has one of its values."""
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")

@@ -1,0 +1,562 @@
+r"""Multistep methods: polynomials through stored outputs, integrated exactly on any grid.
+
+They differ in the variable of the polynomial (log-SNR, rho = sigma/alpha, process time), in what
+it interpolates (eps, x0, velocity), and in shortcuts. z, L, S and the two forms of the equation
+are those of :mod:`probflow.solvers.forms`; :math:`\ell_j` are Lagrange polynomials, j = 0 at the
+start of the step and j = 1, 2, .. at the starts of those before. In rho the equation is
+:math:`d(x/\alpha) = \epsilon\, d\rho`.
+
+The first steps. With k stored outputs an Adams method of order k + 1 errs by h^(k + 2) in a step,
+which is enough for a method of order p as long as k >= p - 2. The steps before that are
+Runge-Kutta steps of order p - 1 and take p - 2 evaluations more each; ``start="euler"`` begins
+with low orders instead, as the usual implementations do, at the price of order 2 for every p.
+``final="lower"`` lowers the order in the last steps as they do, at the price of order 2 as well.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil, exp, expm1, log
+
+import numpy as np
+
+from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.forms import (
+    EPS,
+    X0,
+    Form,
+    adams_step,
+    check_choice,
+    lowered,
+    starting_step,
+)
+from probflow.solvers.phi import adams, moments, phi
+from probflow.solvers.registry import register
+
+_HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
+_LU = "Lu et al. 2022 (arXiv 2211.01095)"
+_DEIS = "Zhang, Chen 2023 (arXiv 2204.13902)"
+_UNIPC = "Zhao et al. 2023 (arXiv 2302.04867)"
+
+
+# Exponential Adams-Bashforth: polynomials in log-SNR --------------------------------------------
+
+
+@register(
+    "exponential-ab2",
+    reference=_HO,
+    prediction="eps",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def exponential_ab2(step: StepBuilder, final: str = "keep") -> Linear:
+    """x' = L x + S h sum_j w_j eps_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
+    return adams_step(step, EPS, 2, final=final)
+
+
+@register(
+    "exponential-ab3",
+    reference=_HO,
+    prediction="eps",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def exponential_ab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
+    """x' = L x + S h sum_j w_j eps_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
+    return adams_step(step, EPS, 3, start=start, final=final)
+
+
+@register(
+    "exponential-ab4",
+    reference=_HO,
+    prediction="eps",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def exponential_ab4(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
+    """x' = L x + S h sum_j w_j eps_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
+    return adams_step(step, EPS, 4, start=start, final=final)
+
+
+@register(
+    "exponential-ab2-x0",
+    reference=_HO,
+    prediction="x0",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def exponential_ab2_x0(step: StepBuilder, final: str = "keep") -> Linear:
+    """x' = L x + S h sum_j w_j x0_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
+    return adams_step(step, X0, 2, final=final)
+
+
+@register(
+    "exponential-ab3-x0",
+    reference=_HO,
+    prediction="x0",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def exponential_ab3_x0(
+    step: StepBuilder, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """x' = L x + S h sum_j w_j x0_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
+    return adams_step(step, X0, 3, start=start, final=final)
+
+
+@register(
+    "exponential-ab4-x0",
+    reference=_HO,
+    prediction="x0",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def exponential_ab4_x0(
+    step: StepBuilder, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """x' = L x + S h sum_j w_j x0_j, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
+    return adams_step(step, X0, 4, start=start, final=final)
+
+
+# DPM-Solver multistep: derivatives from divided differences -------------------------------------
+
+
+@register(
+    "dpm-solver-2m",
+    reference=f"{_LU}, Algorithm 2 on eps, as in the authors' code",
+    prediction="eps",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def dpm_solver_2m(step: StepBuilder, final: str = "keep") -> Linear:
+    """x' = L x + S h phi_1 D, D = eps + (eps - eps_before) h/(2 h_before).
+
+    ``exponential-ab2`` with phi_1/2 in place of phi_2. A step to sigma' = 0 takes D = eps.
+    """
+    t, s = step.t, step.s
+    eps = step.model(step.x, t)
+    average = eps
+    if step.previous and lowered(2, step, final) == 2 and s.sigma > 0:
+        before = step.previous[0]
+        ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
+        average = eps + ratio / 2 * (eps - before.outputs[0])
+    return EPS.first(step.x, t, s, average)
+
+
+def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, final: str) -> Linear:
+    if len(step.previous) < 2 or lowered(3, step, final) < 3 or step.s.sigma == 0:
+        return adams_step(step, form, 3, start=start, final=final)
+    t, s = step.t, step.s
+    one, two = step.previous
+    f = step.model(step.x, t)
+    h = s.lambda_ - t.lambda_
+    r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
+    d0 = (f - one.outputs[0]) / r0
+    d1 = (one.outputs[0] - two.outputs[0]) / r1
+    first = d0 + r0 / (r0 + r1) * (d0 - d1)
+    second = factor / (r0 + r1) * (d0 - d1)
+    z = form.z(t, s)
+    return form.step(step.x, t, s, [phi(1, z), phi(2, z), phi(3, z)], [f, first, second])
+
+
+@register(
+    "dpm-solver-3m",
+    reference=f"{_LU}, third-order multistep in the authors' code on eps, with its factor 2",
+    prediction="eps",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def dpm_solver_3m(
+    step: StepBuilder, factor: float = 2.0, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """x' = L x + S h (phi_1 eps + phi_2 D1 + phi_3 D2), as ``dpm-solver++-3m`` on eps."""
+    return _dpm_solver_3m(step, EPS, factor, start, final)
+
+
+@register(
+    "dpm-solver++-3m",
+    aliases=("dpmpp-3m",),
+    reference=f"{_LU}, third-order multistep in the authors' code, with its factor 2",
+    prediction="x0",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def dpm_solver_pp_3m(
+    step: StepBuilder, factor: float = 2.0, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """x' = L x + S h (phi_1 x0 + phi_2 D1 + phi_3 D2), with h D1 and h^2 D2 for x0', x0''.
+
+    D1 = d0 + r0/(r0 + r1) (d0 - d1), D2 = 2 (d0 - d1)/(r0 + r1), d0 = (x0 - x0_1)/r0,
+    d1 = (x0_1 - x0_2)/r1, where r0 h and r1 h are the lengths of the two steps before. This is
+    ``exponential-ab3-x0`` in other words. Published code has ``factor`` 1 in place of the 2 in D2,
+    and is of order 2.
+    """
+    return _dpm_solver_3m(step, X0, factor, start, final)
+
+
+# Polynomials in rho ------------------------------------------------------------------------------
+
+
+def _rho_weights(step: StepBuilder, order: int) -> list[float]:
+    """Weights of the polynomial in rho through the last ``order`` outputs, or fewer if stored."""
+    h = step.s.rho - step.t.rho
+    nodes = [0.0, *((p.t.rho - step.t.rho) / h for p in step.previous[: order - 1])]
+    return adams(nodes, moments(len(nodes)))
+
+
+def _average(step: StepBuilder, weights: list[float]) -> Linear:
+    """DDIM step with a weighted mean of the last outputs."""
+    stored = step.previous[: len(weights) - 1]
+    outputs = [step.model(step.x, step.t), *(p.outputs[0] for p in stored)]
+    return EPS.first(step.x, step.t, step.s, Linear.sum(weights, outputs))
+
+
+def _lms(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
+    check_choice("start", start, ("runge-kutta", "euler"))
+    if len(step.previous) < order - 2 and start == "runge-kutta":
+        return starting_step(step, EPS, order - 1)
+    return _average(step, _rho_weights(step, order))
+
+
+@register(
+    "lms-2",
+    aliases=("deis-rhoab1",),
+    reference=f"k-diffusion's sample_lms; {_DEIS}, rho-AB-DEIS 1",
+    prediction="eps",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def lms_2(step: StepBuilder) -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0, 1."""
+    return _lms(step, 2)
+
+
+@register(
+    "lms-3",
+    aliases=("deis-rhoab2",),
+    reference=f"k-diffusion's sample_lms; {_DEIS}, rho-AB-DEIS 2",
+    prediction="eps",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 2."""
+    return _lms(step, 3, start)
+
+
+@register(
+    "lms-4",
+    aliases=("deis-rhoab3",),
+    reference=f"k-diffusion's sample_lms; {_DEIS}, rho-AB-DEIS 3",
+    prediction="eps",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def lms_4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 3."""
+    return _lms(step, 4, start)
+
+
+def _ipndm(step: StepBuilder, order: int, weights: str, start: str = "runge-kutta") -> Linear:
+    check_choice("weights", weights, ("variable", "constant"))
+    if weights == "variable":
+        return _lms(step, order, start)
+    stored = min(order - 1, len(step.previous))
+    return _average(step, adams([-float(j) for j in range(stored + 1)], moments(stored + 1)))
+
+
+@register(
+    "ipndm-2",
+    reference="Liu et al. 2022 (arXiv 2202.09778), eq. 12; " + _DEIS + ", section H.2",
+    prediction="eps",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def ipndm_2(step: StepBuilder, weights: str = "variable") -> Linear:
+    """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0, 1.
+
+    As published, w = (3/2, -1/2) (``weights="constant"``), which is of order 2 on grids uniform in
+    log-SNR only. By default w_j is the mean of l_j(rho) over the step, and the method is ``lms-2``.
+    """
+    return _ipndm(step, 2, weights)
+
+
+@register(
+    "ipndm-3",
+    reference="Liu et al. 2022 (arXiv 2202.09778), eq. 12; " + _DEIS + ", section H.2",
+    prediction="eps",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def ipndm_3(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0 .. 2.
+
+    As published, w = (23, -16, 5)/12 (``weights="constant"``), which is of order 2 at most. By
+    default w_j is the mean of l_j(rho) over the step, and the method is ``lms-3``.
+    """
+    return _ipndm(step, 3, weights, start)
+
+
+@register(
+    "ipndm-4",
+    reference="Liu et al. 2022 (arXiv 2202.09778), eq. 12; " + _DEIS + ", section H.2",
+    prediction="eps",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def ipndm_4(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0 .. 3.
+
+    As published, w = (55, -59, 37, -9)/24 (``weights="constant"``), which is of order 2 at most. By
+    default w_j is the mean of l_j(rho) over the step, and the method is ``lms-4``.
+    """
+    return _ipndm(step, 4, weights, start)
+
+
+# DEIS: polynomials in process time ----------------------------------------------------------------
+
+
+@lru_cache
+def _gauss(count: int) -> list[tuple[float, float]]:
+    """Nodes in [-1, 1] and weights of the Gauss-Legendre rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
+
+
+def _means(step: StepBuilder, count: int) -> list[float]:
+    """Means over rho of the powers of (t - t_start)/(t_stop - t_start), to 1e-13.
+
+    Gauss-Legendre in log-SNR, drho = -rho dlambda. t(lambda) is analytic up to a distance of pi/2
+    from the real axis, so that panels of length 1 need 10 nodes and short ones fewer. To
+    sigma' = 0, where log-SNR is infinite, it is one panel in rho, in which t is smooth there.
+    """
+    t, s = step.t, step.s
+    if count == 1:
+        return [1.0]
+    lambdas, factors = [], []
+    if s.sigma == 0:
+        for node, weight in _gauss(40):
+            lambdas.append(t.lambda_ - log(0.5 * (1.0 + node)))
+            factors.append(0.5 * weight)
+    else:
+        h = s.lambda_ - t.lambda_
+        panels = ceil(abs(h))
+        half = 0.5 * h / panels
+        rule = _gauss(4 if abs(h) < 0.05 else 6 if abs(h) < 0.25 else 10)
+        total = -expm1(-h)
+        for panel in range(panels):
+            for node, weight in rule:
+                depth = half * (2 * panel + 1 + node)  # lambda - lambda_t
+                lambdas.append(t.lambda_ + depth)
+                factors.append(half * weight * exp(-depth) / total)
+    length = s.t - t.t
+    means = [1.0] + [0.0] * (count - 1)
+    for value, factor in zip(lambdas, factors, strict=True):
+        u = (step.at_lambda(value).t - t.t) / length
+        for k in range(1, count):
+            factor *= u
+            means[k] += factor
+    return means
+
+
+def _deis(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
+    check_choice("start", start, ("runge-kutta", "euler"))
+    if len(step.previous) < order - 2 and start == "runge-kutta":
+        return starting_step(step, EPS, order - 1)
+    stored = step.previous[: order - 1]
+    h = step.s.t - step.t.t
+    nodes = [0.0, *((p.t.t - step.t.t) / h for p in stored)]
+    return _average(step, adams(nodes, _means(step, len(nodes))))
+
+
+@register(
+    "deis-tab1",
+    reference=f"{_DEIS}, eq. 15, t-AB-DEIS 1",
+    prediction="eps",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def deis_tab1(step: StepBuilder) -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0, 1."""
+    return _deis(step, 2)
+
+
+@register(
+    "deis-tab2",
+    reference=f"{_DEIS}, eq. 15, t-AB-DEIS 2",
+    prediction="eps",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def deis_tab2(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 2."""
+    return _deis(step, 3, start)
+
+
+@register(
+    "deis-tab3",
+    aliases=("deis",),
+    reference=f"{_DEIS}, eq. 15, t-AB-DEIS 3",
+    prediction="eps",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def deis_tab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 3."""
+    return _deis(step, 4, start)
+
+
+# Adams-Bashforth in process time -----------------------------------------------------------------
+
+
+def _adams_bashforth(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
+    check_choice("start", start, ("runge-kutta", "euler"))
+    t, h = step.t, step.s.t - step.t.t
+    v = step.model(step.x, t)
+    if len(step.previous) < order - 2 and start == "runge-kutta":
+        if order == 3:
+            return step.x + h * step.model(step.x + h / 2 * v, step.at(t.t + h / 2))
+        v2 = step.model(step.x + h / 3 * v, step.at(t.t + h / 3))
+        v3 = step.model(step.x + 2 * h / 3 * v2, step.at(t.t + 2 * h / 3))
+        return step.x + h / 4 * (v + 3 * v3)
+    stored = step.previous[: order - 1]
+    nodes = [0.0, *((p.t.t - t.t) / h for p in stored)]
+    weights = [h * weight for weight in adams(nodes, moments(len(nodes)))]
+    return Linear.sum([1.0, *weights], [step.x, v, *(p.outputs[0] for p in stored)])
+
+
+@register(
+    "ab2",
+    reference="Bashforth, Adams 1883; Hairer, Norsett, Wanner, Solving ODEs I, section III.5",
+    prediction="velocity",
+    needs="ode",
+    family="ode",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def ab2(step: StepBuilder) -> Linear:
+    """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0, 1."""
+    return _adams_bashforth(step, 2)
+
+
+@register(
+    "ab3",
+    reference="Bashforth, Adams 1883; Hairer, Norsett, Wanner, Solving ODEs I, section III.5",
+    prediction="velocity",
+    needs="ode",
+    family="ode",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def ab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0 .. 2. The first is a midpoint step."""
+    return _adams_bashforth(step, 3, start)
+
+
+@register(
+    "ab4",
+    reference="Bashforth, Adams 1883; Hairer, Norsett, Wanner, Solving ODEs I, section III.5",
+    prediction="velocity",
+    needs="ode",
+    family="ode",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def ab4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+    """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0 .. 3.
+
+    The first two steps are of Heun's third-order method.
+    """
+    return _adams_bashforth(step, 4, start)
+
+
+# UniPC: predictor and corrector ------------------------------------------------------------------
+
+
+def _predictor(nodes: list[float], z: float, b: float) -> list[float]:
+    """Weights of UniP: Adams-Bashforth on x0, of order 2 with b/2 in place of phi_2."""
+    if len(nodes) != 2:
+        return adams(nodes, moments(len(nodes), z))
+    slope = 0.5 * b / nodes[1]
+    return [phi(1, z) - slope, slope]
+
+
+def _corrector(nodes: list[float], z: float, b: float) -> list[float]:
+    """Weights of UniC: Adams-Moulton on x0, of order 2 with b/2 in place of phi_2."""
+    if len(nodes) != 1:
+        return adams([1.0, *nodes], moments(len(nodes) + 1, z))
+    return [0.5 * b, phi(1, z) - 0.5 * b]
+
+
+def _unipc(step: StepBuilder, order: int, variant: str, start: str, final: str) -> Linear:
+    check_choice("variant", variant, ("bh2", "bh1"))
+    check_choice("start", start, ("runge-kutta", "euler"))
+
+    def is_start(stored: int) -> bool:
+        return stored < order - 2 and start == "runge-kutta"
+
+    def layout(t: Point, s: Point, stored: list[StepBuilder]) -> tuple[list[float], float, float]:
+        """Nodes in units of the step, z, and the authors' B(h)/h up to sign."""
+        h, z = s.lambda_ - t.lambda_, X0.z(t, s)
+        nodes = [0.0, *((p.t.lambda_ - t.lambda_) / h for p in stored)]
+        return nodes, z, phi(1, z) if variant == "bh2" else 1.0
+
+    t, s, previous = step.t, step.s, step.previous
+    if is_start(len(previous)):
+        return starting_step(step, X0, order)
+    x0 = step.model(step.x, t)
+    x = step.x
+    if previous and not is_start(len(previous) - 1):
+        # The step before again, now with the output at its end: what that changes in its sum.
+        up = previous[0].t
+        nodes, z, b = layout(up, t, previous[1:order])
+        new, *old = _corrector(nodes, z, b)
+        changes = [w - v for w, v in zip(old, _predictor(nodes, z, b), strict=True)]
+        factor = X0.scale(t) * (t.lambda_ - up.lambda_)
+        x = Linear.sum(
+            [1.0, factor * new, *(factor * change for change in changes)],
+            [x, x0, *(p.outputs[0] for p in previous[:order])],
+        )
+    if s.sigma == 0:
+        return X0.first(x, t, s, x0)
+    stored = previous[: lowered(order, step, final) - 1]
+    outputs = [x0, *(p.outputs[0] for p in stored)]
+    return X0.step(x, t, s, _predictor(*layout(t, s, stored)), outputs)
+
+
+@register(
+    "unipc-2",
+    reference=f"{_UNIPC}, Algorithms 1 and 2 with p = 2, on x0",
+    prediction="x0",
+    memory=2,
+    orders={"tv": 3, "strong": 3},
+)
+def unipc_2(step: StepBuilder, variant: str = "bh2", final: str = "keep") -> Linear:
+    """x' = L xc + S h sum_j w_j x0_j (j = 0, 1), xc = x + S- h- sum_j (w-_j - v-_j) x0_j.
+
+    x is what the step before has predicted with weights v-, x0_0 the output there, and xc the
+    corrected state: the same step with the weights w- of the polynomial through x0_0 as well
+    (h-, S- belong to that step). So the output at a predicted state serves its correction and the
+    next prediction. The last state is a prediction, whose error is that of one step: the order
+    holds. B(h) (``variant`` "bh1": h, "bh2": e^h - 1) matters for sums of two outputs only, where
+    B/2 replaces phi_2. A step to sigma' = 0 is a DDIM step from xc.
+    """
+    return _unipc(step, 2, variant, "runge-kutta", final)
+
+
+@register(
+    "unipc-3",
+    aliases=("unipc",),
+    reference=f"{_UNIPC}, Algorithms 1 and 2 with p = 3, on x0",
+    prediction="x0",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def unipc_3(
+    step: StepBuilder, variant: str = "bh2", start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
+    """x' = L xc + S h sum_j w_j x0_j (j = 0 .. 2), xc = x + S- h- sum_j (w-_j - v-_j) x0_j.
+
+    As ``unipc-2``, with one more stored output in all sums.
+    """
+    return _unipc(step, 3, variant, start, final)

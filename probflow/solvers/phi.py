@@ -1,0 +1,75 @@
+r"""Weights of exponential integrators and Adams methods, in float64.
+
+The functions :math:`\varphi_k(z) = \int_0^1 e^{(1-\theta)z} \theta^{k-1}/(k-1)!\, d\theta` begin
+with :math:`\varphi_1 = (e^z - 1)/z` and obey :math:`\varphi_{k+1} = (\varphi_k - 1/k!)/z`
+(Hochbruck, Ostermann 2010, Exponential integrators, eq. 2.10 and 2.11). All weights of an
+exponential method are combinations of them; at z = 0, where :math:`\varphi_k = 1/k!`, they are the
+weights of the classical method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import expm1, factorial
+
+__all__ = ["adams", "moments", "phi"]
+
+#: Up to here the power series has no cancellation to speak of; beyond, the recursion has none.
+_SERIES = 5.0
+_FACTORIAL = [float(factorial(k)) for k in range(20)]
+
+
+def _phis(count: int, z: float) -> list[float]:
+    """phi_1 .. phi_count: the last by its series, the others downwards; all upwards for large z."""
+    if abs(z) > _SERIES:
+        values = [expm1(z) / z]
+        for k in range(1, count):
+            values.append((values[-1] - 1.0 / _FACTORIAL[k]) / z)
+        return values
+    total = term = 1.0 / _FACTORIAL[count]
+    n = count
+    while abs(term) > 1e-17 * abs(total):
+        n += 1
+        term *= z / n
+        total += term
+    values = [total]
+    for k in range(count - 1, 0, -1):
+        values.append(z * values[-1] + 1.0 / _FACTORIAL[k])
+    if z != 0.0:
+        values[-1] = expm1(z) / z
+    return values[::-1]
+
+
+def phi(k: int, z: float) -> float:
+    r""":math:`\varphi_k(z)` for k >= 1, to a relative accuracy of 1e-14 (abs(z) <= 50, k <= 5)."""
+    return _phis(k, z)[-1]
+
+
+def moments(count: int, z: float = 0.0) -> list[float]:
+    r""":math:`\int_0^1 e^{(1-\theta)z} \theta^k d\theta = k!\,\varphi_{k+1}(z)`, k < ``count``."""
+    return [_FACTORIAL[k] * value for k, value in enumerate(_phis(count, z))]
+
+
+def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
+    r"""Weights of an Adams method: the mean of each Lagrange polynomial of the nodes.
+
+    The mean of a polynomial is given by those of the powers, ``means``: :func:`moments` or others.
+    Nodes are in units of the step: 0 is its start, 1 its end, and what was stored at earlier steps
+    lies below 0. With all nodes at most 0 (Adams-Bashforth) nothing cancels: multiplying by
+    (theta - node) adds up terms of the same sign.
+
+    Examples
+    --------
+    >>> adams([0.0, -1.0], moments(2))  # the two-step Adams-Bashforth method
+    [1.5, -0.5]
+    """
+    weights = []
+    for j, own in enumerate(nodes):
+        values, scale = means, 1.0
+        for m, node in enumerate(nodes):
+            if m != j:
+                values = [high - node * low for low, high in pairwise(values)]
+                scale *= own - node
+        weights.append(values[0] / scale)
+    return weights

@@ -1,0 +1,149 @@
+r"""Exponential Runge-Kutta methods: DPM-Solver's single-step forms, and their relatives.
+
+z, L and S and the two forms of the equation (eps and x0) are those of
+:mod:`probflow.solvers.forms`; phi_k are the functions of :mod:`probflow.solvers.phi`. Stages
+lie at fractions c of h in log-SNR. A step to sigma' = 0 (h infinite, so nothing lies between) is a
+DDIM step in all of them.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from probflow.plan import Linear, StepBuilder
+from probflow.solvers.forms import EPS, X0, heun_2, krogstad_4, kutta_3, runge_kutta
+from probflow.solvers.phi import phi
+from probflow.solvers.registry import register
+
+_HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: must lie in (0, 1], got {value}")
+    return value
+
+
+@register(
+    "exponential-rk2",
+    reference=f"{_HO}, eq. 5.3; Zhang et al. 2023 (arXiv 2308.02157), RES of order 2",
+    prediction="eps",
+    nfe=2,
+    orders={"tv": 2, "strong": 2},
+)
+def exponential_rk2(step: StepBuilder, c2: float = 0.5) -> Linear:
+    """x' = L x + S h [phi_1 eps + phi_2/c2 (eps_2 - eps)], eps_2 at c2 of h after a DDIM step."""
+    return runge_kutta(step, EPS, [_fraction("c2", c2)], heun_2(c2))
+
+
+@register(
+    "exponential-rk3",
+    reference=f"{_HO}, eq. 5.8-5.9; Zhang et al. 2023 (arXiv 2308.02157), RES of order 3",
+    prediction="eps",
+    nfe=3,
+    orders={"tv": 3, "strong": 3},
+)
+def exponential_rk3(step: StepBuilder, c2: float = 0.5, c3: float = 1.0) -> Linear:
+    """x' = L x + S h [phi_1 eps + b (g (eps_2 - eps) + eps_3 - eps)].
+
+    b = phi_2/(g c2 + c3) and g = (3 c3 - 2) c3/((2 - 3 c2) c2); eps_2 lies at c2 of h after a DDIM
+    step, eps_3 at c3 after one with a32 (eps_2 - eps) in addition,
+    a32 = g c2 phi_2(c2 z) + c3^2/c2 phi_2(c3 z).
+    """
+    _fraction("c2", c2)
+    _fraction("c3", c3)
+    if c2 == c3 or (abs(c2 - 2 / 3) < 1e-12 and c3 != 2 / 3):
+        raise ValueError(f"c2, c3: no method of order 3 has c2 = {c2:g}, c3 = {c3:g}")
+    return runge_kutta(step, EPS, [c2, c3], kutta_3(c2, c3))
+
+
+@register(
+    "exponential-rk4",
+    reference=f"Krogstad 2005 (J. Comput. Phys. 203); {_HO}, eq. 5.18",
+    prediction="eps",
+    nfe=4,
+    orders={"tv": 4, "strong": 4},
+)
+def exponential_rk4(step: StepBuilder) -> Linear:
+    """x' = L x + S h [b1 eps + b2 (eps_2 + eps_3) + b4 eps_4], c = (0, 1/2, 1/2, 1).
+
+    b1 = phi_1 - 3 phi_2 + 4 phi_3, b2 = 2 phi_2 - 4 phi_3, b4 = 4 phi_3 - phi_2; the stages'
+    weights: [phi_1(z/2)/2], [phi_1(z/2)/2 - phi_2(z/2), phi_2(z/2)],
+    [phi_1 - 2 phi_2, 0, 2 phi_2].
+    """
+    return runge_kutta(step, EPS, [0.5, 0.5, 1.0], krogstad_4)
+
+
+@register(
+    "dpm-solver-3",
+    reference="Lu et al. 2022 (arXiv 2206.00927), Algorithm 5 (DPM-Solver-3)",
+    prediction="eps",
+    nfe=3,
+    orders={"tv": 3, "strong": 3},
+)
+def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
+    """x' = L x + S h [phi_1 eps + phi_2/r2 (eps_2 - eps)], with r2 = 2/3.
+
+    eps_1 lies at r1 of h after a DDIM step, eps_2 at r2 after one with
+    r2^2/r1 phi_2(r2 z) (eps_1 - eps) in addition. ``exponential-rk3`` with c2 = r1, c3 = 2/3.
+    """
+    if not 0 < r1 < 2 / 3:
+        raise ValueError(f"r1: must lie between 0 and 2/3, got {r1}")
+    return runge_kutta(step, EPS, [r1, 2 / 3], kutta_3(r1, 2 / 3))
+
+
+@register(
+    "dpm-solver++-2s",
+    aliases=("dpmpp-2s",),
+    reference="Lu et al. 2022 (arXiv 2211.01095), Algorithm 1",
+    prediction="x0",
+    nfe=2,
+    orders={"tv": 2, "strong": 2},
+)
+def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
+    """x' = L x + S h phi_1 [x0 + (x0_r - x0)/(2 r1)], x0_r at r1 of h after a DDIM step."""
+    _fraction("r1", r1)
+
+    def tableau(z: float) -> tuple[list[list[float]], list[float]]:
+        slope = phi(1, z) / (2 * r1)
+        return [[r1 * phi(1, r1 * z)]], [phi(1, z) - slope, slope]
+
+    return runge_kutta(step, X0, [r1], tableau)
+
+
+@register(
+    "dpm-solver++-3s",
+    aliases=("dpmpp-3s",),
+    reference="Lu et al. 2022 (arXiv 2211.01095), in the authors' code: DPM-Solver-3 on x0",
+    prediction="x0",
+    nfe=3,
+    orders={"tv": 3, "strong": 3},
+)
+def dpm_solver_pp_3s(step: StepBuilder, r1: float = 1 / 3) -> Linear:
+    """x' = L x + S h [phi_1 x0 + phi_2/r2 (x0_2 - x0)], with r2 = 2/3: ``dpm-solver-3`` on x0."""
+    if not 0 < r1 < 2 / 3:
+        raise ValueError(f"r1: must lie between 0 and 2/3, got {r1}")
+    return runge_kutta(step, X0, [r1, 2 / 3], kutta_3(r1, 2 / 3))
+
+
+@register(
+    "edm-dpm2",
+    reference="k-diffusion's sample_dpm_2 without churn; Lu et al. 2022 (arXiv 2206.00927)",
+    prediction="eps",
+    coordinates="ve",
+    nfe=2,
+    orders={"tv": 2, "strong": 2},
+)
+def edm_dpm2(step: StepBuilder) -> Linear:
+    """y' = y + (rho' - rho) eps(y + (r - rho) eps, r), with r = sqrt(rho rho') and y = x/alpha.
+
+    The midpoint rule in rho = sigma/alpha, at the geometric mean. A step to sigma = 0 is an Euler
+    step.
+    """
+    t, s = step.t, step.s
+    eps = step.model(step.x, t)
+    if s.sigma == 0:
+        return step.x + (s.rho - t.rho) * eps
+    r = step.at_lambda(0.5 * (t.lambda_ + s.lambda_))
+    middle = step.model(step.x + (sqrt(t.rho * s.rho) - t.rho) * eps, r)
+    return step.x + (s.rho - t.rho) * middle
