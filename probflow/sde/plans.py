@@ -58,7 +58,7 @@ def check_sde(sde: Any, solver: Solver) -> None:
             f"sde: {solver.name} uses the noise levels of a diffusion, so it needs a "
             f"pf.ReverseSDE, got {type(sde).__name__}. Make one from your network f(x, t): "
             "process = pf.VP.linear(); sde = pf.ReverseSDE(process, pf.Model(f, process, "
-            "prediction='eps')). For other SDEs use the general methods: 'euler', 'srk', 'milstein', ..."
+            "prediction='eps')). For other SDEs use the general methods: 'euler', 'srk', ..."
         )
 
 

@@ -127,12 +127,12 @@ def test_adjoint_gradients_approach_those_of_the_solution(sde_type, noise, adjoi
     errors = [
         gradients(pf.sdeint_adjoint, sde, y0, times, bm, forward, adjoint, dt)[0]
         .sub(exact)
-        .square()
-        .mean()
-        .sqrt()
+        .abs()
+        .median()
         for dt in (1 / 4, 1 / 64)
     ]
-    # An order of 1/2 promises a ratio of 4.
+    # An order of 1/2 promises a ratio of 4. In the mean of squares the few samples with the largest
+    # errors decide: over six seeds its ratio ran from 2.7 to 6.7.
     assert errors[1] < errors[0] / 3.0
 
 

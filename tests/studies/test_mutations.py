@@ -56,14 +56,15 @@ class Place:
 
 
 def places(solver: Solver) -> list[Place]:
-    """All weights and times of a step in the middle of a plan."""
-    step = solver.plan(VP, GRID.times(VP, 5)).steps[3]
+    """All weights and times of a plan's steps, those of a start included."""
     found = []
-    for index, stage in enumerate(step.stages):
-        found += [Place(index, register) for register, _ in stage.input]
-        if stage.time != step.start:
-            found.append(Place(index, None))
-    return found + [Place(None, register) for register, _ in step.update]
+    for step in solver.plan(VP, GRID.times(VP, 6)).steps:
+        for index, stage in enumerate(step.stages):
+            found += [Place(index, register) for register, _ in stage.input]
+            if stage.time != step.start:
+                found.append(Place(index, None))
+        found += [Place(None, register) for register, _ in step.update]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
