@@ -185,7 +185,7 @@ def on_grid(
     if perturb:
         stage_times = _perturbed(stage_times, tableau)
     every = stage_times.reshape(-1).unbind(0)
-    times = [every[i : i + len(c)] for i in range(0, len(every), len(c))]
+    times = list(zip(*[iter(every)] * len(c), strict=True))
     return Run(lengths, times, outputs, interpolation)
 
 

@@ -605,3 +605,10 @@ def test_one_entropy_is_one_path_for_doubled_steps(area: str, odd: int) -> None:
     h = 2.0 / (odd * 64)
     total = sum(sweep(k * h, (k + 1) * h) for k in range(odd * 64))
     torch.testing.assert_close(total, motions[0](0.0, 2.0), rtol=0, atol=1e-12)
+
+
+def test_a_tree_stands_still_outside_its_interval_and_warns() -> None:
+    tree = pf.BrownianTree(0.1, torch.zeros(3), t1=14.0, entropy=1)
+    with pytest.warns(UserWarning, match=r"t: 0 lies outside the motion's \[0.1, 14\]"):
+        outside = tree(0.0, 5.0)
+    assert torch.equal(outside, tree(0.1, 5.0))
