@@ -57,12 +57,13 @@ def fixed_grid(
             grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])
     wanted: list[Sequence[float]] = [()] * (len(grid) - 1)
     number, sign = 0, 1.0 if outputs[-1] > outputs[0] else -1.0
-    for time in outputs[1:]:
+    for time in outputs[1:-1]:
         while sign * grid[number + 1] < sign * time:  # no bisect: a graph cannot hold it
             number += 1
         start, stop = grid[number], grid[number + 1]
         fraction = 1.0 if time == stop else (time - start) / (stop - start)
         wanted[number] = [*wanted[number], fraction]
+    wanted[-1] = [*wanted[-1], 1.0]
     return grid, wanted, "linear" if interp == "linear" else "dense"
 
 
