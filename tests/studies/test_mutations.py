@@ -100,6 +100,11 @@ HIDDEN_AT_2_PERCENT = {
     (solver, "update-f0"): {"path-kl"} for solver in ("ddpm", "ddpm-posterior", "euler-maruyama")
 }
 
+#: A wrong stage of a start changes one or two steps at the noisy end, where the velocity of the
+#: flow and its Jacobian nearly vanish. With 16 to 256 steps ab3's result changes by 2e-6 to 6e-9, an
+#: h^2, beside errors of 9e-3 to 3e-6, an h^3: it would show beyond some 100 000 steps.
+HIDDEN_STARTS = {("ab3", "stage1-f0"), ("ab4", "stage1-f0"), ("ab4", "stage2-f1")}
+
 MUTATIONS = [
     pytest.param(solver, place, id=f"{solver.name}-{place}")
     for solver in pf.all_solvers()
@@ -139,7 +144,8 @@ def test_without_a_mutation_the_order_holds(solver: Solver) -> None:
 @pytest.mark.parametrize(("solver", "place"), OUTPUTS_AND_NOISES)
 def test_a_wrong_weight_fails(solver: Solver, place: Place) -> None:
     [estimate] = check_order(mutant(solver, place, 1.1), sharpest(solver), steps=STEPS)
-    assert estimate.verdict != "consistent"
+    hidden = (solver.name, str(place)) in HIDDEN_STARTS
+    assert (estimate.verdict == "consistent") == hidden
 
 
 @pytest.mark.slow  # 20 minutes a factor
@@ -152,6 +158,8 @@ def test_a_wrong_weight_fails_in_every_measure(solver: Solver, place: Place, fac
     }
     confirmed = {measure for measure, verdict in verdicts.items() if verdict == "consistent"}
     key = solver.name, str(place)
+    if key in HIDDEN_STARTS:
+        pytest.skip("hidden at these step counts")
     hidden = HIDDEN_AT_2_PERCENT.get(key, set()) if factor == 1.02 else set()
     assert confirmed == SAME_ORDER_IN.get(key, set()) | hidden
     assert confirmed < set(verdicts)
