@@ -14,7 +14,14 @@ from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
 
-__all__ = ["check_sde", "check_unsupported", "path_noise", "process_times", "run_plan_solver"]
+__all__ = [
+    "check_sde",
+    "check_state",
+    "check_unsupported",
+    "path_noise",
+    "process_times",
+    "run_plan_solver",
+]
 
 _OPTIONS = ("seed", "step_size", "check_finite")
 
@@ -44,7 +51,7 @@ def run_plan_solver(
     check_sde(sde, solver)
     times = process_times(ts)
     grid = times if step is None else refine(times, step, "dt")
-    _check_state(y0)
+    check_state(y0)
     if bm is not None and seed is not None:
         raise ValueError("bm, seed: give one of them, not both")
     noise = _seeded(seed, y0) if bm is None else path_noise(bm, y0, grid)
@@ -124,7 +131,8 @@ def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
     return SeededNoise(seed, y0.shape, wide, y0.device)
 
 
-def _check_state(y0: Any) -> None:
+def check_state(y0: Any) -> None:
+    """Raise ``TypeError`` unless ``y0`` is a real floating-point tensor (batch, ...)."""
     if not isinstance(y0, Tensor):
         raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
     if not y0.is_floating_point() or y0.ndim < 1:

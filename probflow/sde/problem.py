@@ -20,7 +20,7 @@ from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, s
 from probflow.sde.methods import Memory, Method, choose
 from probflow.sde.noise import Query, cast_query, mirrored_query, padded_query, query_of
 from probflow.sde.parts import Parts, checked, mirrored, parts_of, rounded, with_log_ratio
-from probflow.sde.plans import process_times
+from probflow.sde.plans import check_state, process_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
 
@@ -138,7 +138,7 @@ def prepare(
         raise TypeError(f"options: need a dict, got {type(options).__name__}")
     chosen = choose(method, sde_type, noise_type, options)
     settings = check_options(options, chosen)
-    _check_state(y0)
+    check_state(y0)
     times, backward = _times(sde, ts)
     step = settings.get("step_size", dt)
     if step is not None:
@@ -278,16 +278,6 @@ def _times(sde: Any, ts: Any) -> tuple[list[float], bool]:
     if len(times) > 1 and times[1] < times[0]:
         return [0.0 - t for t in times], True
     return times, False
-
-
-def _check_state(y0: Any) -> None:
-    if not isinstance(y0, Tensor):
-        raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
-    if not y0.is_floating_point() or y0.ndim < 1:
-        raise TypeError(
-            f"y0: need a real floating-point tensor (batch, ...), got {y0.dtype}, "
-            f"shape {tuple(y0.shape)}"
-        )
 
 
 def _noise_shape(parts: Parts, noise_type: str, y: Tensor, time: float, bm: Any) -> tuple[int, ...]:
