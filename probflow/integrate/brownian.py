@@ -87,7 +87,7 @@ class BrownianPath(BaseBrownian):
     def __init__(
         self, t0: Any, w0: Tensor, window_size: int = 8, *, entropy: int | None = None
     ) -> None:
-        self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0")
+        self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0").clone()
         self.entropy = seed_of(entropy)
         self._intervals: list[BrownianInterval] = []
         self._reach(self._t0)
@@ -166,7 +166,7 @@ class BrownianTree(BaseBrownian):
         cache_depth: int = 9,
         safety: float | None = None,
     ) -> None:
-        self._w0 = as_tensor(w0, "w0")
+        self._w0 = as_tensor(w0, "w0").clone()
         self._interval = BrownianInterval(
             t0,
             as_time(t0, "t0") + 1.0 if t1 is None else t1,
@@ -278,5 +278,7 @@ class BrownianNoiseSampler:
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
         """Noise of the step from ``sigma`` to ``sigma_next``, shape of the state."""
         a, b = (self._time(s, self._transform) for s in (sigma, sigma_next))
+        if a == b:
+            raise ValueError(f"sigma, sigma_next: need two different noise levels, got {sigma}")
         w = torch.cat([motion(a, b) for motion in self._motions]).to(self._like.device)
         return w / math.sqrt(abs(b - a))

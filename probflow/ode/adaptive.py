@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.loop import NonFiniteError
-from probflow.ode.control import Control, error_norm, scaled, seventh_order
+from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError, StepSizeError
 from probflow.ode.steps import combine, dense_value, extended, rk_step, time_tensors
@@ -83,7 +83,7 @@ class AdaptiveStepper:
         self, problem: Problem, tableau: Tableau, control: Control, t0: float, end: float
     ) -> None:
         self.problem, self.tableau, self.control = problem, tableau, control
-        self.t, self.y, self.end = t0, problem.y0, end
+        self.t, self.y, self.start, self.end = t0, problem.y0, t0, end
         self.sign = -1.0 if end < t0 else 1.0
         self.h: float | None = None  # length of the next step, > 0
         self.first: Tensor | None = None
@@ -92,7 +92,7 @@ class AdaptiveStepper:
         self._stages: list[Tensor] = []  # of the last step
         self._jumped = t0 in control.jump_t
         self._norm = error_norm(problem, control.norm)
-        # Times to land on that lie ahead, nearest first; True where the function jumps.
+        # Times to land on, in order; True where the function jumps.
         marks = [(time, False) for time in control.step_t] + [(t, True) for t in control.jump_t]
         self._marks = sorted((self.sign * t, jump) for t, jump in marks)
         names = ("callback_step", "callback_accept_step", "callback_reject_step")
@@ -108,7 +108,7 @@ class AdaptiveStepper:
         NonFiniteError, StepSizeError, MaxStepsError
             If that is not possible.
         """
-        limit = self.end if limit is None else limit
+        limit = step_limit(limit, self.t, self.start, self.end)
         if self.first is None:
             self.first = self._first_stage()
         self._stages = []  # large: let them go before new ones are made
@@ -170,11 +170,12 @@ class AdaptiveStepper:
     def _stop(self, limit: float) -> tuple[float, bool, bool]:
         """End of the next step, whether it was cut for it, and whether the function jumps there."""
         assert self.h is not None
-        while self._marks and self._marks[0][0] <= self.sign * self.t:
-            self._marks.pop(0)
         target, jump = limit, False
-        if self._marks and self._marks[0][0] <= self.sign * limit:
-            target, jump = self.sign * self._marks[0][0], self._marks[0][1]
+        for time, jumps in self._marks:
+            if time > self.sign * self.t:
+                if time <= self.sign * limit:
+                    target, jump = self.sign * time, jumps
+                break
         left = abs(target - self.t)
         h = min(max(self.h, self.control.min_step), self.control.max_step)
         if h >= left * (1.0 - 1e-12):
@@ -226,7 +227,7 @@ class AdaptiveStepper:
         if control.first_step is not None:
             return control.first_step
         assert self.first is not None
-        scale = (self.y.abs() * control.rtol).add_(control.atol)
+        scale = positive((self.y.abs() * control.rtol).add_(control.atol), control.atol)
         of_state, of_slope = torch.stack(
             [self._norm(self.y / scale), self._norm(self.first / scale)]
         ).tolist()
@@ -270,6 +271,7 @@ class AdaptiveStepper:
             "y": self.y,
             "first": self.first,
             "h": self.h,
+            "jumped": self._jumped,
             "errors": list(self.errors),
             "accepted": self.accepted,
             "rejected": self.rejected,
@@ -279,9 +281,27 @@ class AdaptiveStepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken."""
         self.t, self.y, self.first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.errors = list(state["errors"])
+        self.errors, self._jumped, self._stages = list(state["errors"]), state["jumped"], []
         self.accepted, self.rejected = state["accepted"], state["rejected"]
         self.problem.nfe = state["nfe"]
+
+
+def step_limit(limit: float | None, t: float, start: float, end: float) -> float:
+    """How far a step from ``t`` may go, of a solution from ``start`` to ``end``.
+
+    Raises
+    ------
+    ValueError
+        If the end is reached, or ``limit`` does not lie ahead.
+    """
+    if t == end:
+        raise ValueError(f"limit: the solution has reached its end, t = {end:g}")
+    if limit is None:
+        return end
+    sign = 1.0 if end > start else -1.0
+    if sign * limit <= sign * t:
+        raise ValueError(f"limit: need a time between t = {t:g} and {end:g}, got {limit:g}")
+    return sign * min(sign * limit, sign * end)
 
 
 def _weighted(stages: Sequence[Tensor], weights: Sequence[float], h: float = 1.0) -> Tensor:

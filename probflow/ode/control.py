@@ -88,7 +88,8 @@ class Control:
                 factor *= max(error, 1e-12) ** exponent
         # As torchdiffeq: without memory, a step that was good enough is never shortened.
         keep = latest < 1.0 and self.controller[0] == self.controller[2] == 0.0
-        return min(self.ifactor, max(factor, 1.0 if keep else self.dfactor))
+        highest = 0.9 if latest > 1.0 else self.ifactor  # a repeated step is shorter
+        return min(highest, max(factor, 1.0 if keep else self.dfactor))
 
 
 _POSITIVE = ("first_step", "max_step", "safety", "ifactor", "dfactor")
@@ -241,7 +242,15 @@ def _largest_rows(error: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def scaled(error: Tensor, rtol: Any, atol: Any, y: Tensor, after: Tensor) -> Tensor:
     """The error in units of ``atol + rtol max(|y|, |y'|)``, in place."""
-    return error.div_(torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol))
+    scale = torch.maximum(y.abs(), after.abs()).mul_(rtol).add_(atol)
+    return error.div_(positive(scale, atol))
+
+
+def positive(scale: Tensor, atol: Any) -> Tensor:
+    """A scale that divides an error of 0 to 0, where no absolute tolerance makes it positive."""
+    if isinstance(atol, float) and atol > 0.0:
+        return scale
+    return scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
 def seventh_order(fifth: Tensor, third: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probflow.integrate.grid import host_times, refine
 from probflow.integrate.loop import NonFiniteError
-from probflow.ode.adaptive import AcceptedStep
+from probflow.ode.adaptive import AcceptedStep, step_limit
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Run, on_grid, rk_step, run_checkpointed, run_steps, time_tensors
 from probflow.ode.tableaus import Tableau
@@ -201,12 +201,10 @@ class FixedStepper:
 
     def step(self, limit: float | None = None) -> AcceptedStep:
         """Advance by one step, shortened where it would pass ``limit`` (by default the end)."""
-        limit = self.end if limit is None else limit
+        limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
         h = math.copysign(self.h, left)
         stop = limit if abs(left) <= self.h * (1 + 1e-6) else self.t + h
-        if stop == self.t:
-            raise ValueError(f"limit: the solution is at t = {self.t:g} already")
         if self._on_step is not None:
             self._on_step(self.t, self.y, stop - self.t)
         c = self.tableau.c

@@ -162,6 +162,8 @@ def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
     """Whether a general method on a diffusion runs as a plan, which folds the conversions in."""
     if not isinstance(func, ProbabilityFlowODE) or event_fn is not None:
         return False
+    if hasattr(func, "callback_step"):
+        return False
     return isinstance(options, dict) and set(options) <= _PLAN_OPTIONS and not traced(t)
 
 
@@ -323,7 +325,8 @@ def odeint_event(
     slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
     rate = torch.zeros_like(event_t) if by_t is None else by_t
     if by_y is not None:
-        rate = rate + (by_y * slope.detach()).sum().to(rate)
+        change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
+        rate = rate + _real(change).to(rate)
     if rate == 0.0:  # the solution touches the surface: its time has no derivative
         return event_t, states
     # Zero, with the gradient of the event's time.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.ode.control import Control, error_norm, scaled, seventh_order
+from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step
@@ -151,7 +151,8 @@ class PerSample:
         lowest = torch.full_like(error, control.dfactor)
         if control.controller[0] == control.controller[2] == 0.0:
             lowest = torch.where(error < 1.0, 1.0, lowest)
-        factor = torch.maximum(factor, lowest).clamp_max(control.ifactor)
+        highest = torch.where(error > 1.0, 0.9, control.ifactor)  # repeated steps are shorter
+        factor = torch.minimum(torch.maximum(factor, lowest), highest)
         factor = torch.where(error == 0.0, control.ifactor, factor)
         return torch.where(torch.isfinite(error), factor, control.dfactor)
 
@@ -204,7 +205,7 @@ class PerSample:
         control, left = self.control, (self.end - self.t).abs()
         if control.first_step is not None:
             return torch.full_like(left, control.first_step)
-        scale = (self.y.abs() * control.rtol).add_(control.atol)
+        scale = positive((self.y.abs() * control.rtol).add_(control.atol), control.atol)
         of_state = self.norm(self.y / scale).to(left.dtype)
         of_slope = self.norm(self.first / scale).to(left.dtype)
         h0 = 0.01 * of_state / of_slope

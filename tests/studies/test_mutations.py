@@ -101,8 +101,8 @@ HIDDEN_AT_2_PERCENT = {
 }
 
 #: A wrong stage of a start changes one or two steps at the noisy end, where the velocity of the
-#: flow and its Jacobian nearly vanish. With 16 to 256 steps ab3's result changes by 2e-6 to 6e-9, an
-#: h^2, beside errors of 9e-3 to 3e-6, an h^3: it would show beyond some 100 000 steps.
+#: flow and its Jacobian nearly vanish. With 16 to 256 steps ab3's result changes by 2e-6 to 6e-9,
+#: an h^2, beside errors of 9e-3 to 3e-6, an h^3: it would show beyond some 100 000 steps.
 HIDDEN_STARTS = {("ab3", "stage1-f0"), ("ab4", "stage1-f0"), ("ab4", "stage2-f1")}
 
 MUTATIONS = [
