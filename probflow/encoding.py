@@ -133,6 +133,7 @@ def _transported(
     ends, settings = route(model.process, adaptive, steps, grid, t0, t1, options, to_data)
     watched, seen = observed(model)
     ode = ProbabilityFlowODE(model.process, watched)
+    settings.pop("return_info", None)  # there is one answer
     with outside_inference(gradients), naming_sample(seen):
         start = state.clone() if state.is_inference() else state
         return odeint(ode, start, ends, rtol=rtol, atol=atol, method=solver, options=settings)[-1]

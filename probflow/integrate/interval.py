@@ -70,7 +70,8 @@ class BrownianInterval(BaseBrownian):
     ``levy_area_approximation`` does not provide them. Times may come in either order.
 
     The interval is cut into steps of length ``dt``, these are halved down to leaves. Values at
-    the borders of leaves are jointly Brownian. One ``entropy`` is one path for dt, dt/2, dt/4, ...;
+    the borders of leaves are jointly Brownian. One ``entropy`` is one path for dt, dt/2, dt/4, ...
+    (exactly at the borders of steps, between them to the length of a leaf);
     for numbers of steps with another odd factor make one motion without ``dt``, or with the
     smallest, and use it for all. Inside a leaf a time gets the bridge's own law from
     the leaf's one normal, so that times in different leaves are jointly Brownian, too; only two

@@ -75,7 +75,8 @@ def odeint(
         ``per_sample`` (each row of the batch has its own steps; ``func`` gets times (batch,), and
         ``t`` may be (m, batch)), ``controller`` (``"i"``, ``"pi"``, ``"pid"`` or (p, i, d)),
         ``max_order`` of ``explicit_adams``, ``args`` and ``kwargs`` for ``func``, ``gradients``
-        (``"direct"``, ``"checkpoint"``, ``"reversible"``), ``return_info`` (return also an
+        (``"direct"``, ``"checkpoint"``, or ``"reversible"``, which takes the steps of another
+        scheme, with larger errors), ``return_info`` (return also an
         :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite``, and
         ``strict=False``, with which unknown options are warnings instead of errors.
     event_fn
@@ -261,7 +262,7 @@ def odeint_dense(
     """
     ends = [float(t0), float(t1)]
     method = "dopri5" if method is None else method
-    if method == ADAMS:
+    if resolve(method)[0] == ADAMS:
         raise ValueError(f"method: {ADAMS} has no dense output")
     result = solve_ode(
         func, y0, ends, rtol=rtol, atol=atol, method=method, options=options, dense=True

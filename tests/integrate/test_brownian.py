@@ -612,3 +612,15 @@ def test_a_tree_stands_still_outside_its_interval_and_warns() -> None:
     with pytest.warns(UserWarning, match=r"t: 0 lies outside the motion's \[0.1, 14\]"):
         outside = tree(0.0, 5.0)
     assert torch.equal(outside, tree(0.1, 5.0))
+
+
+def test_motions_share_no_memory_with_the_tensors_given() -> None:
+    w0 = torch.zeros(3)
+    path, tree = pf.BrownianPath(0.0, w0, entropy=1), pf.BrownianTree(0.0, w0, entropy=1)
+    before = path(0.5), tree(0.5)
+    w0.add_(7.0)
+    assert torch.equal(path(0.5), before[0])
+    assert torch.equal(tree(0.5), before[1])
+    sampler = pf.BrownianNoiseSampler(torch.zeros(1, 2), 0.1, 10.0, seed=1)
+    with pytest.raises(ValueError, match="need two different noise levels"):
+        sampler(1.0, 1.0)

@@ -510,3 +510,40 @@ def test_no_wait_within_fixed_steps(method: str) -> None:
         with Waits() as waits:
             pf.odeint(rotation, Y0, [0.0, 2.0], method=method, options={"step_size": 2.0 / steps})
         assert waits.count <= 1  # whether the last state is finite
+
+
+@pytest.mark.parametrize(("method", "options"), [("dopri5", {}), ("rk4", {"step_size": 0.3})])
+def test_a_stepper_keeps_to_its_bounds(method: str, options: dict) -> None:
+    stepper = pf.ode_stepper(rotation, Y0, 0.0, 1.0, method=method, options=options)
+    while stepper.t != 1.0:
+        assert stepper.step(limit=5.0).stop <= 1.0
+    with pytest.raises(ValueError, match="limit: the solution has reached its end, t = 1"):
+        stepper.step()
+    behind = pf.ode_stepper(rotation, Y0, 0.0, 1.0, method=method, options=options)
+    with pytest.raises(ValueError, match=r"limit: need a time between t = 0 and 1, got -0\.5"):
+        behind.step(limit=-0.5)
+
+
+def test_a_restored_stepper_lands_on_jumps_again() -> None:
+    stepper = pf.ode_stepper(rotation, Y0, 0.0, 1.0, options={"jump_t": [0.5]})
+    saved = stepper.state_dict()
+    for _ in range(2):
+        stops = []
+        while stepper.t != 1.0:
+            stops.append(stepper.step().stop)
+        assert 0.5 in stops
+        stepper.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_sample": True}])
+def test_a_zero_component_needs_no_absolute_tolerance(options: dict) -> None:
+    y0 = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
+    y = pf.odeint(lambda t, y: -y, y0, [0.0, 1.0], rtol=1e-8, atol=0.0, options=options)
+    assert float(y[-1, 0, 0]) == pytest.approx(math.exp(-1), rel=1e-6)
+    assert float(y[-1, 0, 1]) == 0.0
+
+
+def test_a_repeated_step_is_shorter_whatever_the_safety() -> None:
+    assert Control(safety=2.0).factor([1.5], 4) == 0.9
+    result = pf.solve_ode(rotation, Y0, [0.0, 2.0], options={"safety": 2.0, "max_num_steps": 5000})
+    assert result.success

@@ -107,3 +107,13 @@ def test_bad_input() -> None:
         pf.odeint(rotation, Y0, [0.0, 1.0], method="explicit_adams", event_fn=event)
     with pytest.raises(TypeError, match="event_fn: must return a tensor, returned bool"):
         pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=lambda t, y: bool(y[1] > 0.8))
+
+
+def test_the_time_of_an_event_of_a_complex_state_moves_as_it_should() -> None:
+    for event in (lambda t, y: y.imag, lambda t, y: y.real, lambda t, y: ((1 + 2j) * y).real):
+        angle = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+        y0 = torch.polar(torch.ones((), dtype=DOUBLE), angle)
+        t0 = torch.tensor(0.0, dtype=DOUBLE)
+        t, _ = pf.odeint_event(lambda t, y: 1j * y, y0, t0, event_fn=event)
+        (slope,) = torch.autograd.grad(t, angle)
+        assert float(slope) == pytest.approx(-1.0, abs=1e-6)
