@@ -105,12 +105,13 @@ def run_plan(
         for place, state in zip(places[1:], states, strict=True):
             place.copy_(state)
         final = places[-1]
-    if check_finite and not _all_finite(final.detach()):
+    if check_finite and not all_finite(final.detach()):
         _locate_failure(plan, model, x, noise, threshold)
     return result
 
 
-def _all_finite(x: Tensor) -> bool:
+def all_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite; waits for the device."""
     # NaN and infinity survive a sum, which is much cheaper than a flag per element; where finite
     # numbers overflow it, the flags decide.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())

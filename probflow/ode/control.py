@@ -187,7 +187,7 @@ def _tolerance(name: str, value: Any, problem: Problem) -> Any:
             )
         like = problem.y0
         parts = [
-            torch.as_tensor(one, dtype=_real(like.dtype), device=like.device).expand(shape)
+            torch.as_tensor(one, dtype=like.dtype.to_real(), device=like.device).expand(shape)
             for one, shape in zip(value, layout.shapes, strict=True)
         ]
         return layout.join(tuple(parts))
@@ -195,15 +195,11 @@ def _tolerance(name: str, value: Any, problem: Problem) -> Any:
         if value.requires_grad:
             raise ValueError(f"{name}: a tolerance cannot require a gradient")
         if value.ndim:
-            return value.to(device=problem.y0.device, dtype=_real(problem.y0.dtype))
+            return value.to(device=problem.y0.device, dtype=problem.y0.dtype.to_real())
     number = _number(name, value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name}: need a finite number >= 0, got {number:g}")
     return number
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
 
 
 # Norms ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times, refine
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.adaptive import AcceptedStep, step_limit
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Run, on_grid, rk_step, run_checkpointed, run_steps, time_tensors
@@ -101,7 +101,7 @@ def integrate_on(
         places = _Places(result)
         places.append(y0)
         last, _ = _walk(problem, tableau, y0, run, grid, places, on_step)
-    if check_finite and not _finite(last.detach()):
+    if check_finite and not all_finite(last.detach()):
         _locate(problem, tableau, run, grid)
     return result
 
@@ -147,10 +147,6 @@ def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
         count += stages - known
         known = stages > tableau.closing
     return count
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def _locate(problem: Problem, tableau: Tableau, run: Run, grid: Any) -> None:

@@ -54,8 +54,7 @@ class PerSample:
 
     def _rows(self, values: Tensor) -> Tensor:
         """(batch,) numbers, broadcast against the state, in its dtype."""
-        real = self.y.dtype.to_real() if self.y.is_complex() else self.y.dtype
-        return values.to(real).reshape(-1, *(1,) * (self.y.ndim - 1))
+        return values.to(self.y.dtype.to_real()).reshape(-1, *(1,) * (self.y.ndim - 1))
 
     def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         return self.problem(t.to(self.problem.time_dtype), y)

@@ -11,6 +11,7 @@ from torch import Tensor
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
 from probflow.models import Model
 from probflow.ode.options import native_methods
+from probflow.ode.problem import Layout
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.solvers import Solver, all_solvers, get_solver
 
@@ -102,16 +103,9 @@ def _integrate_tuple(solver: Solver, func: Any, y0: tuple, t: Any, options: Any)
         raise TypeError("y0: the state of a ProbabilityFlowODE is one tensor, got a tuple")
     if not y0 or not all(isinstance(part, Tensor) for part in y0):
         raise TypeError("y0: need a tensor or a tuple of tensors")
-    shapes = [part.shape for part in y0]
-    sizes = [part.numel() for part in y0]
-
-    def split(flat: Tensor, lead: tuple[int, ...] = ()) -> tuple[Tensor, ...]:
-        parts = flat.split(sizes, dim=-1)
-        return tuple(p.reshape((*lead, *shape)) for p, shape in zip(parts, shapes, strict=True))
+    layout = Layout(y0)
 
     def flat_func(time: Tensor, flat: Tensor) -> Tensor:
-        return torch.cat([part.reshape(-1) for part in func(time, split(flat))])
+        return layout.join(func(time, layout.split(flat)))
 
-    flat = torch.cat([part.reshape(-1) for part in y0])
-    states = integrate(solver, flat_func, flat, t, options)
-    return split(states, (len(states),))
+    return layout.split(integrate(solver, flat_func, layout.join(y0), t, options), before=1)

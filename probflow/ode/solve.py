@@ -179,7 +179,10 @@ class _Solve:
         if traced(self.t):
             # Lengths of steps that are tensors.
             refined = any(name in settings for name in ("step_size", "grid_constructor"))
-            points, wanted, interp = self._traced_grid() if refined else self._traced_times()
+            points, interp = self.t, "dense"
+            wanted: list[Sequence[float]] = [[1.0]] * (len(points) - 1)
+            if refined:
+                points, wanted, interp = self._traced_grid()
             states = integrate_on(
                 problem, self.tableau, points, wanted, interpolation=interp, perturb=perturb,
                 gradients=gradients, check_finite=self.check,
@@ -204,10 +207,6 @@ class _Solve:
                 gradients=gradients, check_finite=self.check, on_step=self._on_step(grid),
             )  # fmt: skip
         return self._result(states, accepted=len(grid) - 1, steps=tuple(grid))
-
-    def _traced_times(self) -> tuple[Tensor, list[Sequence[float]], str]:
-        """The output times as the grid."""
-        return self.t, [[1.0]] * (len(self.t) - 1), "dense"
 
     def _traced_grid(self) -> tuple[Tensor, list[Sequence[float]], str]:
         """A refined grid whose points move with the output times between which they lie."""
@@ -284,10 +283,10 @@ class _Solve:
         replayed = gradients == "checkpoint" and torch.is_grad_enabled() and not dense
         stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], outputs[-1])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not replayed):
-            states, steps, wanted, error = self._advance(stepper, outputs, dense)
+            states, ends, steps, wanted, error = self._advance(stepper, outputs, dense)
+        grid = (outputs[0], *ends)
         if replayed and error is None:
             # The steps are known now: take them again, in segments that are not stored.
-            grid = [outputs[0], *(step.stop for step in steps)]
             states = list(
                 integrate_on(
                     self.problem, self.tableau, grid, wanted, gradients="checkpoint",
@@ -305,14 +304,17 @@ class _Solve:
             status=_status_of(error),
             message=Status.SUCCESS.message if error is None else str(error),
             dense=DenseOutput(self.problem, steps, outputs[0]) if dense else None,
-            steps=(outputs[0], *(step.stop for step in steps)),
+            steps=grid,
         )
 
     def _advance(
         self, stepper: AdaptiveStepper, outputs: Sequence[float], keep: bool
-    ) -> tuple[list[Tensor], list[Any], list[list[float]], Exception | None]:
-        """States at the outputs, the steps, the fractions of each at which there is an output."""
-        states, steps = [stepper.y], []
+    ) -> tuple[list[Tensor], list[float], list[AcceptedStep], list[list[float]], Exception | None]:
+        """States at the outputs, ends of the steps, the steps if they are to be kept, and the
+        fractions of each at which there is an output.
+        """
+        states, ends = [stepper.y], []
+        steps: list[AcceptedStep] = []
         wanted: list[list[float]] = []
         sign = stepper.sign
         error: Exception | None = None
@@ -329,12 +331,14 @@ class _Solve:
                         fractions.append(1.0 if time == done.stop else done.fraction(time))
                         states.append(done.state(time))
                     wanted.append(fractions)
-                    steps.append(done if keep else _End(done.stop))
+                    ends.append(done.stop)
+                    if keep:
+                        steps.append(done)
                     report(done)
                     del done  # and with it the stages, before the next step makes its own
             except (SolveError, NonFiniteError) as stopped:
                 error = stopped
-        return states, steps, wanted, error
+        return states, ends, steps, wanted, error
 
     def event(self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control) -> ODEResult:
         outputs = self._times()
@@ -409,13 +413,6 @@ def _batched(y: Tensor) -> bool:
     except RuntimeError:
         return True
     return False
-
-
-class _End:
-    """The end of a step whose stages are not kept."""
-
-    def __init__(self, stop: float) -> None:
-        self.stop = stop
 
 
 def _between(time: float, a: float, b: float) -> bool:

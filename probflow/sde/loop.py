@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
 from probflow.sde.system import System
@@ -135,13 +135,6 @@ def check_finite(
         f"{method.name}: the run ended in NaN or infinity, but a repetition did not: drift or "
         "diffusion is not a function of its arguments, or the Brownian motion not of its times"
     )
-
-
-def all_finite(y: Tensor) -> bool:
-    """Whether all numbers are finite; waits for the device."""
-    # NaN and infinity survive a sum, which costs less than a flag per element; where finite numbers
-    # overflow it, the flags decide.
-    return bool(torch.isfinite(y.sum())) or bool(torch.isfinite(y).all())
 
 
 def _culprit(sde: System, t: Tensor, y: Tensor, noise: Any) -> str:

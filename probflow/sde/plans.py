@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BaseBrownian
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
+from probflow.integrate.interval import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
@@ -125,8 +126,7 @@ def path_noise(bm: Callable[..., Tensor], y0: Tensor, grid: Sequence[float]) -> 
 
 
 def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    seed = drawn_seed() if seed is None else seed
     wide = torch.promote_types(y0.dtype, torch.float32)
     return SeededNoise(seed, y0.shape, wide, y0.device)
 

@@ -316,8 +316,6 @@ def _brownian(
     leaf: float,
 ) -> BrownianInterval:
     """Brownian motion over the times of a call; its seed drawn from torch's global generator."""
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
     ends = sorted((clock * times[0], clock * times[-1]))
     if len(times) == 1:  # nothing will be drawn
         ends[1] += 1.0

@@ -15,6 +15,7 @@ with low orders instead, as the usual implementations do, at the price of order 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, exp, expm1, log
 
@@ -211,11 +212,17 @@ def _average(step: StepBuilder, weights: list[float]) -> Linear:
     return EPS.first(step.x, step.t, step.s, Linear.sum(weights, outputs))
 
 
-def _lms(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
+def _adams(
+    step: StepBuilder,
+    order: int,
+    weights: Callable[[StepBuilder, int], list[float]],
+    start: str = "runge-kutta",
+) -> Linear:
+    """Step of an Adams method on eps, after its start."""
     check_choice("start", start, ("runge-kutta", "euler"))
     if len(step.previous) < order - 2 and start == "runge-kutta":
         return starting_step(step, EPS, order - 1)
-    return _average(step, _rho_weights(step, order))
+    return _average(step, weights(step, order))
 
 
 @register(
@@ -228,7 +235,7 @@ def _lms(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
 )
 def lms_2(step: StepBuilder) -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0, 1."""
-    return _lms(step, 2)
+    return _adams(step, 2, _rho_weights)
 
 
 @register(
@@ -241,7 +248,7 @@ def lms_2(step: StepBuilder) -> Linear:
 )
 def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 2."""
-    return _lms(step, 3, start)
+    return _adams(step, 3, _rho_weights, start)
 
 
 @register(
@@ -254,13 +261,13 @@ def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
 )
 def lms_4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 3."""
-    return _lms(step, 4, start)
+    return _adams(step, 4, _rho_weights, start)
 
 
 def _ipndm(step: StepBuilder, order: int, weights: str, start: str = "runge-kutta") -> Linear:
     check_choice("weights", weights, ("variable", "constant"))
     if weights == "variable":
-        return _lms(step, order, start)
+        return _adams(step, order, _rho_weights, start)
     stored = min(order - 1, len(step.previous))
     return _average(step, adams([-float(j) for j in range(stored + 1)], moments(stored + 1)))
 
@@ -359,14 +366,11 @@ def _means(step: StepBuilder, count: int) -> list[float]:
     return means
 
 
-def _deis(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
-    check_choice("start", start, ("runge-kutta", "euler"))
-    if len(step.previous) < order - 2 and start == "runge-kutta":
-        return starting_step(step, EPS, order - 1)
-    stored = step.previous[: order - 1]
+def _t_weights(step: StepBuilder, order: int) -> list[float]:
+    """Weights of the polynomial in t through the last ``order`` outputs, or fewer if stored."""
     h = step.s.t - step.t.t
-    nodes = [0.0, *((p.t.t - step.t.t) / h for p in stored)]
-    return _average(step, adams(nodes, _means(step, len(nodes))))
+    nodes = [0.0, *((p.t.t - step.t.t) / h for p in step.previous[: order - 1])]
+    return adams(nodes, _means(step, len(nodes)))
 
 
 @register(
@@ -378,7 +382,7 @@ def _deis(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
 )
 def deis_tab1(step: StepBuilder) -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0, 1."""
-    return _deis(step, 2)
+    return _adams(step, 2, _t_weights)
 
 
 @register(
@@ -390,7 +394,7 @@ def deis_tab1(step: StepBuilder) -> Linear:
 )
 def deis_tab2(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 2."""
-    return _deis(step, 3, start)
+    return _adams(step, 3, _t_weights, start)
 
 
 @register(
@@ -403,7 +407,7 @@ def deis_tab2(step: StepBuilder, start: str = "runge-kutta") -> Linear:
 )
 def deis_tab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 3."""
-    return _deis(step, 4, start)
+    return _adams(step, 4, _t_weights, start)
 
 
 # Adams-Bashforth in process time -----------------------------------------------------------------
