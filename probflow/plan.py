@@ -18,12 +18,14 @@ function written like its equation, with :class:`StepBuilder`; what interprets t
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,13 +45,8 @@ class Register(NamedTuple):
         return f"{self.kind}{number}" + (f"[-{self.age}]" if self.age else "")
 
 
-@lru_cache(maxsize=4096)
-def _older(register: Register) -> Register:
-    """The same register, seen from the next step."""
-    return register._replace(age=register.age + 1)
-
-
 X = Register("x")
+_Key = tuple[str, int, int]  # a register, or the plain tuple that is equal to it
 Combination = tuple[tuple[Register, float], ...]
 
 
@@ -134,7 +131,7 @@ class Plan:
                         f"the weight of {register} is {weight}; the process has no finite "
                         "log-SNR there (alpha = 0 or sigma = 0): start or end the grid elsewhere"
                     )
-                if not self._exists(register, number, stage_number):
+                if register != X and not self._exists(register, number, stage_number):
                     return f"register {register} does not exist there"
         return ""
 
@@ -179,31 +176,45 @@ class Linear:
     ``input``: the register at which the model was evaluated.
     """
 
-    __slots__ = ("input", "terms")
+    __slots__ = ("_factor", "_input", "_terms")
 
-    def __init__(self, terms: dict[Register, float], input: Linear | None = None) -> None:
-        self.terms = terms
-        self.input: Linear = self if input is None else input
+    def __init__(
+        self, terms: dict[_Key, float], input: Linear | None = None, factor: float = 1.0
+    ) -> None:
+        # The factor is multiplied out when needed: most products are summands of a sum.
+        self._terms, self._factor, self._input = terms, factor, input
+
+    @property
+    def input(self) -> Linear:
+        """Where a model output was evaluated; the combination itself if it is none."""
+        return self if self._input is None else self._input
+
+    @property
+    def terms(self) -> dict[_Key, float]:
+        """Weight of each register."""
+        if self._factor != 1.0:
+            factor = self._factor
+            self._terms = {register: factor * w for register, w in self._terms.items()}
+            self._factor = 1.0
+        return self._terms
 
     def __add__(self, other: Linear) -> Linear:
         if not isinstance(other, Linear):
             return NotImplemented
-        terms = self.terms.copy()
-        for register, weight in other.terms.items():
-            terms[register] = terms[register] + weight if register in terms else weight
+        terms, factor = self.terms.copy(), other._factor
+        for register, weight in other._terms.items():
+            terms[register] = terms.get(register, 0.0) + factor * weight
         return Linear(terms)
 
     def __mul__(self, factor: float) -> Linear:
         if isinstance(factor, Linear):
             raise TypeError("a solver step is linear: the product of two registers is not allowed")
-        factor = float(factor)
-        return Linear({register: factor * w for register, w in self.terms.items()})
+        return Linear(self._terms, None, self._factor * float(factor))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Linear:
-        divisor = float(divisor)
-        return Linear({register: w / divisor for register, w in self.terms.items()})
+        return Linear(self._terms, None, self._factor / float(divisor))
 
     def __sub__(self, other: Linear) -> Linear:
         return self + other * -1.0
@@ -214,26 +225,32 @@ class Linear:
     @staticmethod
     def sum(weights: Sequence[float], combinations: Sequence[Linear]) -> Linear:
         """The sum of weight times combination, faster than term by term."""
-        terms: dict[Register, float] = {}
+        terms: dict[_Key, float] = {}
         for weight, combination in zip(weights, combinations, strict=True):
-            for register, w in combination.terms.items():
+            weight *= combination._factor
+            for register, w in combination._terms.items():
                 terms[register] = terms.get(register, 0.0) + weight * w
         return Linear(terms)
 
-    def aged(self) -> Linear:
-        """The same combination, seen from the next step."""
-        terms = {_older(register): w for register, w in self.terms.items()}
-        return Linear(terms, None if self.input is self else self.input.aged())
+    def combination(self, number: int = 0) -> Combination:
+        """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1.
 
-    def combination(self) -> Combination:
-        """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1."""
+        While a solver is traced, ages count from step 0; ``number`` is that of the step which the
+        combination belongs to, and from which its registers are seen.
+        """
         return tuple(
             [
-                (register, 1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight)
-                for register, weight in self.terms.items()
+                (
+                    _register(kind, index, age + number),
+                    1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight,
+                )
+                for (kind, index, age), weight in self.terms.items()
                 if weight != 0.0
             ]
         )
+
+
+_register = lru_cache(maxsize=4096)(Register)
 
 
 class _Batch:
@@ -242,12 +259,26 @@ class _Batch:
     def __init__(self, process: Any, times: np.ndarray) -> None:
         self.times, self._process = times, process
         self._columns: dict[str, list[float]] = {}
+        self._conversions: dict[tuple[str, str], list[tuple[float, float]]] = {}
 
     def __getitem__(self, name: str) -> list[float]:
         if name not in self._columns:
             values = getattr(self._process, name)(self.times)
             self._columns[name] = np.broadcast_to(values, self.times.shape).tolist()
         return self._columns[name]
+
+    def conversion(self, source: str, wanted: str) -> list[tuple[float, float]]:
+        """:func:`conversion` at all times; not finite where there is none."""
+        key = (source, wanted)
+        if key not in self._conversions:
+            names = ("alpha", "sigma")
+            levels = {name: np.array(self[name]) for name in names}
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                point = SimpleNamespace(t=self.times, **levels)
+                weights = conversion(self._process, source, wanted, point)
+            columns = [np.broadcast_to(w, self.times.shape).tolist() for w in weights]
+            self._conversions[key] = list(zip(*columns, strict=True))
+        return self._conversions[key]
 
 
 class Point:
@@ -298,6 +329,12 @@ class Point:
         if self._batch is None:
             raise TypeError(f"{name}: a plain ODE has no noise levels; give a process")
         return self._batch[name][self._index]
+
+    def conversion(self, source: str, wanted: str) -> tuple[float, float]:
+        """Weights (c, d) with ``wanted = c x + d source`` here, for any two prediction types."""
+        if self._batch is None:
+            raise TypeError("a plain ODE has one prediction type")
+        return self._batch.conversion(source, wanted)[self._index]
 
     @property
     def ab(self) -> float:
@@ -366,21 +403,18 @@ class StepBuilder:
         t: Point,
         s: Point,
         *,
-        convert: Callable[[Point], tuple[float, float]],
+        predictions: tuple[str, str],
         coordinates: str,
-        score_like: bool,
         previous: list[StepBuilder],
         between: _Between,
+        number: int,
         remaining: int,
     ) -> None:
         self.t, self.s, self.previous, self._between = t, s, previous, between
         self.remaining = remaining
-        self._convert, self._scale, self._score_like = (
-            convert,
-            COORDINATES[coordinates],
-            score_like,
-        )
-        self.x = Linear({X: 1.0}) / self._scale(t)
+        self._predictions, self._scale = predictions, COORDINATES[coordinates]
+        self._number = number
+        self.x = Linear({("x", 0, -number): 1.0}, None, 1.0 / self._scale(t))
         self.outputs: list[Linear] = []
         self._stages: list[Stage] = []
         self._noises: list[tuple[float, float]] = []
@@ -401,18 +435,23 @@ class StepBuilder:
         rather than to the sum that made it, tells the exact laws that the rest of the step
         depends on it alone.
         """
-        scale = self._scale(at)
-        combination = (state if scale == 1.0 else state * scale).combination()
-        index = len(self._stages)
+        scale, number, index = self._scale(at), self._number, len(self._stages)
+        combination = (state if scale == 1.0 else state * scale).combination(number)
         stage = Stage(combination, at.t)
         self._stages.append(stage)
-        register = stage.alias or Register("u", index)
-        of_input, of_output = self._convert(at)
-        factor = scale if self._score_like else 1.0
-        terms = {register: of_input * factor, Register("f", index): of_output * factor}
-        if of_input == 0.0:
-            del terms[register]
-        result = Linear(terms, Linear({register: 1.0 / scale}))
+        alias = stage.alias
+        if alias is None:
+            register = ("u", index, -number)
+        else:
+            register = (alias.kind, alias.index, alias.age - number)
+        model, native = self._predictions
+        of_input, of_output = (0.0, 1.0) if model == native else at.conversion(model, native)
+        terms: dict[_Key, float] = {("f", index, -number): of_output}
+        if of_input != 0.0:
+            terms[register] = of_input
+        # A score is the only prediction that scales with the state.
+        factor = scale if native == "score" else 1.0
+        result = Linear(terms, Linear({register: 1.0}, None, 1.0 / scale), factor)
         self.outputs.append(result)
         return result
 
@@ -425,7 +464,7 @@ class StepBuilder:
         )
         if interval not in self._noises:
             self._noises.append(interval)
-        return Linear({Register("z", self._noises.index(interval)): 1.0})
+        return Linear({("z", self._noises.index(interval), -self._number): 1.0})
 
     def finish(self, update: Linear) -> Step:
         """The step as data."""
@@ -434,13 +473,8 @@ class StepBuilder:
             self.s.t,
             tuple(self._stages),
             tuple(self._noises),
-            (update * self._scale(self.s)).combination(),
+            (update * self._scale(self.s)).combination(self._number),
         )
-
-    def _aged(self) -> StepBuilder:
-        self.x = self.x.aged()
-        self.outputs = [output.aged() for output in self.outputs]
-        return self
 
 
 class _Between:
@@ -580,40 +614,50 @@ def trace(
     memory
         How many earlier steps the solver looks at.
     """
-
-    def convert(point: Point) -> tuple[float, float]:
-        if native == prediction:
-            return 0.0, 1.0
-        return conversion(process, prediction, native, point)
-
     points = Point.many(process, times)
     between = _Between(process)
-    if process is not None:
-        between.prepare(*_scout(step_function, points, memory))
     previous: list[StepBuilder] = []
     steps = []
-    for number, (t, s) in enumerate(pairwise(points)):
-        try:
-            builder = StepBuilder(
-                t,
-                s,
-                convert=convert,
-                coordinates=coordinates,
-                score_like=native == "score",
-                previous=previous,
-                between=between,
-                remaining=len(points) - 1 - number,
-            )
-            steps.append(builder.finish(step_function(builder)))
-        except (OverflowError, ZeroDivisionError):
-            raise ValueError(
-                f"{name}: a weight is not finite on the step from t = {t.t:g} to {s.t:g}, where "
-                "the process has no finite log-SNR (alpha = 0 or sigma = 0): start or end the "
-                "grid elsewhere"
-            ) from None
-        if memory:
-            previous = [b._aged() for b in [builder, *previous][:memory]]
-    return Plan(name, prediction, tuple(steps))
+    with _uncollected():
+        if process is not None:
+            between.prepare(*_scout(step_function, points, memory))
+        for number, (t, s) in enumerate(pairwise(points)):
+            try:
+                builder = StepBuilder(
+                    t,
+                    s,
+                    predictions=(prediction, native),
+                    coordinates=coordinates,
+                    previous=previous,
+                    between=between,
+                    number=number,
+                    remaining=len(points) - 1 - number,
+                )
+                steps.append(builder.finish(step_function(builder)))
+            except (OverflowError, ZeroDivisionError):
+                raise ValueError(
+                    f"{name}: a weight is not finite on the step from t = {t.t:g} to {s.t:g}, "
+                    "where the process has no finite log-SNR (alpha = 0 or sigma = 0): start or "
+                    "end the grid elsewhere"
+                ) from None
+            if memory:
+                previous = [builder, *previous][:memory]
+        return Plan(name, prediction, tuple(steps))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: a plan is so many tuples that it would set off a full one.
+
+    That looks at every object of the process, which takes longer than the plan, and finds nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")

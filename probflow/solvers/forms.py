@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import expm1
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.phi import adams, moments, phi
+from probflow.solvers.phi import adams, moments, phi, phis
 
 __all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "check_choice", "kutta_3", "runge_kutta"]
 
@@ -82,8 +82,8 @@ def heun_2(c2: float) -> Tableau:
     """Order 2 (Hochbruck, Ostermann 2005, eq. 5.3)."""
 
     def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
-        b2 = phi(2, z) / c2
-        return [[c2 * phi(1, c2 * z)]], [phi(1, z) - b2, b2]
+        one, two = phis(2, z)
+        return [[c2 * phi(1, c2 * z)]], [one - two / c2, two / c2]
 
     return tableau
 
@@ -94,17 +94,18 @@ def kutta_3(c2: float, c3: float) -> Tableau:
 
     def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
         a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * phi(2, c3 * z)
-        b3 = phi(2, z) / (gamma * c2 + c3)
+        one, two = phis(2, z)
+        b3 = two / (gamma * c2 + c3)
         stages = [[c2 * phi(1, c2 * z)], [c3 * phi(1, c3 * z) - a32, a32]]
-        return stages, [phi(1, z) - (1 + gamma) * b3, gamma * b3, b3]
+        return stages, [one - (1 + gamma) * b3, gamma * b3, b3]
 
     return tableau
 
 
 def krogstad_4(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
     """Order 4 (Krogstad 2005; Hochbruck, Ostermann 2005, eq. 5.18)."""
-    half1, half2 = phi(1, z / 2), phi(2, z / 2)
-    one, two, three = phi(1, z), phi(2, z), phi(3, z)
+    half1, half2 = phis(2, z / 2)
+    one, two, three = phis(3, z)
     stages = [
         [half1 / 2],
         [half1 / 2 - half2, half2],

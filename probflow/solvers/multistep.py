@@ -31,7 +31,7 @@ from probflow.solvers.forms import (
     lowered,
     starting_step,
 )
-from probflow.solvers.phi import adams, moments, phi
+from probflow.solvers.phi import adams, moments, phi, phis
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
@@ -157,7 +157,7 @@ def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, fin
     first = d0 + r0 / (r0 + r1) * (d0 - d1)
     second = factor / (r0 + r1) * (d0 - d1)
     z = form.z(t, s)
-    return form.step(step.x, t, s, [phi(1, z), phi(2, z), phi(3, z)], [f, first, second])
+    return form.step(step.x, t, s, phis(3, z), [f, first, second])
 
 
 @register(

@@ -10,18 +10,23 @@ weights of the classical method.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import expm1, factorial
 
-__all__ = ["adams", "moments", "phi"]
+__all__ = ["adams", "moments", "phi", "phis"]
 
 #: Up to here the power series has no cancellation to speak of; beyond, the recursion has none.
 _SERIES = 5.0
 _FACTORIAL = [float(factorial(k)) for k in range(20)]
 
 
-def _phis(count: int, z: float) -> list[float]:
-    """phi_1 .. phi_count: the last by its series, the others downwards; all upwards for large z."""
+@lru_cache(maxsize=4096)
+def phis(count: int, z: float) -> Sequence[float]:
+    r""":math:`\varphi_1(z), \dots` up to ``count``, each as accurate as by :func:`phi`.
+
+    The last by its series, the others downwards; all upwards for large z.
+    """
     if abs(z) > _SERIES:
         values = [expm1(z) / z]
         for k in range(1, count):
@@ -43,12 +48,12 @@ def _phis(count: int, z: float) -> list[float]:
 
 def phi(k: int, z: float) -> float:
     r""":math:`\varphi_k(z)` for k >= 1, to a relative accuracy of 1e-14 (abs(z) <= 50, k <= 5)."""
-    return _phis(k, z)[-1]
+    return phis(k, z)[-1]
 
 
 def moments(count: int, z: float = 0.0) -> list[float]:
     r""":math:`\int_0^1 e^{(1-\theta)z} \theta^k d\theta = k!\,\varphi_{k+1}(z)`, k < ``count``."""
-    return [_FACTORIAL[k] * value for k, value in enumerate(_phis(count, z))]
+    return [_FACTORIAL[k] * value for k, value in enumerate(phis(count, z))]
 
 
 def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
