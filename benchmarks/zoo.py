@@ -1,0 +1,295 @@
+"""Every static solver: time a step over its bare tensor operations, time of a plan, and diffusers.
+
+*Overhead.* The tensor operations and model calls of a run are recorded once and replayed in a plain
+loop: what a careful hand-written loop costs at least. For a few solvers such loops are written
+out, too. *Plans* of 1000 steps are made on a grid even in log-SNR. *diffusers*, if it is
+installed: its scheduler's ``step`` in the loop that a pipeline runs, on the same state and number
+of evaluations.
+
+Time is the processor time of the one thread; ratios are medians over interleaved repeats.
+
+    python benchmarks/zoo.py --repeats 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from overhead import Given, hand_euler, hand_heun, hand_rk4, rows_of, seconds
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+import probflow as pf
+from probflow.integrate import run_plan
+from probflow.plan import Plan
+
+PROCESS = pf.VP.linear()
+GRID = pf.grids.log_snr(3.0, 0.01, "neg_log_ab")
+Work = Callable[[], object]
+
+
+def identity(x: Tensor, t: Tensor) -> Tensor:
+    """The model: no time of its own."""
+    return x
+
+
+# The operations alone ---------------------------------------------------------------------------
+
+
+class Recorder(TorchFunctionMode):
+    """Notes the arithmetic of a run and, as its model, the evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def model(self, x: Tensor, t: Tensor) -> Tensor:
+        """``identity``, noted."""
+        self.calls.append((identity, (x, t), {}))
+        return x
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run the call and note it if it is arithmetic."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("add", "mul", "add_", "mul_"):
+            self.calls.append((func, args, kwargs))
+        return func(*args, **kwargs)
+
+
+def operations(plan: Plan, x: Tensor, noise: Given | None) -> Work:
+    """The arithmetic and the evaluations of a run, replayed."""
+    with Recorder() as recorder:
+        model = pf.Model(recorder.model, PROCESS, prediction=plan.prediction)
+        run_plan(plan, model, x, noise=noise, check_finite=False)
+    calls = recorder.calls
+
+    def replay() -> None:
+        for function, args, kwargs in calls:
+            function(*args, **kwargs)
+
+    return replay
+
+
+# Loops written by hand, with the weights of the plan as floats -----------------------------------
+
+
+def weights_of(plan: Plan) -> list[list[list[float]]]:
+    """Per step, the weights of each combination."""
+    return [[[w for _, w in c] for c in step.combinations()] for step in plan.steps]
+
+
+def hand_one_stage(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
+    """x' = a x + b f (+ c z): ddim, ddpm, edm-euler, ..."""
+    rows = rows_of([s.time for step in plan.steps for s in step.stages], len(x))
+    for (_, (a, b, *c)), row in zip(weights_of(plan), rows, strict=True):
+        x = torch.mul(x, a).add_(identity(x, row), alpha=b)
+        if c:
+            x.add_(z, alpha=c[0])
+    return x
+
+
+def hand_2m(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
+    """x' = a x + b f + c f_before; the first step has none before."""
+    rows = rows_of([s.time for step in plan.steps for s in step.stages], len(x))
+    before = None
+    for (_, (a, b, *c)), row in zip(weights_of(plan), rows, strict=True):
+        f = identity(x, row)
+        x = torch.mul(x, a).add_(f, alpha=b)
+        if before is not None:
+            x.add_(before, alpha=c[0])
+        before = f
+    return x
+
+
+def hand_two_stages(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
+    """u = a x + b f, x' = c x + d f + e f(u)."""
+    rows = iter(rows_of([s.time for step in plan.steps for s in step.stages], len(x)))
+    for _, (a, b), (c, *rest) in weights_of(plan):
+        f = identity(x, next(rows))
+        g = identity(torch.mul(x, a).add_(f, alpha=b), next(rows))
+        x = torch.mul(x, c)
+        for weight, output in zip(rest, (f, g)[-len(rest) :], strict=True):
+            x.add_(output, alpha=weight)
+    return x
+
+
+HAND = {
+    "ddim": hand_one_stage,
+    "ddpm": hand_one_stage,
+    "dpm-solver++-2m": hand_2m,
+    "dpm-solver-2": hand_two_stages,
+    "euler": lambda plan, x, z: hand_euler(identity, x, plan.times),
+    "heun": lambda plan, x, z: hand_heun(identity, x, plan.times),
+    "rk4": lambda plan, x, z: hand_rk4(identity, x, plan.times),
+}
+
+
+def overhead(
+    solvers: Iterable[pf.Solver], shape: tuple[int, ...], steps: int, repeats: int
+) -> None:
+    """Print time a step over that of its operations alone."""
+    print(f"\n### State {shape}, {steps} steps\n")
+    print("| solver | us/step | over its operations alone | over a hand-written loop |")
+    print("|---|---:|---:|---:|")
+    ratios = []
+    for solver in solvers:
+        plan = solver.plan(PROCESS, GRID.times(PROCESS, steps))
+        model = pf.Model(identity, PROCESS, prediction=plan.prediction)
+        x = torch.randn(shape)
+        noise = Given(x) if plan.stochastic else None
+        work: dict[str, Work] = {
+            "bare": operations(plan, x, noise),
+            "run": lambda p=plan, m=model, y=x, n=noise: run_plan(p, m, y, noise=n),
+        }
+        if solver.name in HAND:
+            z = torch.randn_like(x)
+            work["hand"] = lambda p=plan, y=x, z=z, h=HAND[solver.name]: h(p, y, z)
+        times = interleaved(work, repeats)
+        run = ratio(times["run"], times["bare"])
+        ratios.append(run)
+        hand = f"{ratio(times['run'], times['hand']):.2f}" if "hand" in times else ""
+        us = statistics.median(times["run"]) / steps * 1e6
+        print(f"| {solver.name} | {us:.2f} | {run:.2f} | {hand} |")
+    print(
+        f"\nRatios to the operations from {min(ratios):.2f} to {max(ratios):.2f}, median "
+        f"{statistics.median(ratios):.2f}."
+    )
+
+
+def interleaved(work: dict[str, Work], repeats: int) -> dict[str, list[float]]:
+    """Processor times of each, one after the other, many times."""
+    for each in work.values():
+        each()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, each in work.items():
+            times[name].append(seconds(each))
+    return times
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """Median of the ratio within a repeat."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+# Plans ------------------------------------------------------------------------------------------
+
+
+def planning(solvers: Iterable[pf.Solver], repeats: int) -> None:
+    """Print the time that a plan of 1000 steps takes."""
+    times = GRID.times(PROCESS, 1000)
+    print("\n### A plan of 1000 steps\n\n| solver | ms |\n|---|---:|")
+    rows = []
+    for solver in solvers:
+        best = min(seconds(lambda s=solver: s.plan(PROCESS, times, "eps")) for _ in range(repeats))
+        rows.append((1e3 * best, solver.name))
+    for milliseconds, name in sorted(rows, reverse=True):
+        print(f"| {name} | {milliseconds:.1f} |")
+
+
+# diffusers --------------------------------------------------------------------------------------
+
+
+def peers() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Solver of ours to (scheduler class of diffusers, its options)."""
+    return {
+        "ddim": ("DDIMScheduler", {"clip_sample": False}),
+        "ddpm-posterior": ("DDPMScheduler", {"clip_sample": False}),
+        "edm-euler": ("EulerDiscreteScheduler", {}),
+        "edm-heun": ("HeunDiscreteScheduler", {}),
+        "dpm-solver++-2m": ("DPMSolverMultistepScheduler", {}),
+        "dpm-solver++-3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        "unipc-3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+        "deis-tab2": ("DEISMultistepScheduler", {"solver_order": 3}),
+        "lms-4": ("LMSDiscreteScheduler", {}),
+    }
+
+
+def diffusers_loop(name: str, options: dict[str, Any], x: Tensor, nfe: int) -> Work:
+    """What a pipeline runs, without the network and its progress bar."""
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(**options)
+
+    def loop() -> Tensor:
+        scheduler.set_timesteps(nfe)
+        sample = x * scheduler.init_noise_sigma
+        for t in scheduler.timesteps[:nfe]:
+            model_input = scheduler.scale_model_input(sample, t)
+            sample = scheduler.step(identity(model_input, t), t, sample, return_dict=False)[0]
+        return sample
+
+    return loop
+
+
+def against_diffusers(shape: tuple[int, ...], nfe: int, repeats: int) -> None:
+    """Print times and memory next to diffusers' schedulers."""
+    print(f"\n### Against diffusers, state {shape}, {nfe} evaluations\n")
+    print("Overhead is the time beyond the operations alone; memory the peak in units of a state.")
+    print("\n| solver | us/evaluation | operations | diffusers | its overhead, ours = 1 | memory |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, (peer, options) in peers().items():
+        solver = pf.get_solver(name)
+        steps = nfe // solver.nfe
+        plan = solver.plan(PROCESS, GRID.times(PROCESS, steps), "eps")
+        model = pf.Model(identity, PROCESS, prediction="eps")
+        x = torch.randn(shape)
+        noise = Given(x) if plan.stochastic else None
+        ours = lambda p=plan, m=model, y=x, n=noise: run_plan(p, m, y, noise=n)  # noqa: E731
+        theirs = diffusers_loop(peer, options, x, nfe)
+        bare = operations(plan, x, noise)
+        times = interleaved({"ours": ours, "theirs": theirs, "bare": bare}, repeats)
+        us = {key: statistics.median(value) / nfe * 1e6 for key, value in times.items()}
+        beyond = (us["theirs"] - us["bare"]) / max(us["ours"] - us["bare"], 1e-3)
+        memory = f"{held_states(ours, x):.1f} against {held_states(theirs, x):.1f}"
+        print(
+            f"| {name} | {us['ours']:.1f} | {us['bare']:.1f} | {us['theirs']:.1f} | {beyond:.0f} "
+            f"| {memory} |"
+        )
+
+
+def held_states(work: Work, x: Tensor) -> float:
+    """Peak memory of a run in units of the state, by the allocator's own record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    level = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    return peak / (x.numel() * x.element_size())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--solvers", nargs="*", help="only these (default: all)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    solvers = [pf.get_solver(name) for name in options.solvers or pf.solver_names()]
+    versions = [f"torch {torch.__version__}", f"probflow {pf.__version__}"]
+    print(f"{', '.join(versions)}, Python {platform.python_version()}, 1 thread, float32")
+    with torch.no_grad():
+        overhead(solvers, (64,), options.steps, options.repeats)
+        planning(solvers, 5)
+        if find_spec("diffusers") is None:
+            print("\ndiffusers is not installed: pip install 'probflow-solvers[diffusers]'")
+            sys.exit()
+        for shape, nfe in (((64,), 50), ((8, 4, 64, 64), 20)):
+            against_diffusers(shape, nfe, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
