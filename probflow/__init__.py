@@ -30,6 +30,7 @@ from probflow.ode import (
 )
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
+from probflow.rejection import RejectionResult, rejection_sample
 from probflow.sde import BaseSDE, SDEIto, SDEStratonovich, sdeint, sdeint_adjoint
 from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 from probflow.solvers.registry import register as register_solver
@@ -57,6 +58,7 @@ __all__ = [
     "NonFiniteError",
     "ODEResult",
     "ProbabilityFlowODE",
+    "RejectionResult",
     "ReverseBrownian",
     "ReverseSDE",
     "SDEIto",
@@ -78,6 +80,7 @@ __all__ = [
     "odeint_event",
     "register",
     "register_solver",
+    "rejection_sample",
     "sample",
     "sdeint",
     "sdeint_adjoint",

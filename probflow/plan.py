@@ -158,6 +158,25 @@ class Plan:
         return sum(len(step.stages) for step in self.steps)
 
     @property
+    def rounds(self) -> int:
+        """Length of the longest chain of evaluations that wait for one another.
+
+        Equal to ``nfe`` unless a step has evaluations that could run at the same time.
+        """
+        depths: dict[tuple[str, int, int], int] = {("x", 0, 0): 0}
+        for number, step in enumerate(self.steps):
+
+            def depth(combination: Combination, now: int = number) -> int:
+                names = [(r.kind, r.index, now - r.age) for r, _ in combination if r.kind != "z"]
+                return max((depths[name] for name in names), default=0)
+
+            for index, stage in enumerate(step.stages):
+                before = depth(stage.input)
+                depths["u", index, number], depths["f", index, number] = before, before + 1
+            depths["x", 0, number + 1] = depth(step.update)
+        return max(depths.values())
+
+    @property
     def stochastic(self) -> bool:
         """Whether any step draws noise."""
         return any(step.noises for step in self.steps)
@@ -392,10 +411,12 @@ class StepBuilder:
     previous : list of StepBuilder
         The finished steps before this one, newest first; ``previous[0].t`` is the grid point
         before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
-    outputs : list of Linear
-        The model outputs of this step so far.
-    remaining : int
-        Number of steps of the grid from this one on: 1 in the last step.
+    outputs, points : list of Linear, list of Point
+        The model outputs of this step so far, and where they were evaluated.
+    number, remaining : int
+        Number of steps before this one, and from this one on (1 in the last step).
+    following : Point, optional
+        The grid point after ``s``; ``None`` in the last step.
     """
 
     def __init__(
@@ -409,13 +430,14 @@ class StepBuilder:
         between: _Between,
         number: int,
         remaining: int,
+        following: Point | None,
     ) -> None:
         self.t, self.s, self.previous, self._between = t, s, previous, between
-        self.remaining = remaining
+        self.number, self.remaining, self.following = number, remaining, following
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
-        self._number = number
         self.x = Linear({("x", 0, -number): 1.0}, None, 1.0 / self._scale(t))
         self.outputs: list[Linear] = []
+        self.points: list[Point] = []
         self._stages: list[Stage] = []
         self._noises: list[tuple[float, float]] = []
 
@@ -435,7 +457,7 @@ class StepBuilder:
         rather than to the sum that made it, tells the exact laws that the rest of the step
         depends on it alone.
         """
-        scale, number, index = self._scale(at), self._number, len(self._stages)
+        scale, number, index = self._scale(at), self.number, len(self._stages)
         combination = (state if scale == 1.0 else state * scale).combination(number)
         stage = Stage(combination, at.t)
         self._stages.append(stage)
@@ -453,6 +475,7 @@ class StepBuilder:
         factor = scale if native == "score" else 1.0
         result = Linear(terms, Linear({register: 1.0}, None, 1.0 / scale), factor)
         self.outputs.append(result)
+        self.points.append(at)
         return result
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
@@ -464,7 +487,7 @@ class StepBuilder:
         )
         if interval not in self._noises:
             self._noises.append(interval)
-        return Linear({("z", self._noises.index(interval), -self._number): 1.0})
+        return Linear({("z", self._noises.index(interval), -self.number): 1.0})
 
     def finish(self, update: Linear) -> Step:
         """The step as data."""
@@ -473,7 +496,7 @@ class StepBuilder:
             self.s.t,
             tuple(self._stages),
             tuple(self._noises),
-            (update * self._scale(self.s)).combination(self._number),
+            (update * self._scale(self.s)).combination(self.number),
         )
 
 
@@ -528,10 +551,13 @@ class _Scout(StepBuilder):
     that depend on it, the notes are wrong, which costs time only.
     """
 
-    def __init__(self, t: Point, s: Point, previous: list[StepBuilder], remaining: int) -> None:
-        self.t, self.s, self.previous, self.remaining = t, s, previous, remaining
+    def __init__(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
+        self.t, self.s = points[number : number + 2]
+        self.previous, self.number, self.remaining = previous, number, len(points) - 1 - number
+        self.following = points[number + 2] if self.remaining > 1 else None
         self.x = _Nothing({})
         self.outputs: list[Linear] = []
+        self.points: list[Point] = []
         self.times: list[float] = []
         self.lambdas: list[float] = []
 
@@ -555,6 +581,7 @@ class _Scout(StepBuilder):
 
     def model(self, state: Linear, at: Point) -> Linear:
         self.outputs.append(self.x)
+        self.points.append(at)
         return self.x
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
@@ -571,8 +598,8 @@ def _scout(
     times: list[float] = []
     lambdas: list[float] = []
     previous: list[StepBuilder] = []
-    for number, (t, s) in enumerate(pairwise(points)):
-        step = _Scout(t, s, previous, len(points) - 1 - number)
+    for number in range(len(points) - 1):
+        step = _Scout(points, number, previous)
         # An error here is due to the stand-ins, or will come again when the steps are traced.
         with suppress(Exception):
             step_function(step)
@@ -632,6 +659,7 @@ def trace(
                     between=between,
                     number=number,
                     remaining=len(points) - 1 - number,
+                    following=points[number + 2] if number + 2 < len(points) else None,
                 )
                 steps.append(builder.finish(step_function(builder)))
             except (OverflowError, ZeroDivisionError):

@@ -1,6 +1,6 @@
 """Solvers, one file per family, and their registry."""
 
-from probflow.solvers import chain, exponential, multistep, runge_kutta, singlestep
+from probflow.solvers import chain, exponential, multistep, provable, runge_kutta, singlestep
 from probflow.solvers.registry import (
     Solver,
     all_solvers,
@@ -17,6 +17,7 @@ __all__ = [
     "exponential",
     "get_solver",
     "multistep",
+    "provable",
     "register",
     "runge_kutta",
     "singlestep",

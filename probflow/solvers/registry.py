@@ -50,7 +50,8 @@ class Solver:
     orders
         Declared order per measure: ``tv`` (also the order of W2; KL has twice it), ``strong``
         (error against the exact flow, deterministic solvers), ``path-kl`` (of its square root,
-        stochastic solvers). A missing measure does not apply to the solver.
+        stochastic solvers), ``certificate`` (of its square root, solvers that overshoot and noise
+        back). A missing measure does not apply to the solver.
     nfe
         Model evaluations per step (the first step of some methods takes fewer).
     stochastic

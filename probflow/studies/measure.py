@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probflow.grids import Grid
 from probflow.integrate.loop import run_plan
+from probflow.laws.certificate import certificate
 from probflow.laws.density import density_samples
 from probflow.laws.distances import gaussian_kl, gaussian_w2
 from probflow.laws.gaussian import gaussian_law, true_law
@@ -31,7 +32,14 @@ Reference = tuple[Tensor, float]  # final states, and their own RMS error
 
 #: Errors below these are round-off. Measured where the error is 0, by ``rk4`` with 4096 steps (tv
 #: and strong 1e-14, kl 4e-28) and by ``ddpm-beta`` on N(0, 1), where it is exact (path-kl 3e-13).
-FLOORS = {"tv": 1e-13, "kl": 1e-26, "w2": 1e-13, "strong": 1e-13, "path-kl": 1e-11}
+FLOORS = {
+    "tv": 1e-13,
+    "kl": 1e-26,
+    "w2": 1e-13,
+    "strong": 1e-13,
+    "path-kl": 1e-11,
+    "certificate": 1e-13,
+}
 #: A stochastic plan's density is carried by quadrature, which loses tails of this order: on N(0, 1)
 #: ``ddpm-beta`` has tv 2e-12, kl 2e-17, w2 5e-10.
 FLOORS_STOCHASTIC = {"tv": 1e-11, "kl": 1e-16, "w2": 2e-9}
@@ -104,8 +112,7 @@ def measure(
     Parameters
     ----------
     name
-        ``tv``, ``kl``, ``w2``, ``path-kl`` or ``strong``: see
-        :data:`probflow.studies.rows.MEASURES`.
+        A key of :data:`probflow.studies.rows.MEASURES`.
     plan, process, target
         The plan starts from the exact law at its first time, and is compared with the exact law
         (or flow) at its last.
@@ -128,6 +135,9 @@ def measure(
         return _path(plan, process, target, settings)
     if name == "strong":
         return _strong(plan, process, target, settings, reference)
+    if name == "certificate":
+        value = math.sqrt(certificate(plan, process, target) / 2)
+        return Measurement(value, floor=FLOORS[name])
     raise ValueError(f"measure: got {name!r}, allowed are {', '.join(MEASURES)}")
 
 

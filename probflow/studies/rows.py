@@ -20,6 +20,7 @@ MEASURES: dict[str, str] = {
     "w2": "W2(q, p)",
     "path-kl": "sqrt(path KL(q || p) / 2)",
     "strong": "strong error, RMS per coordinate",
+    "certificate": "sqrt(certificate / 2), a bound on TV(q, p)",
 }
 
 

@@ -1,0 +1,235 @@
+r"""Samplers with later theorems: overshooting and noising back, random midpoints, collocation.
+
+For a variance-preserving state Y and :math:`g = \bar\alpha`, the probability-flow ODE is
+:math:`d(Y/\sqrt g) = s_g(Y)\,dg / (2 g^{3/2})`; in Ornstein-Uhlenbeck time, :math:`g = e^{-2\tau}`,
+it is :math:`dY = -(Y + s)\,d\tau`. A step from t to s has the length :math:`h = \tau_t - \tau_s`.
+Random numbers are those of the option ``seed`` and the number of the step: a plan is fixed before
+the first evaluation.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import cos, exp, expm1, log, pi, sqrt
+
+import numpy as np
+
+from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.forms import EPS, check_choice
+from probflow.solvers.phi import adams, moments
+from probflow.solvers.registry import register
+
+
+def _tau(t: Point) -> float:
+    """Ornstein-Uhlenbeck time."""
+    return 0.5 * t.neg_log_ab
+
+
+def _at(step: StepBuilder, neg_log_ab: float) -> Point:
+    return step.at_lambda(-0.5 * log(expm1(neg_log_ab)))
+
+
+def _between(step: StepBuilder, t: Point, s: Point, fraction: float) -> Point:
+    """The point at a fraction of the way from t to s in Ornstein-Uhlenbeck time."""
+    return _at(step, t.neg_log_ab + fraction * (s.neg_log_ab - t.neg_log_ab))
+
+
+@lru_cache(maxsize=64)
+def _uniforms(seed: int, block: int) -> list[float]:
+    return np.random.default_rng([seed, block]).random(256).tolist()
+
+
+def _uniform(step: StepBuilder, seed: int) -> float:
+    """The random number in [0, 1) of a step."""
+    return _uniforms(seed, step.number // 256)[step.number % 256]
+
+
+def _noised(step: StepBuilder, state: Linear, r: Point) -> Linear:
+    """From the state at r back to the noise level of s: the forward process."""
+    kept = exp(r.neg_log_ab - step.s.neg_log_ab)  # ab_s/ab_r
+    return sqrt(kept) * state + sqrt(1 - kept) * step.noise()
+
+
+# Two intervals forward, one back -----------------------------------------------------------------
+
+
+def _exponential_euler(x: Linear, t: Point, s: Point, score: Linear) -> Linear:
+    """Y' = e^h Y + (e^h - 1) score."""
+    h = _tau(t) - _tau(s)
+    return exp(h) * x + expm1(h) * score
+
+
+@register(
+    "two-interval",
+    reference="Jain, Zhang 2025 (arXiv 2508.16306), known at second hand",
+    prediction="score",
+    coordinates="vp",
+    stochastic=True,
+    family="chain",
+    orders={"tv": 1, "certificate": 1},
+)
+def two_interval(step: StepBuilder) -> Linear:
+    """Y+ = e^H Y + (e^H - 1) score(Y), Y' = sqrt(ab'/ab+) Y+ + sqrt(1 - ab'/ab+) Z.
+
+    The ODE from t to the grid point after s, H = tau_t - tau_+, then the forward process back to s.
+    The last step, which has nothing after it, is the ODE alone.
+    """
+    r = step.following or step.s
+    state = _exponential_euler(step.x, step.t, r, step.model(step.x, step.t))
+    return _noised(step, state, r) if step.following else state
+
+
+@register(
+    "two-interval-2",
+    reference="derived from Jain, Zhang 2025 (arXiv 2508.16306) with a second-order ODE part",
+    prediction="score",
+    coordinates="vp",
+    nfe=2,
+    stochastic=True,
+    family="chain",
+    orders={"tv": 2, "certificate": 2},
+)
+def two_interval_2(step: StepBuilder) -> Linear:
+    """Y+ = e^H Y + (e^H - 1) score(Ym), Ym = e^(H/2) Y + (e^(H/2) - 1) score(Y).
+
+    As ``two-interval``, with an exponential midpoint step from t to the grid point after s.
+    """
+    r = step.following or step.s
+    middle = _between(step, step.t, r, 0.5)
+    score = step.model(step.x, step.t)
+    half = _exponential_euler(step.x, step.t, middle, score)
+    state = _exponential_euler(step.x, step.t, r, step.model(half, middle))
+    return _noised(step, state, r) if step.following else state
+
+
+# Random midpoints ---------------------------------------------------------------------------------
+
+
+@register(
+    "randomized-midpoint",
+    reference="Gupta, Cai, Chen 2024 (arXiv 2406.00924), the predictor",
+    prediction="score",
+    coordinates="vp",
+    nfe=2,
+    family="chain",
+    orders={"tv": 1.5, "strong": 1.5},
+)
+def randomized_midpoint(step: StepBuilder, seed: int = 0) -> Linear:
+    """Y' = e^h Y + h e^((1 - a) h) score(Y+), Y+ = e^(a h) Y + (e^(a h) - 1) score(Y).
+
+    Y+ lies at tau - a h and a is uniform on [0, 1]: the mean of the sum is the integral.
+    """
+    t, s = step.t, step.s
+    a = _uniform(step, seed)
+    r = _between(step, t, s, a)
+    h = _tau(t) - _tau(s)
+    middle = _exponential_euler(step.x, t, r, step.model(step.x, t))
+    return exp(h) * step.x + h * exp((1 - a) * h) * step.model(middle, r)
+
+
+@register(
+    "ddram",
+    reference="Zhang et al. 2025 (arXiv 2511.04844), form derived here",
+    prediction="score",
+    coordinates="vp",
+    nfe=2,
+    stochastic=True,
+    family="sde",
+    orders={"tv": 1},
+)
+def ddram(step: StepBuilder, seed: int = 0) -> Linear:
+    """Y' = e^h Y + 2 h e^((1 - a) h) score(Y+) + N, Y+ = e^(a h) Y + 2 (e^(a h) - 1) score(Y) + N+.
+
+    a is uniform on [0, 1] and N = e^((1 - a) h) N+ + N-: N+ has the variance e^(2 a h) - 1 and
+    N- e^(2 (1 - a) h) - 1, one Brownian motion for both lines.
+    """
+    t, s = step.t, step.s
+    a = _uniform(step, seed)
+    r = _between(step, t, s, a)
+    h = _tau(t) - _tau(s)
+    cut = (r.t - t.t) / (s.t - t.t)
+    first = sqrt(expm1(2 * a * h)) * step.noise(0, cut)
+    second = sqrt(expm1(2 * (1 - a) * h)) * step.noise(cut, 1)
+    middle = exp(a * h) * step.x + 2 * expm1(a * h) * step.model(step.x, t) + first
+    grown = exp((1 - a) * h)
+    return exp(h) * step.x + 2 * h * grown * step.model(middle, r) + grown * first + second
+
+
+@register(
+    "li-jiao",
+    reference="Li, Jiao 2024 (arXiv 2410.13738), eq. 11",
+    prediction="score",
+    coordinates="vp",
+    stochastic=True,
+    memory=1,
+    family="chain",
+    orders={},
+)
+def li_jiao(step: StepBuilder, rounds: int = 4, seed: int = 0) -> Linear:
+    """Y'/sqrt(g') = Y/sqrt(g) + (g' - g) S, S = score(Y+)/(2 g+^(3/2)), g+ uniform on (g, g').
+
+    Y+/sqrt(g+) = Y/sqrt(g) + (g+ - g) S_before: one evaluation a step, at a random time, reached by
+    the one stored at the step before (the first step of a round takes it at its own start). The
+    steps are split into ``rounds`` equal ones; the last step of a round goes on to the grid point
+    after s and the forward process brings it back, which is the only noise.
+    """
+    t, s, previous = step.t, step.s, step.previous
+    total = step.number + step.remaining
+    ends = {round(total * k / rounds) - 1 for k in range(1, rounds)}
+    r = (step.following or s) if step.number in ends else s
+    g, g_r = t.ab, r.ab
+    if not previous or step.number - 1 in ends:
+        at, state = t, step.x
+    else:
+        at = _at(step, -log(g + _uniform(step, seed) * (g_r - g)))
+        stored = previous[0].outputs[0] / (2 * previous[0].points[0].ab ** 1.5)
+        state = sqrt(at.ab) * (step.x / sqrt(g) + (at.ab - g) * stored)
+    slope = step.model(state, at) / (2 * at.ab**1.5)
+    state = sqrt(g_r) * (step.x / sqrt(g) + (g_r - g) * slope)
+    return state if r is s else _noised(step, state, r)
+
+
+# Collocation --------------------------------------------------------------------------------------
+
+
+@register(
+    "collocation",
+    reference="Picard iterations: Chen et al. 2024 (arXiv 2405.15986), arXiv 2506.24042; nodes and "
+    "Gauss-Seidel sweeps: arXiv 2606.10353",
+    prediction="eps",
+    nfe=7,
+    orders={"tv": 4, "strong": 4},
+)
+def collocation(
+    step: StepBuilder, nodes: int = 3, sweeps: int = 3, iteration: str = "picard"
+) -> Linear:
+    """x_i = L_i x + S_i h sum_j a_ij eps_j, i = 1 .. K - 1, ``sweeps`` times; x' is the last x_i.
+
+    a_ij is INT_0^(c_i) e^((c_i - u) z) l_j(u) du for the Chebyshev nodes c_i = (1 - cos(pi i/(K -
+    1)))/2, of which c_0 = 0 and the last is 1. All eps_j begin as eps(x, t). The K - 1 evaluations
+    of a Picard sweep use those of the sweep before and could run at the same time: 1 + ``sweeps``
+    rounds of 1 + (K - 1) ``sweeps`` evaluations. Gauss-Seidel sweeps use the newest values. A sweep
+    raises the order by one, up to that of the nodes: K, and K + 1 where K is odd.
+    """
+    check_choice("iteration", iteration, ("picard", "gauss-seidel"))
+    if nodes < 2 or sweeps < 1:
+        raise ValueError(f"nodes, sweeps: need at least 2 and 1, got {nodes} and {sweeps}")
+    t, s = step.t, step.s
+    first = step.model(step.x, t)
+    if s.sigma == 0:
+        return EPS.first(step.x, t, s, first)
+    h, z = s.lambda_ - t.lambda_, EPS.z(t, s)
+    places = [0.5 * (1 - cos(pi * i / (nodes - 1))) for i in range(nodes)]
+    points = [s if c == 1 else step.at_lambda(t.lambda_ + c * h) for c in places[1:]]
+    # The integral to c_i is one over a step of that length.
+    rows = [adams([c / end for c in places], moments(nodes, end * z)) for end in places[1:]]
+    outputs = [first] * nodes
+
+    def state(i: int, values: list[Linear]) -> Linear:
+        return EPS.step(step.x, t, points[i], rows[i], values)
+
+    for _ in range(sweeps):
+        values = outputs if iteration == "gauss-seidel" else outputs.copy()
+        for i in range(nodes - 1):
+            outputs[i + 1] = step.model(state(i, values), points[i])
+    return state(nodes - 2, outputs)
