@@ -2,22 +2,33 @@ r"""Exact 1-D laws of a plan: no sampling.
 
 Deterministic plans are maps: a fine grid of starting points is pushed through with its derivative,
 and the density follows by change of variables. Stochastic plans are Markov chains: the density is
-carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step that
-resolves both the density and the kernel.
+carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step
+that resolves both the density and the kernel. Where a step is no product of kernels in one
+variable, :mod:`probflow.laws.pair` carries the joint density of two.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.interpolate import CubicHermiteSpline
 
 from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.pair import pair_law
+from probflow.laws.quadrature import (
+    MASS_DEFECT,
+    REACH,
+    RESOLVE_DENSITY,
+    RESOLVE_KERNEL,
+    LineLaw,
+    column,
+    require_line,
+    support,
+    true_log_density,
+)
 from probflow.laws.registers import (
     ExactModel,
     HalfNoise,
@@ -32,47 +43,8 @@ from probflow.targets import Target
 
 __all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
 
-REACH = 8.5  # standard deviations kept around every component: 1e-17 of mass is left out
-MASS_DEFECT = 1e-10  # largest loss of mass that is accepted
 MISSED_MASS = 1e-13  # largest true mass outside the image of a map
 LARGEST_REACH = 60.0
-RESOLVE_KERNEL = 2.2  # grid points per standard deviation of a kernel
-RESOLVE_DENSITY = 0.3  # spacing in standard deviations of the narrowest component
-
-
-def _require_line(target: Target) -> None:
-    if target.dim != 1:
-        raise Refusal(f"a 1-D law was asked for, but {target.name} has {target.dim} dimensions")
-
-
-def column(values: np.ndarray) -> torch.Tensor:
-    """A float64 tensor (n, 1) of values."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).reshape(-1, 1)
-
-
-def true_log_density(process: Any, target: Target, time: float, x: np.ndarray) -> np.ndarray:
-    """Log-density of the noised target at a process time, at points ``x`` of any shape."""
-    point = Point.many(process, [time])[0]
-    return target.log_prob(column(x.ravel()), point.alpha, point.sigma).numpy().reshape(x.shape)
-
-
-def components(process: Any, target: Target, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and standard deviations of the noised target's components at a process time."""
-    point = Point.many(process, [time])[0]
-    _, centres, stds = target._line_components(point.alpha, point.sigma)
-    return centres.numpy(), stds.numpy()
-
-
-def support(
-    process: Any, target: Target, time: float, reach: float = REACH
-) -> tuple[float, float, float]:
-    """Ends of the support of the noised target, and its narrowest standard deviation."""
-    centres, stds = components(process, target, time)
-    return (
-        float((centres - reach * stds).min()),
-        float((centres + reach * stds).max()),
-        float(stds.min()),
-    )
 
 
 # Deterministic plans ---------------------------------------------------------------------------
@@ -117,7 +89,7 @@ def map_distances(
     Refusal
         If the map is not increasing: then the change of variables is invalid.
     """
-    _require_line(target)
+    require_line(target)
     low, high, _ = support(process, target, plan.times[0], reach)
     x = np.linspace(low, high, points)
     dx = x[1] - x[0]
@@ -154,25 +126,6 @@ def map_distances(
 
 
 # Stochastic plans ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LineLaw:
-    """A density on a uniform grid.
-
-    Attributes
-    ----------
-    x, density
-        (n,) grid points and values; the density is 0 outside.
-    """
-
-    x: np.ndarray
-    density: np.ndarray
-
-    @property
-    def dx(self) -> float:
-        """Spacing of the grid."""
-        return float(self.x[1] - self.x[0])
 
 
 def inverse_of_inner(
@@ -261,14 +214,19 @@ def line_law(
     Raises
     ------
     Refusal
-        If the plan is deterministic, a step is no product of known kernels, the grid would be too
-        large, or mass is lost.
+        If the plan is deterministic, more than two variables are needed at once (see
+        :func:`probflow.laws.pair.pair_law`), the grid would be too large, or mass is lost.
     """
-    _require_line(target)
+    require_line(target)
     if not plan.stochastic:
         raise Refusal(f"{plan.solver} is deterministic: it is a map; use map_distances")
     model = ExactModel(plan, process, target)
-    chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
+    try:
+        chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
+    except Refusal:
+        chain = []
+    if not chain or any(isinstance(k, NormalKernel) and k.std == 0.0 for _, k in chain):
+        return pair_law(plan, process, target, points=points)
 
     def grid(time: float, spread: float, kernel: Kernel | None, slope: float) -> np.ndarray:
         low, high, narrow = support(process, target, time, REACH * widen)

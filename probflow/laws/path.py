@@ -22,12 +22,12 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.laws.distances import excess
-from probflow.laws.line import (
+from probflow.laws.line import _KernelDensity
+from probflow.laws.quadrature import (
     REACH,
-    _KernelDensity,
-    _require_line,
     column,
     components,
+    require_line,
     support,
     true_log_density,
 )
@@ -74,7 +74,7 @@ def path_kl(plan: Plan, process: Any, target: Target) -> float:
     Refusal
         For deterministic plans, and steps whose kernel has no closed form.
     """
-    _require_line(target)
+    require_line(target)
     model = ExactModel(plan, process, target)
     return sum(
         _step_kl(step, factors, process, target, model, plan.solver)
