@@ -7,6 +7,7 @@ each at a linear combination of registers) and an update (another combination). 
 ``x``   the state at the start of the step
 ``u``   the input of stage i, where it is not ``x`` itself
 ``f``   the raw model output of stage i
+``j``   the derivative of that output along the stage's tangent, if it has one
 ``z``   noise j: a unit normal that belongs to a sub-interval of the step
 ======  ===========================================================================
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ __all__ = ["Linear", "Plan", "Point", "Register", "Stage", "Step", "StepBuilder"
 class Register(NamedTuple):
     """Name of a tensor that a combination refers to; see the module's table."""
 
-    kind: str  # "x", "u", "f" or "z"
+    kind: str  # "x", "u", "f", "j" or "z"
     index: int = 0  # type: ignore[assignment]
     age: int = 0  # how many steps ago
 
@@ -55,10 +56,14 @@ Combination = tuple[tuple[Register, float], ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """One model evaluation: the model is called at ``input`` and process time ``time``."""
+    """One model evaluation: the model is called at ``input`` and process time ``time``.
+
+    With a ``tangent``, the Jacobian-vector product along it is taken in the same call.
+    """
 
     input: Combination
     time: float
+    tangent: Combination = ()
 
     @property
     def alias(self) -> Register | None:
@@ -81,9 +86,23 @@ class Step:
     noises: tuple[tuple[float, float], ...]
     update: Combination
 
+    @property
+    def nfe(self) -> int:
+        """Number of model evaluations; see :attr:`Plan.nfe`."""
+        return sum(2 if stage.tangent else 1 for stage in self.stages)
+
     def combinations(self) -> tuple[Combination, ...]:
-        """All combinations of the step: the stage inputs in order, then the update."""
-        return (*(stage.input for stage in self.stages), self.update)
+        """All combinations: stage inputs in order, each before its tangent, then the update."""
+        return tuple(combination for _, combination in self._numbered())
+
+    def _numbered(self) -> list[tuple[int, Combination]]:
+        """Combinations, each with the number of stages before it."""
+        found = []
+        for number, stage in enumerate(self.stages):
+            found.append((number, stage.input))
+            if stage.tangent:
+                found.append((number, stage.tangent))
+        return [*found, (len(self.stages), self.update)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,7 @@ class Plan:
             for begin, end in intervals:
                 if not low <= begin < end <= high:
                     return f"the noise of ({begin:g}, {end:g}) is not of the step"
-        for stage_number, combination in enumerate(step.combinations()):
+        for stage_number, combination in step._numbered():
             if not combination:
                 return "an empty combination"
             for register, weight in combination:
@@ -148,7 +167,9 @@ class Plan:
         if kind == "z":
             return 0 <= index < len(step.noises)
         available = stage_number if age == 0 else len(step.stages)
-        return kind in ("u", "f") and 0 <= index < available
+        if not 0 <= index < available:
+            return False
+        return kind in ("u", "f") or (kind == "j" and bool(step.stages[index].tangent))
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -157,8 +178,12 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Number of model evaluations of the whole plan."""
-        return sum(len(step.stages) for step in self.steps)
+        """Number of model evaluations of the whole plan.
+
+        A Jacobian-vector product by forward-mode differentiation carries a second number along
+        with each one, so an evaluation with a tangent counts as two.
+        """
+        return sum(step.nfe for step in self.steps)
 
     @property
     def stochastic(self) -> bool:
@@ -416,6 +441,18 @@ class StepBuilder:
         self.outputs.append(result)
         return result
 
+    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
+        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
+        scale = self._scale(at)
+        tangent = tangent * scale
+        output = self.model(state, at)
+        index = len(self._stages) - 1
+        self._stages[index] = replace(self._stages[index], tangent=tangent.combination())
+        of_input, of_output = self._convert(at)
+        factor = scale if self._score_like else 1.0
+        derivative = Linear({Register("j", index): of_output * factor})
+        return output, derivative + tangent * (of_input * factor)
+
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
         """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
         length = self.s.t - self.t.t
@@ -522,6 +559,9 @@ class _Scout(StepBuilder):
     def model(self, state: Linear, at: Point) -> Linear:
         self.outputs.append(self.x)
         return self.x
+
+    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
+        return self.model(state, at), self.x
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
         return self.x

@@ -14,7 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.interpolate import CubicHermiteSpline
+from scipy.special import logsumexp
 
 from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
 from probflow.laws.pair import pair_law
@@ -148,13 +150,8 @@ class _KernelDensity:
 
     def __init__(self, kernel: Kernel, model: ExactModel, x: np.ndarray) -> None:
         self._kernel, self._x = kernel, x
-        if isinstance(kernel, NormalKernel):
-            means, slopes = kernel.means(column(x), model, jacobian=True)
-            assert slopes is not None
-            self.mean = means[:, 0].numpy()
-            self.slope = float(np.abs(slopes[:, 0, 0].numpy()).max())
-            self.std, self.width = kernel.std, REACH * kernel.std
-        else:
+        self._outer = np.zeros(1), np.zeros((len(x), 1))  # log weights, shifts of x'
+        if isinstance(kernel, HalfNoise):
             # Twice the reach: the true kernel may be wider than this one.
             reach = 2.0 * REACH * abs(kernel.e)
             ends = float(x[0] * kernel.r - reach), float(x[-1] * kernel.r + reach)
@@ -165,13 +162,64 @@ class _KernelDensity:
             self.slope = float(np.abs(inner_slope * kernel.r + kernel.shift).max())
             local = abs(kernel.e) * inner_slope
             self.std, self.width = float(local.min()), REACH * float(local.max()) * 1.05
+            if kernel.rest is not None:
+                self._integrate_outer(kernel, model)
+            return
+        means, slopes = kernel.means(column(x), model, jacobian=True)
+        assert slopes is not None
+        self.mean = means[:, 0].numpy()
+        self.slope = float(np.abs(slopes[:, 0, 0].numpy()).max())
+        if isinstance(kernel, NormalKernel):
+            self._stds = np.full(len(x), kernel.std)
+        else:
+            self._stds = np.sqrt(kernel.factors(column(x), model)[:, :, 0, 0].square().sum(0))
+            self._stds = np.asarray(self._stds)
+            # z = (y - mean)/std depends on x through the std, too.
+            self.slope += REACH * float(np.abs(np.gradient(self._stds, x)).max())
+        self.std, self.width = float(self._stds.min()), REACH * float(self._stds.max())
+
+    def _integrate_outer(self, kernel: HalfNoise, model: ExactModel) -> None:
+        """Nodes over the outer noise: as many as its effect needs, relative to the kernel."""
+
+        def added(node: float) -> np.ndarray:
+            x = column(self._x)
+            return kernel.added(x, torch.full_like(x, node), model)[:, 0].numpy()
+
+        centre = added(0.0)
+        self.mean = self.mean + centre
+        self.slope += float(np.abs(np.gradient(centre, self._x)).max())
+        if kernel.outer is None:
+            self._outer = np.zeros(1), centre[:, None]
+            return
+        steepest = max(float(np.abs(added(k + 0.5) - added(k - 0.5)).max()) for k in range(-4, 5))
+        ratio = max(steepest / self.std, 1e-8)
+        if ratio > 0.8:
+            raise Refusal(
+                f"a noise of the step moves the model's output by {ratio:.2g} of the width of its "
+                "kernel: too much for a quadrature over it; take more steps"
+            )
+        # n nodes leave an error of the size ratio^2n.
+        count = max(math.ceil(math.log(1e-17) / (2.0 * math.log(ratio))), 4)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+        shifts = np.stack([added(node) for node in nodes], axis=1)
+        self._outer = np.log(weights / weights.sum()), shifts
+        self.width += float(np.abs(shifts - centre[:, None]).max())
 
     def log(self, rows: slice, y: np.ndarray) -> np.ndarray:
         """Log-density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
         kernel = self._kernel
-        if isinstance(kernel, NormalKernel):
-            z = (y - self.mean[rows, None]) / kernel.std
-            return -0.5 * z**2 - np.log(kernel.std * np.sqrt(2 * np.pi))
+        if not isinstance(kernel, HalfNoise):
+            stds = self._stds[rows, None]
+            z = (y - self.mean[rows, None]) / stds
+            return -0.5 * z**2 - np.log(stds * np.sqrt(2 * np.pi))
+        logs, shifts = self._outer
+        values = [self._log_half(kernel, rows, y - shifts[rows, k, None]) for k in range(len(logs))]
+        if len(values) == 1:
+            return values[0]
+        with np.errstate(divide="ignore"):
+            return logsumexp(np.stack(values), b=np.exp(logs)[:, None, None], axis=0)
+
+    def _log_half(self, kernel: HalfNoise, rows: slice, y: np.ndarray) -> np.ndarray:
         x = self._x[rows, None]
         argument = y - kernel.shift * x
         knots = self._u_of.x
@@ -183,7 +231,14 @@ class _KernelDensity:
 
     def __call__(self, rows: slice, y: np.ndarray) -> np.ndarray:
         """Density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
-        return np.exp(self.log(rows, y))
+        kernel = self._kernel
+        if not isinstance(kernel, HalfNoise):
+            return np.exp(self.log(rows, y))
+        logs, shifts = self._outer
+        return sum(  # type: ignore[return-value]
+            np.exp(log + self._log_half(kernel, rows, y - shifts[rows, k, None]))
+            for k, log in enumerate(logs)
+        )
 
 
 def _carry(density: _KernelDensity, law: LineLaw, y: np.ndarray) -> np.ndarray:
@@ -233,8 +288,12 @@ def line_law(
         low, high = low - REACH * spread, high + REACH * spread
         if kernel is None:
             return np.linspace(low, high, points)
-        # Half of the noise survives the map of the other half.
-        std = kernel.std if isinstance(kernel, NormalKernel) else 0.5 * abs(kernel.c)
+        if isinstance(kernel, HalfNoise):
+            std = 0.5 * abs(kernel.c)  # half of the noise survives the map of the other half
+        elif isinstance(kernel, NormalKernel):
+            std = kernel.std
+        else:
+            std = _KernelDensity(kernel, model, np.linspace(low, high, 1001)).std
         spacing = min(std / (RESOLVE_KERNEL * slope), RESOLVE_DENSITY * narrow)
         count = int(np.ceil((high - low) / spacing)) + 1
         if count > 200_000:

@@ -106,6 +106,11 @@ def unroll(plan: Plan) -> list[Variable]:
         for index in range(len(step.noises)):
             forms[Register("z", index)] = _Form({}, {(number, index): 1.0})
         for index, stage in enumerate(step.stages):
+            if stage.tangent:
+                raise Refusal(
+                    f"{plan.solver}: a Jacobian-vector product makes the noise depend on the "
+                    "state; its law is known for steps that are one kernel of one variable"
+                )
             variable = named(stage.input, stage.time)
             forms[Register("u", index)] = _Form({Symbol(variable): 1.0}, {})
             forms[Register("f", index)] = _Form({Symbol(variable, stage.time): 1.0}, {})
