@@ -10,6 +10,9 @@ __all__ = ["tableau", "tableau_latex"]
 def tableau(plan: Plan, step: int = 0) -> str:
     """One step of a plan as a text table: a row per stage and one for the update.
 
+    ``f`` is the model's output at the combination in its row, ``j`` its derivative along the
+    combination in its row, at the point of the stage above.
+
     Parameters
     ----------
     plan
@@ -77,14 +80,16 @@ def _choose(plan: Plan, step: int) -> tuple[int, Step]:
 def _cells(step: Step) -> tuple[list[Register], list[list[str]]]:
     """Registers in the order x, noises, stages, history; and a row of texts per combination."""
     used = {register for combination in step.combinations() for register, _ in combination}
-    order = {"x": 0, "z": 1, "u": 2, "f": 3}
+    order = {"x": 0, "z": 1, "u": 2, "f": 3, "j": 4}
     header = sorted(used | {X}, key=lambda r: (r.age, order[r.kind], r.index))
+    lines = []
+    for index, stage in enumerate(step.stages):
+        lines.append((f"f{index} =", f"{stage.time:.6g}", stage.input))
+        if stage.tangent:
+            lines.append((f"j{index} =", "", stage.tangent))
     rows = []
-    for index, combination in enumerate(step.combinations()):
+    for name, time, combination in [*lines, ("x' =", "", step.update)]:
         weights = dict(combination)
-        is_update = index == len(step.stages)
-        name = "x' =" if is_update else f"f{index} ="
-        time = "" if is_update else f"{step.stages[index].time:.6g}"
         rows.append([name, time, *(f"{weights[r]:.6g}" if r in weights else "" for r in header)])
     return header, rows
 
@@ -95,4 +100,4 @@ def _latex(register: Register) -> str:
 
 
 def _latex_name(name: str) -> str:
-    return "x'" if name.startswith("x'") else f"f_{{{name[1:-2]}}}"
+    return "x'" if name.startswith("x'") else f"{name[0]}_{{{name[1:-2]}}}"

@@ -7,6 +7,7 @@ each at a linear combination of registers) and an update (another combination). 
 ``x``   the state at the start of the step
 ``u``   the input of stage i, where it is not ``x`` itself
 ``f``   the raw model output of stage i
+``j``   the derivative of that output along the stage's tangent, if it has one
 ``z``   noise j: a unit normal that belongs to a sub-interval of the step
 ======  ===========================================================================
 
@@ -22,7 +23,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ __all__ = ["Linear", "Plan", "Point", "Register", "Stage", "Step", "StepBuilder"
 class Register(NamedTuple):
     """Name of a tensor that a combination refers to; see the module's table."""
 
-    kind: str  # "x", "u", "f" or "z"
+    kind: str  # "x", "u", "f", "j" or "z"
     index: int = 0  # type: ignore[assignment]
     age: int = 0  # how many steps ago
 
@@ -52,10 +53,14 @@ Combination = tuple[tuple[Register, float], ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """One model evaluation: the model is called at ``input`` and process time ``time``."""
+    """One model evaluation: the model is called at ``input`` and process time ``time``.
+
+    With a ``tangent``, the Jacobian-vector product along it is taken in the same call.
+    """
 
     input: Combination
     time: float
+    tangent: Combination = ()
 
     @property
     def alias(self) -> Register | None:
@@ -78,9 +83,23 @@ class Step:
     noises: tuple[tuple[float, float], ...]
     update: Combination
 
+    @property
+    def nfe(self) -> int:
+        """Number of model evaluations; see :attr:`Plan.nfe`."""
+        return sum(2 if stage.tangent else 1 for stage in self.stages)
+
     def combinations(self) -> tuple[Combination, ...]:
-        """All combinations of the step: the stage inputs in order, then the update."""
-        return (*(stage.input for stage in self.stages), self.update)
+        """All combinations: stage inputs in order, each before its tangent, then the update."""
+        return tuple(combination for _, combination in self._numbered())
+
+    def _numbered(self) -> list[tuple[int, Combination]]:
+        """Combinations, each with the number of stages before it."""
+        found = []
+        for number, stage in enumerate(self.stages):
+            found.append((number, stage.input))
+            if stage.tangent:
+                found.append((number, stage.tangent))
+        return [*found, (len(self.stages), self.update)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class Plan:
             for begin, end in intervals:
                 if not low <= begin < end <= high:
                     return f"the noise of ({begin:g}, {end:g}) is not of the step"
-        for stage_number, combination in enumerate(step.combinations()):
+        for stage_number, combination in step._numbered():
             if not combination:
                 return "an empty combination"
             for register, weight in combination:
@@ -145,7 +164,9 @@ class Plan:
         if kind == "z":
             return 0 <= index < len(step.noises)
         available = stage_number if age == 0 else len(step.stages)
-        return kind in ("u", "f") and 0 <= index < available
+        if not 0 <= index < available:
+            return False
+        return kind in ("u", "f") or (kind == "j" and bool(step.stages[index].tangent))
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -154,8 +175,12 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Number of model evaluations of the whole plan."""
-        return sum(len(step.stages) for step in self.steps)
+        """Number of model evaluations of the whole plan.
+
+        A Jacobian-vector product by forward-mode differentiation carries a second number along
+        with each one, so an evaluation with a tangent counts as two.
+        """
+        return sum(step.nfe for step in self.steps)
 
     @property
     def rounds(self) -> int:
@@ -173,6 +198,8 @@ class Plan:
             for index, stage in enumerate(step.stages):
                 before = depth(stage.input)
                 depths["u", index, number], depths["f", index, number] = before, before + 1
+                if stage.tangent:
+                    depths["j", index, number] = max(before, depth(stage.tangent)) + 1
             depths["x", 0, number + 1] = depth(step.update)
         return max(depths.values())
 
@@ -466,17 +493,32 @@ class StepBuilder:
             register = ("u", index, -number)
         else:
             register = (alias.kind, alias.index, alias.age - number)
-        model, native = self._predictions
-        of_input, of_output = (0.0, 1.0) if model == native else at.conversion(model, native)
+        of_input, of_output, factor = self._weights(at)
         terms: dict[_Key, float] = {("f", index, -number): of_output}
         if of_input != 0.0:
             terms[register] = of_input
-        # A score is the only prediction that scales with the state.
-        factor = scale if native == "score" else 1.0
         result = Linear(terms, Linear({register: 1.0}, None, 1.0 / scale), factor)
         self.outputs.append(result)
         self.points.append(at)
         return result
+
+    def _weights(self, at: Point) -> tuple[float, float, float]:
+        """Weights of input and output in the solver's prediction type, and a factor of both."""
+        model, native = self._predictions
+        of_input, of_output = (0.0, 1.0) if model == native else at.conversion(model, native)
+        # A score is the only prediction that scales with the state.
+        return of_input, of_output, self._scale(at) if native == "score" else 1.0
+
+    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
+        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
+        tangent = tangent * self._scale(at)
+        output = self.model(state, at)
+        index = len(self._stages) - 1
+        along = tangent.combination(self.number)
+        self._stages[index] = replace(self._stages[index], tangent=along)
+        of_input, of_output, factor = self._weights(at)
+        derivative = Linear({("j", index, -self.number): of_output * factor})
+        return output, derivative + tangent * (of_input * factor)
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
         """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
@@ -583,6 +625,9 @@ class _Scout(StepBuilder):
         self.outputs.append(self.x)
         self.points.append(at)
         return self.x
+
+    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
+        return self.model(state, at), self.x
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
         return self.x

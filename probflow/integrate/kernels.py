@@ -15,22 +15,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from probflow.plan import Plan, Register, Step
+from probflow.plan import Combination, Plan, Register, Step
 
 __all__ = ["Kernel", "Program", "Stretch", "compiled"]
 
 States = Generator[Tensor, None, Tensor]
 Kernel = Callable[..., States]  # see _kernel
 
-Shape = tuple[tuple[tuple[Register, bool], ...], ...]  # per combination: (register, weight is 1)
+Sum = tuple[tuple[Register, bool], ...]  # (register, weight is 1)
+Shape = tuple[tuple[tuple[Sum, Sum], ...], Sum]  # (input, tangent) per stage, and the update
 
 
 def _shape(step: Step) -> Shape:
-    return tuple(
-        tuple((register, weight == 1.0) for register, weight in combination)
-        for combination in step.combinations()
-    )
+    def of(combination: Combination) -> Sum:
+        return tuple((register, weight == 1.0) for register, weight in combination)
+
+    return tuple((of(stage.input), of(stage.tangent)) for stage in step.stages), of(step.update)
 
 
 @lru_cache(maxsize=256)
@@ -54,7 +56,7 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
             return f"past[{register.age - 1}]['{register._replace(age=0)}']"
         return names.get(register, str(register))
 
-    def expression(combination: Sequence[tuple[Register, bool]]) -> str:
+    def expression(combination: Sum) -> str:
         (first, one), rest = combination[0], combination[1:]
         text = name(first)
         if not one:
@@ -68,16 +70,23 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
 
     body = [f"z{index} = noise(*i{index})" for index in range(noises)]
     done = [f"z{index}" for index in range(noises)]
-    for index, combination in enumerate(shape[:-1]):
-        text = expression(combination)
+    stages, last = shape
+    for index, (point, tangent) in enumerate(stages):
+        text = expression(point)
         if text.isidentifier():
             names[Register("u", index)] = text
         else:
             body.append(f"u{index} = {text}")
             done.append(f"u{index}")
         done.append(f"f{index}")
-        body.append(f"f{index} = model({name(Register('u', index))}, t{index})")
-    update = expression(shape[-1])
+        u = name(Register("u", index))
+        if tangent:
+            done.append(f"j{index}")
+            call = f"jvp(model, {u}, {expression(tangent)}, t{index})"
+            body.append(f"f{index}, j{index} = {call}")
+        else:
+            body.append(f"f{index} = model({u}, t{index})")
+    update = expression(last)
     if keep is None:
         body.append(f"x = {update}")
     else:
@@ -89,12 +98,34 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
     row = (
         _targets(weights),
         _targets([f"i{index}" for index in range(noises)]),
-        _targets([f"t{index}" for index in range(len(shape) - 1)]),
+        _targets([f"t{index}" for index in range(len(stages))]),
     )
     head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
-    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add}
+    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "jvp": _jvp}
     exec(head + "\n        ".join(body) + "\n    return x", scope)
     return scope["steps"]
+
+
+def _jvp(
+    model: Callable[[Tensor, Tensor], Tensor], x: Tensor, tangent: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Model output at x and its derivative along the tangent, in one pass."""
+    try:
+        with forward_ad.dual_level():
+            output = model(forward_ad.make_dual(x, tangent.expand_as(x).contiguous()), t)
+            f, j = forward_ad.unpack_dual(output)
+    except RuntimeError as error:  # of which NotImplementedError is one
+        model(x, t)  # a model that fails by itself says why
+        raise TypeError(
+            "model: this solver needs a Jacobian-vector product, and forward-mode differentiation "
+            f"of the model failed: {error}"
+        ) from error
+    if j is None:
+        raise TypeError(
+            "model: this solver needs a Jacobian-vector product, but the model's output carries no "
+            "forward-mode derivative (it is detached from its input)"
+        )
+    return f, j
 
 
 def _targets(names: Sequence[str]) -> str:
@@ -106,7 +137,8 @@ class Stretch:
     """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
 
     kernel: Kernel
-    stages: int  # model evaluations per step
+    stages: int  # per step
+    nfe: int  # per step
     weights: list[tuple[float, ...]]
     intervals: list[tuple[tuple[float, float], ...]]
 
@@ -139,7 +171,7 @@ def _compile(plan: Plan) -> Program:
         keep = tuple(sorted(wanted[number])) if memory else None
         kernel = _kernel(_shape(step), len(step.noises), keep)
         if number < 2 or kernel is not stretches[-1].kernel:
-            stretches.append(Stretch(kernel, len(step.stages), [], []))
+            stretches.append(Stretch(kernel, len(step.stages), step.nfe, [], []))
         stretches[-1].weights.append(
             tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
         )

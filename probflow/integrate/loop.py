@@ -170,7 +170,7 @@ class _Run:
                     if callback is not None:
                         callback(number, self.plan.steps[number].stop, x.to(self.x.dtype))
                     if bar is not None:
-                        bar.update(stretch.stages)
+                        bar.update(stretch.nfe)
                     number += 1
                     yield x
         finally:

@@ -2,8 +2,9 @@
 
 from probflow.laws.density import density_samples
 from probflow.laws.gaussian import GaussianLaw, gaussian_law
-from probflow.laws.line import LineLaw, distances_1d, line_law
+from probflow.laws.line import distances_1d, line_law
 from probflow.laws.path import path_kl, path_kl_samples
+from probflow.laws.quadrature import LineLaw
 from probflow.laws.registers import Refusal
 
 __all__ = [

@@ -94,6 +94,9 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
                 slope * coefficients,
                 slope * centre + k * law.mean / law.variance,
             )
+            if stage.tangent:  # the Jacobian is constant
+                coefficients, centre = combine(stage.tangent)
+                rows[Register("j", index)] = slope * coefficients, slope * centre
         new = {X: combine(step.update)}
         for register in _wanted_later(plan, number, memory):
             new[register] = rows[register._replace(age=register.age - 1)]

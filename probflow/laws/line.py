@@ -2,22 +2,35 @@ r"""Exact 1-D laws of a plan: no sampling.
 
 Deterministic plans are maps: a fine grid of starting points is pushed through with its derivative,
 and the density follows by change of variables. Stochastic plans are Markov chains: the density is
-carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step that
-resolves both the density and the kernel.
+carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step
+that resolves both the density and the kernel. Where a step is no product of kernels in one
+variable, :mod:`probflow.laws.pair` carries the joint density of two.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicHermiteSpline
+from scipy.special import logsumexp
 
 from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.pair import pair_law
+from probflow.laws.quadrature import (
+    MASS_DEFECT,
+    REACH,
+    RESOLVE_DENSITY,
+    RESOLVE_KERNEL,
+    LineLaw,
+    column,
+    require_line,
+    support,
+    true_log_density,
+)
 from probflow.laws.registers import (
     ExactModel,
     HalfNoise,
@@ -32,47 +45,8 @@ from probflow.targets import Target
 
 __all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
 
-REACH = 8.5  # standard deviations kept around every component: 1e-17 of mass is left out
-MASS_DEFECT = 1e-10  # largest loss of mass that is accepted
 MISSED_MASS = 1e-13  # largest true mass outside the image of a map
 LARGEST_REACH = 60.0
-RESOLVE_KERNEL = 2.2  # grid points per standard deviation of a kernel
-RESOLVE_DENSITY = 0.3  # spacing in standard deviations of the narrowest component
-
-
-def _require_line(target: Target) -> None:
-    if target.dim != 1:
-        raise Refusal(f"a 1-D law was asked for, but {target.name} has {target.dim} dimensions")
-
-
-def column(values: np.ndarray) -> torch.Tensor:
-    """A float64 tensor (n, 1) of values."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).reshape(-1, 1)
-
-
-def true_log_density(process: Any, target: Target, time: float, x: np.ndarray) -> np.ndarray:
-    """Log-density of the noised target at a process time, at points ``x`` of any shape."""
-    point = Point.many(process, [time])[0]
-    return target.log_prob(column(x.ravel()), point.alpha, point.sigma).numpy().reshape(x.shape)
-
-
-def components(process: Any, target: Target, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and standard deviations of the noised target's components at a process time."""
-    point = Point.many(process, [time])[0]
-    _, centres, stds = target._line_components(point.alpha, point.sigma)
-    return centres.numpy(), stds.numpy()
-
-
-def support(
-    process: Any, target: Target, time: float, reach: float = REACH
-) -> tuple[float, float, float]:
-    """Ends of the support of the noised target, and its narrowest standard deviation."""
-    centres, stds = components(process, target, time)
-    return (
-        float((centres - reach * stds).min()),
-        float((centres + reach * stds).max()),
-        float(stds.min()),
-    )
 
 
 # Deterministic plans ---------------------------------------------------------------------------
@@ -117,7 +91,7 @@ def map_distances(
     Refusal
         If the map is not increasing: then the change of variables is invalid.
     """
-    _require_line(target)
+    require_line(target)
     low, high, _ = support(process, target, plan.times[0], reach)
     x = np.linspace(low, high, points)
     dx = x[1] - x[0]
@@ -156,25 +130,6 @@ def map_distances(
 # Stochastic plans ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LineLaw:
-    """A density on a uniform grid.
-
-    Attributes
-    ----------
-    x, density
-        (n,) grid points and values; the density is 0 outside.
-    """
-
-    x: np.ndarray
-    density: np.ndarray
-
-    @property
-    def dx(self) -> float:
-        """Spacing of the grid."""
-        return float(self.x[1] - self.x[0])
-
-
 def inverse_of_inner(
     kernel: HalfNoise, model: ExactModel, low: float, high: float, points: int = 6001
 ) -> CubicHermiteSpline:
@@ -195,13 +150,8 @@ class _KernelDensity:
 
     def __init__(self, kernel: Kernel, model: ExactModel, x: np.ndarray) -> None:
         self._kernel, self._x = kernel, x
-        if isinstance(kernel, NormalKernel):
-            means, slopes = kernel.means(column(x), model, jacobian=True)
-            assert slopes is not None
-            self.mean = means[:, 0].numpy()
-            self.slope = float(np.abs(slopes[:, 0, 0].numpy()).max())
-            self.std, self.width = kernel.std, REACH * kernel.std
-        else:
+        self._outer = np.zeros(1), np.zeros((len(x), 1))  # log weights, shifts of x'
+        if isinstance(kernel, HalfNoise):
             # Twice the reach: the true kernel may be wider than this one.
             reach = 2.0 * REACH * abs(kernel.e)
             ends = float(x[0] * kernel.r - reach), float(x[-1] * kernel.r + reach)
@@ -212,13 +162,65 @@ class _KernelDensity:
             self.slope = float(np.abs(inner_slope * kernel.r + kernel.shift).max())
             local = abs(kernel.e) * inner_slope
             self.std, self.width = float(local.min()), REACH * float(local.max()) * 1.05
+            if kernel.rest is not None:
+                self._integrate_outer(kernel, model)
+            return
+        means, slopes = kernel.means(column(x), model, jacobian=True)
+        assert slopes is not None
+        self.mean = means[:, 0].numpy()
+        self.slope = float(np.abs(slopes[:, 0, 0].numpy()).max())
+        if isinstance(kernel, NormalKernel):
+            self._stds = np.full(len(x), kernel.std)
+        else:
+            squares = kernel.factors(column(x), model)[:, :, 0, 0].square()
+            self._stds = squares.sum(0).sqrt().numpy()
+            self._stds = np.asarray(self._stds)
+            # z = (y - mean)/std depends on x through the std, too.
+            self.slope += REACH * float(np.abs(np.gradient(self._stds, x)).max())
+        self.std, self.width = float(self._stds.min()), REACH * float(self._stds.max())
+
+    def _integrate_outer(self, kernel: HalfNoise, model: ExactModel) -> None:
+        """Nodes over the outer noise: as many as its effect needs, relative to the kernel."""
+
+        def added(node: float) -> np.ndarray:
+            x = column(self._x)
+            return kernel.added(x, torch.full_like(x, node), model)[:, 0].numpy()
+
+        centre = added(0.0)
+        self.mean = self.mean + centre
+        self.slope += float(np.abs(np.gradient(centre, self._x)).max())
+        if kernel.outer is None:
+            self._outer = np.zeros(1), centre[:, None]
+            return
+        steepest = max(float(np.abs(added(k + 0.5) - added(k - 0.5)).max()) for k in range(-4, 5))
+        ratio = max(steepest / self.std, 1e-8)
+        if ratio > 0.8:
+            raise Refusal(
+                f"a noise of the step moves the model's output by {ratio:.2g} of the width of its "
+                "kernel: too much for a quadrature over it; take more steps"
+            )
+        # n nodes leave an error of the size ratio^2n.
+        count = max(math.ceil(math.log(1e-17) / (2.0 * math.log(ratio))), 4)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+        shifts = np.stack([added(node) for node in nodes], axis=1)
+        self._outer = np.log(weights / weights.sum()), shifts
+        self.width += float(np.abs(shifts - centre[:, None]).max())
 
     def log(self, rows: slice, y: np.ndarray) -> np.ndarray:
         """Log-density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
         kernel = self._kernel
-        if isinstance(kernel, NormalKernel):
-            z = (y - self.mean[rows, None]) / kernel.std
-            return -0.5 * z**2 - np.log(kernel.std * np.sqrt(2 * np.pi))
+        if not isinstance(kernel, HalfNoise):
+            stds = self._stds[rows, None]
+            z = (y - self.mean[rows, None]) / stds
+            return -0.5 * z**2 - np.log(stds * np.sqrt(2 * np.pi))
+        logs, shifts = self._outer
+        values = [self._log_half(kernel, rows, y - shifts[rows, k, None]) for k in range(len(logs))]
+        if len(values) == 1:
+            return values[0]
+        with np.errstate(divide="ignore"):
+            return logsumexp(np.stack(values), b=np.exp(logs)[:, None, None], axis=0)
+
+    def _log_half(self, kernel: HalfNoise, rows: slice, y: np.ndarray) -> np.ndarray:
         x = self._x[rows, None]
         argument = y - kernel.shift * x
         knots = self._u_of.x
@@ -230,7 +232,14 @@ class _KernelDensity:
 
     def __call__(self, rows: slice, y: np.ndarray) -> np.ndarray:
         """Density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
-        return np.exp(self.log(rows, y))
+        kernel = self._kernel
+        if not isinstance(kernel, HalfNoise):
+            return np.exp(self.log(rows, y))
+        logs, shifts = self._outer
+        return sum(  # type: ignore[return-value]
+            np.exp(log + self._log_half(kernel, rows, y - shifts[rows, k, None]))
+            for k, log in enumerate(logs)
+        )
 
 
 def _carry(density: _KernelDensity, law: LineLaw, y: np.ndarray) -> np.ndarray:
@@ -261,22 +270,31 @@ def line_law(
     Raises
     ------
     Refusal
-        If the plan is deterministic, a step is no product of known kernels, the grid would be too
-        large, or mass is lost.
+        If the plan is deterministic, more than two variables are needed at once (see
+        :func:`probflow.laws.pair.pair_law`), the grid would be too large, or mass is lost.
     """
-    _require_line(target)
+    require_line(target)
     if not plan.stochastic:
         raise Refusal(f"{plan.solver} is deterministic: it is a map; use map_distances")
     model = ExactModel(plan, process, target)
-    chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
+    try:
+        chain = [(step, kernel) for step in plan.steps for kernel in kernels(step, plan.solver)]
+    except Refusal:
+        chain = []
+    if not chain or any(isinstance(k, NormalKernel) and k.std == 0.0 for _, k in chain):
+        return pair_law(plan, process, target, points=points)
 
     def grid(time: float, spread: float, kernel: Kernel | None, slope: float) -> np.ndarray:
         low, high, narrow = support(process, target, time, REACH * widen)
         low, high = low - REACH * spread, high + REACH * spread
         if kernel is None:
             return np.linspace(low, high, points)
-        # Half of the noise survives the map of the other half.
-        std = kernel.std if isinstance(kernel, NormalKernel) else 0.5 * abs(kernel.c)
+        if isinstance(kernel, HalfNoise):
+            std = 0.5 * abs(kernel.c)  # half of the noise survives the map of the other half
+        elif isinstance(kernel, NormalKernel):
+            std = kernel.std
+        else:
+            std = _KernelDensity(kernel, model, np.linspace(low, high, 1001)).std
         spacing = min(std / (RESOLVE_KERNEL * slope), RESOLVE_DENSITY * narrow)
         count = int(np.ceil((high - low) / spacing)) + 1
         if count > 200_000:

@@ -22,16 +22,23 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.laws.distances import excess
-from probflow.laws.line import (
+from probflow.laws.line import _KernelDensity
+from probflow.laws.quadrature import (
     REACH,
-    _KernelDensity,
-    _require_line,
     column,
     components,
+    require_line,
     support,
     true_log_density,
 )
-from probflow.laws.registers import ExactModel, Kernel, NormalKernel, Refusal, kernels
+from probflow.laws.registers import (
+    BentNormal,
+    ExactModel,
+    Kernel,
+    NormalKernel,
+    Refusal,
+    kernels,
+)
 from probflow.plan import Plan, Point, Step
 from probflow.targets import Target
 
@@ -74,7 +81,7 @@ def path_kl(plan: Plan, process: Any, target: Target) -> float:
     Refusal
         For deterministic plans, and steps whose kernel has no closed form.
     """
-    _require_line(target)
+    require_line(target)
     model = ExactModel(plan, process, target)
     return sum(
         _step_kl(step, factors, process, target, model, plan.solver)
@@ -217,7 +224,18 @@ def _log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tens
     """Log-density of one step from x to y, both (n, d)."""
     if isinstance(kernel, NormalKernel):
         return _log_normal(y - kernel.means(x, model)[0], kernel.std**2)
-    wanted = y - kernel.shift * x
+    if isinstance(kernel, BentNormal):
+        factors = kernel.factors(x, model)
+        root = torch.linalg.cholesky((factors @ factors.mT).sum(0))
+        residual = (y - kernel.means(x, model)[0])[:, :, None]
+        z = torch.linalg.solve_triangular(root, residual, upper=False)[:, :, 0]
+        return _log_normal(z, 1.0) - root.diagonal(dim1=1, dim2=2).log().sum(1)
+    if kernel.outer is not None:
+        raise Refusal(
+            f"a step with a second noise inside the model: in {x.shape[1]} dimensions its kernel "
+            "is an integral over that noise, without closed form"
+        )
+    wanted = y - kernel.shift * x - kernel.added(x, torch.zeros_like(x), model)
     u = kernel.r * x
     # Newton on H(u) = wanted with the first Jacobian kept: H is nearly linear over one step, and
     # its Jacobian is what costs.

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probflow.plan import Combination, Plan, Point, Register, Stage, Step, X, conversion
 from probflow.targets import Target
 
-__all__ = ["ExactModel", "HalfNoise", "NormalKernel", "Refusal", "kernels", "push"]
+__all__ = ["BentNormal", "ExactModel", "HalfNoise", "NormalKernel", "Refusal", "kernels", "push"]
 
 
 class Refusal(ValueError):
@@ -83,7 +84,16 @@ def _advance(step: Step, registers: _Registers, model: ExactModel) -> tuple[Tens
     for index, stage in enumerate(step.stages):
         u, du = registers.combine(stage.input)
         registers.set(Register("u", index), u, du)
-        if du is None:
+        if stage.tangent:
+            if du is not None:
+                raise Refusal(
+                    "the derivative of a Jacobian-vector product needs second derivatives"
+                )
+            f, jacobian = model.with_jacobian(u, stage.time)
+            registers.set(Register("f", index), f, None)
+            tangent = registers.combine(stage.tangent)[0]
+            registers.set(Register("j", index), (jacobian @ tangent[:, :, None])[:, :, 0], None)
+        elif du is None:
             registers.set(Register("f", index), model(u, stage.time), None)
         else:
             f, jacobian = model.with_jacobian(u, stage.time)
@@ -141,11 +151,48 @@ class NormalKernel:
 
 
 @dataclass(frozen=True)
+class BentNormal:
+    """``x' ~ N(mean(x), sum_m L_m(x) L_m(x)^T)``: noises that pass through the model's Jacobian.
+
+    ``noises`` holds, per noise, its own weight and (stage, weight) pairs of Jacobian-vector
+    products along it: ``L_m = own I + sum weight J_stage``.
+    """
+
+    mean: Step
+    noises: tuple[tuple[float, tuple[tuple[int, float], ...]], ...]
+
+    def means(
+        self, x: Tensor, model: ExactModel, *, jacobian: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """As for :class:`NormalKernel`."""
+        return NormalKernel(self.mean, 0.0).means(x, model, jacobian=jacobian)
+
+    def factors(self, x: Tensor, model: ExactModel) -> Tensor:
+        """The matrices ``L_m(x)``, (noises, n, d, d)."""
+        registers = _Registers({X: x}, None)
+        _advance(self.mean, registers, model)
+        jacobians = {
+            index: model.with_jacobian(
+                registers.values[Register("u", index)], self.mean.stages[index].time
+            )[1]
+            for _, terms in self.noises
+            for index, _ in terms
+        }
+        identity = torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1)
+        return torch.stack(
+            [own * identity + sum(w * jacobians[i] for i, w in terms) for own, terms in self.noises]
+        )
+
+
+@dataclass(frozen=True)
 class HalfNoise:
     """``x' = a x + b f(u) + c z`` with ``u = r x + e z``: one noise, also inside the model.
 
     Eliminating z = (u - r x)/e gives ``x' = shift x + H(u)`` with ``shift = a - c r/e`` and
     ``H(u) = b f(u) + (c/e) u``, so the density of x' follows from the inverse of H.
+
+    ``rest`` is a step whose update is added to x': further stages, at inputs that depend on x and
+    on ``outer``, a noise of their own. Given that one, x' is shifted.
     """
 
     time: float
@@ -154,6 +201,17 @@ class HalfNoise:
     c: float
     r: float
     e: float
+    rest: Step | None = None
+    outer: Register | None = None
+
+    def added(self, x: Tensor, outer: Tensor, model: ExactModel) -> Tensor:
+        """What ``rest`` adds for values of x and the outer noise, both (n, d)."""
+        if self.rest is None:
+            return torch.zeros_like(x)
+        values = {Register("z", j): torch.zeros_like(x) for j in range(len(self.rest.noises))}
+        if self.outer is not None:
+            values[self.outer] = outer
+        return _advance(self.rest, _Registers({X: x, **values}, None), model)[0]
 
     @property
     def shift(self) -> float:
@@ -170,7 +228,7 @@ class HalfNoise:
         return self.b * model.with_jacobian(u, self.time)[1] + self.c / self.e * identity
 
 
-Kernel = NormalKernel | HalfNoise
+Kernel = NormalKernel | BentNormal | HalfNoise
 
 
 def kernels(step: Step, solver: str = "the step") -> tuple[Kernel, ...]:
@@ -188,6 +246,14 @@ def kernels(step: Step, solver: str = "the step") -> tuple[Kernel, ...]:
     if any(register.age for c in combinations for register, _ in c):
         raise Refusal(f"{solver} is a stochastic multistep method: its states are no Markov chain")
     noisy = [i for i, stage in enumerate(step.stages) if _noises(stage.input)]
+    if any(stage.tangent for stage in step.stages):
+        bent = None if noisy else _bent_normal(step)
+        if bent is None:
+            raise Refusal(
+                f"{solver}: a Jacobian-vector product is known along noises alone, at an input "
+                "without noise"
+            )
+        return (bent,)
     if not noisy:
         std = sum(weight**2 for _, weight in _noises(step.update)) ** 0.5
         rest = tuple((r, w) for r, w in step.update if r.kind != "z")
@@ -202,9 +268,9 @@ def kernels(step: Step, solver: str = "the step") -> tuple[Kernel, ...]:
             std = sum(weight**2 for _, weight in _noises(first)) ** 0.5
             convolution = NormalKernel(Step(step.start, step.stop, (), (), mean), std)
             return (convolution, *kernels(_from_first_input(step), solver))
-        half = _half_noise(step)
-        if half is not None:
-            return (half,)
+    half = _half_noise(step)
+    if half is not None:
+        return (half,)
     raise Refusal(
         f"{solver}: the law of one step is not a product of known kernels (a noise enters the "
         "model and the update in a way that no closed form covers)"
@@ -229,20 +295,85 @@ def _from_first_input(step: Step) -> Step:
     return replace(step, stages=stages, update=rename(step.update))
 
 
+def _bent_normal(step: Step) -> BentNormal | None:
+    along = {}
+    for index, stage in enumerate(step.stages):
+        along[Register("j", index)] = dict(stage.tangent)
+        if len(_noises(stage.tangent)) < len(stage.tangent):
+            return None
+    update = dict(step.update)
+    noises = []
+    for number in range(len(step.noises)):
+        z = Register("z", number)
+        through = [(j.index, update.get(j, 0.0) * t[z]) for j, t in along.items() if z in t]
+        noises.append((update.get(z, 0.0), tuple((i, w) for i, w in through if w != 0.0)))
+    mean = replace(
+        step,
+        stages=tuple(replace(stage, tangent=()) for stage in step.stages),
+        noises=(),
+        update=tuple((r, w) for r, w in step.update if r.kind not in ("z", "j")),
+    )
+    return BentNormal(mean, tuple(noises))
+
+
+def _rotated(step: Step) -> Step:
+    """The same law with noises in an orthonormal basis that begins with the update's noise."""
+    basis: list[np.ndarray] = []
+
+    def rotate(combination: Combination) -> Combination:
+        free = np.zeros(len(step.noises))
+        for z, weight in _noises(combination):
+            free[z.index] = weight
+        size = np.linalg.norm(free)
+        turned = []
+        for index, direction in enumerate(basis):
+            along = free @ direction
+            free = free - along * direction
+            if abs(along) > 1e-14 * size:
+                turned.append((Register("z", index), float(along)))
+        left = np.linalg.norm(free)
+        if left > 1e-14 * size:
+            turned.append((Register("z", len(basis)), float(left)))
+            basis.append(free / left)
+        return (*((r, w) for r, w in combination if r.kind != "z"), *turned)
+
+    update = rotate(step.update)
+    stages = tuple(replace(stage, input=rotate(stage.input)) for stage in step.stages)
+    return replace(step, stages=stages, noises=step.noises[: len(basis)], update=update)
+
+
 def _half_noise(step: Step) -> HalfNoise | None:
-    z, f, u = Register("z", 0), Register("f", 0), Register("u", 0)
-    if len(step.stages) != 1 or len(step.noises) != 1:
+    step = _rotated(step)
+    shared = [z for z, _ in _noises(step.update)]
+    inside = [
+        (index, register)
+        for index, stage in enumerate(step.stages)
+        for register, _ in _noises(stage.input)
+    ]
+    if len(shared) != 1 or [z for _, z in inside].count(shared[0]) != 1:
         return None
-    inner, update = dict(step.stages[0].input), dict(step.update)
-    if not set(inner) <= {X, z} or not set(update) <= {X, z, f, u}:
+    [z] = shared
+    [half] = [index for index, register in inside if register == z]
+    outer = {register for _, register in inside} - {z}
+    inputs = [dict(stage.input) for stage in step.stages]
+    allowed = [{X, z} if index == half else {X} | outer for index in range(len(inputs))]
+    outputs = {Register(kind, index) for kind in "uf" for index in range(len(inputs))}
+    update, inner = dict(step.update), inputs[half]
+    u, f = Register("u", half), Register("f", half)
+    if len(outer) > 1 or not set(update) <= {X, z} | outputs:
         return None
+    if any(not set(given) <= known for given, known in zip(inputs, allowed, strict=True)):
+        return None
+    added = tuple((r, w) for r, w in step.update if r in outputs - {u, f})
     # A weight on u (from a change of prediction type) is one on x and z.
     own = update.get(u, 0.0)
     return HalfNoise(
-        step.stages[0].time,
+        step.stages[half].time,
         update.get(X, 0.0) + own * inner.get(X, 0.0),
         update.get(f, 0.0),
-        update.get(z, 0.0) + own * inner[z],
+        update[z] + own * inner[z],
         inner.get(X, 0.0),
         inner[z],
+        replace(step, update=added) if added else None,
+        next(iter(outer), None),
     )

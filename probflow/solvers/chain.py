@@ -235,6 +235,55 @@ def accelerated_sde_half_noise(step: StepBuilder) -> Linear:
 
 
 @register(
+    "accelerated-sde-jvp",
+    reference="derived in docs/theory.md: the covariance of the exact kernel to second order",
+    prediction="score",
+    coordinates="vp",
+    nfe=2,
+    stochastic=True,
+    family="chain",
+    orders={"tv": 2, "path-kl": 1},
+)
+def accelerated_sde_jvp(step: StepBuilder) -> Linear:
+    """Y' = (Y + b score(Y) + sqrt(b) (Z + b/2 J Z))/sqrt(alpha), J the Jacobian of the score at Y.
+
+    J Z by forward-mode differentiation, together with the score: counted as two evaluations.
+    """
+    t, s = step.t, step.s
+    b = _b(t, s)
+    z = sqrt(b) * step.noise()
+    score, jz = step.jvp(step.x, t, z)
+    return (step.x + b * score + z + b / 2 * jz) / sqrt(_alpha_ratio(t, s))
+
+
+@register(
+    "accelerated-sde-3",
+    reference="derived in docs/theory.md: three cumulants of the exact kernel",
+    prediction="score",
+    coordinates="vp",
+    nfe=3,
+    stochastic=True,
+    family="chain",
+    orders={"tv": 2, "path-kl": 1.5},
+)
+def accelerated_sde_3(step: StepBuilder) -> Linear:
+    """Y' = (Y + b (7 s(Y) + 9 s(Y + 2/3 r Z) - 4 s(Y + r Z'))/12 + r Z)/sqrt(alpha), r = sqrt(b).
+
+    The mean and the covariance of the exact kernel up to b^3, its third cumulant up to b^4.
+    """
+    t, s = step.t, step.s
+    b = _b(t, s)
+    # Z' is added nowhere, but a noise belongs to a part of the step: two halves make Z.
+    first, second = step.noise(0, 0.5), step.noise(0.5, 1)
+    z, other = sqrt(0.5) * (first + second), sqrt(0.5) * (first - second)
+    at_x = step.model(step.x, t)
+    shared = step.model(step.x + 2 / 3 * sqrt(b) * z, t)
+    fresh = step.model(step.x + sqrt(b) * other, t)
+    drift = 7 / 12 * at_x + 3 / 4 * shared - 1 / 3 * fresh
+    return (step.x + b * drift + sqrt(b) * z) / sqrt(_alpha_ratio(t, s))
+
+
+@register(
     "euler-maruyama",
     reference="Song et al. 2021 (arXiv 2011.13456), eq. 6; Maruyama 1955",
     prediction="score",
