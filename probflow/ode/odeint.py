@@ -19,9 +19,9 @@ from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
 from probflow.ode.solve import solve, traced
-from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, get_solver
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
 

@@ -1,6 +1,14 @@
 """Solvers, one file per family, and their registry."""
 
-from probflow.solvers import chain, exponential, multistep, runge_kutta, singlestep
+from probflow.solvers import (
+    angle,
+    chain,
+    exponential,
+    multistep,
+    runge_kutta,
+    singlestep,
+    unipc,
+)
 from probflow.solvers.registry import (
     Solver,
     all_solvers,
@@ -13,6 +21,7 @@ from probflow.solvers.registry import (
 __all__ = [
     "Solver",
     "all_solvers",
+    "angle",
     "chain",
     "exponential",
     "get_solver",
@@ -21,5 +30,6 @@ __all__ = [
     "runge_kutta",
     "singlestep",
     "solver_names",
+    "unipc",
     "unregister",
 ]

@@ -10,7 +10,7 @@ import torch
 from equations import DOUBLE, logistic, logistic_solution
 
 from probflow.ode.steps import on_grid, run_steps
-from probflow.ode.tableaus import DOPRI5, TABLEAUS, Tableau
+from probflow.tableaus import DOPRI5, TABLEAUS, Tableau
 
 NAMES = list(TABLEAUS)
 
