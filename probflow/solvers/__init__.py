@@ -12,6 +12,7 @@ from probflow.solvers import (
 from probflow.solvers.registry import (
     Solver,
     all_solvers,
+    find_pair,
     get_solver,
     register,
     solver_names,
@@ -24,6 +25,7 @@ __all__ = [
     "angle",
     "chain",
     "exponential",
+    "find_pair",
     "get_solver",
     "multistep",
     "register",
