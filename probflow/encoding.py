@@ -14,7 +14,7 @@ from torch import Tensor
 from probflow.grids import as_grid
 from probflow.integrate.loop import NonFiniteError
 from probflow.models import Model
-from probflow.ode import odeint
+from probflow.ode.odeint import odeint
 from probflow.ode.options import native_methods
 from probflow.problems import ProbabilityFlowODE, as_model
 from probflow.processes import Process

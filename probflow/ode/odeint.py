@@ -232,10 +232,10 @@ def solve_ode(
     check_function(func)
     pair = find_pair(method)
     if pair is not None:
-        given = [("args", args), ("kwargs", kwargs), ("dense", dense), ("progress", progress)]
-        wrong = [name for name, value in given if value]
-        if wrong:
-            raise ValueError(f"{wrong[0]}: not available with {pair.name}")
+        unfit = {"args": args, "kwargs": kwargs, "dense": dense, "progress": progress}
+        for argument, value in unfit.items():
+            if value:
+                raise ValueError(f"{argument}: not available with {pair.name}")
         return solve_pair(
             pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn,
             throw=throw,

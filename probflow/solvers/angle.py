@@ -62,10 +62,9 @@ def _runge_kutta(step: StepBuilder, turn: _Turn, tableau: Tableau) -> Linear:
     outputs: list[Linear] = []
     angles: list[float] = []
     for c, row in zip(tableau.c[1 : tableau.stages], tableau.a[1 : tableau.stages], strict=True):
-        angle = turn.start + c * turn.h
-        inner = turn.state(angle, row[1:], outputs, angles)
-        outputs.append(step.model(inner, step.at_lambda(-log(tan(angle)))))
-        angles.append(angle)
+        r = step.at_lambda(-log(tan(turn.start + c * turn.h)))
+        outputs.append(step.model(turn.state(r.theta, row[1:], outputs, angles), r))
+        angles.append(r.theta)
     return turn.state(step.s.theta, tableau.b[1:], outputs, angles)
 
 
