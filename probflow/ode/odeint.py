@@ -144,6 +144,11 @@ def resolve(method: Any) -> tuple[str | None, Solver | None]:
     """Name of the native method, and the registered solver, that ``method`` means, if any."""
     if method is None:
         return "dopri5", None
+    pair = find_pair(method)
+    if pair is not None:
+        raise ValueError(
+            f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
+        )
     if isinstance(method, str):
         key = method.strip().lower().replace("-", "_")
         if key in native_methods():

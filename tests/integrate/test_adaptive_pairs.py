@@ -279,5 +279,9 @@ def test_pairs_are_no_solvers_on_grids() -> None:
             pf.get_solver(name)
         with pytest.raises(ValueError, match="name: a solver named"):
             pf.register_solver(name, reference="here", prediction="eps", orders={})
+    for call in (pf.odeint_adjoint, pf.ode_stepper, pf.odeint_dense):
+        times = [torch.tensor(ENDS)] if call is pf.odeint_adjoint else ENDS
+        with pytest.raises(ValueError, match="method: dpm-solver-12 is one of pf"):
+            call(ODE, Y0, *times, method="dpm-solver-12")
     with pytest.raises(ValueError, match="progress: not available with dpm-solver-12"):
         pf.solve_ode(ODE, Y0, ENDS, method="dpm-solver-12", progress=True)
