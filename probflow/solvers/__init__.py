@@ -1,10 +1,10 @@
 """Solvers, one file per family, and their registry."""
 
 from probflow.solvers import (
-    angle,
     chain,
     exponential,
     multistep,
+    rotation,
     runge_kutta,
     singlestep,
     unipc,
@@ -22,13 +22,13 @@ from probflow.solvers.registry import (
 __all__ = [
     "Solver",
     "all_solvers",
-    "angle",
     "chain",
     "exponential",
     "find_pair",
     "get_solver",
     "multistep",
     "register",
+    "rotation",
     "runge_kutta",
     "singlestep",
     "solver_names",
