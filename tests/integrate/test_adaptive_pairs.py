@@ -76,13 +76,14 @@ def test_a_step_is_that_of_the_solver_with_the_lower_one_inside(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_directions_and_all_predictions(name: str) -> None:
-    there = solved(name, t=[0.05, 0.9], tol=1e-5).y[-1]
-    back = solved(name, there, t=[0.9, 0.05], tol=1e-5).y[-1]
-    torch.testing.assert_close(back, Y0, rtol=0, atol=1e-3)
+    tol = 1e-3 if "12" in name else 1e-5
+    there = solved(name, t=[0.05, 0.9], tol=tol).y[-1]
+    back = solved(name, there, t=[0.9, 0.05], tol=tol).y[-1]
+    torch.testing.assert_close(back, Y0, rtol=0, atol=100 * tol)
     for prediction in ("x0", "v", "score", "velocity"):
         ode = pf.ProbabilityFlowODE(VP, ODE.model.as_prediction(prediction))
-        other = pf.odeint(ode, Y0, [0.05, 0.9], method=name, rtol=1e-5, atol=1e-5)[-1]
-        torch.testing.assert_close(other, there, rtol=0, atol=1e-5)
+        other = pf.odeint(ode, Y0, [0.05, 0.9], method=name, rtol=tol, atol=tol)[-1]
+        torch.testing.assert_close(other, there, rtol=0, atol=tol)
 
 
 # Steps and counts --------------------------------------------------------------------------------
