@@ -13,7 +13,7 @@ from torch import Tensor
 
 import probflow as pf
 from probflow.integrate import NonFiniteError
-from probflow.ode import MaxStepsError
+from probflow.ode import MaxStepsError, StepSizeError
 from probflow.solvers.embedded import PAIRS
 
 VP = pf.VP.linear()
@@ -222,6 +222,16 @@ def test_nan_is_reported_with_step_and_time(per_sample: bool) -> None:
 def test_too_many_steps() -> None:
     with pytest.raises(MaxStepsError, match=r"max_num_steps: 4 steps .* dpm-solver-12 stopped at"):
         solved("dpm-solver-12", max_num_steps=4)
+
+
+def test_a_model_that_is_no_function() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = pf.Model(lambda x, t: torch.randn(x.shape, dtype=x.dtype, generator=generator), VP)
+    ode = pf.ProbabilityFlowODE(VP, model)
+    with pytest.raises(
+        StepSizeError, match=r"rtol, atol: dpm-solver-23 cannot meet them at step 0"
+    ):
+        pf.odeint(ode, Y0, ENDS, method="dpm-solver-23", rtol=0.0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
