@@ -14,12 +14,12 @@ from torch import Tensor
 from probflow.grids import as_grid
 from probflow.integrate.loop import NonFiniteError
 from probflow.models import Model
-from probflow.ode import odeint
+from probflow.ode.odeint import odeint
 from probflow.ode.options import native_methods
-from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE, as_model
 from probflow.processes import Process
 from probflow.solvers import get_solver, solver_names
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["decode", "encode"]
 

@@ -9,7 +9,7 @@ import pytest
 
 import probflow as pf
 from probflow.cli import solver_table
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

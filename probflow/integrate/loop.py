@@ -18,7 +18,7 @@ from probflow.integrate.noise import NoiseSource
 from probflow.models import Model, check_output
 from probflow.plan import Plan, Point, conversion
 
-__all__ = ["NonFiniteError", "run_plan"]
+__all__ = ["MaxStepsError", "NonFiniteError", "SolveError", "StepSizeError", "run_plan"]
 
 Callback = Callable[[int, float, Tensor], None]
 Evaluate = Callable[[Tensor, Tensor], Tensor]
@@ -28,6 +28,18 @@ _LARGE = 2**14  # elements of a state, from where copying costs more than callin
 
 class NonFiniteError(ValueError):
     """The model returned NaN or infinity; the message names step and time."""
+
+
+class SolveError(RuntimeError):
+    """A solve stopped before its end; the message says where and why."""
+
+
+class StepSizeError(SolveError):
+    """The step size fell below what the times can represent (or the error never fell)."""
+
+
+class MaxStepsError(SolveError):
+    """More steps than ``max_num_steps`` were needed."""
 
 
 def run_plan(

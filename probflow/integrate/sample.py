@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probflow.grids import as_grid
+from probflow.integrate.adaptive import integrate_pair
 from probflow.integrate.brownian import BaseBrownian
 from probflow.integrate.loop import Callback, run_plan
 from probflow.integrate.noise import (
@@ -20,7 +21,8 @@ from probflow.integrate.noise import (
 )
 from probflow.problems import as_model
 from probflow.processes import Process
-from probflow.solvers import get_solver
+from probflow.solvers import find_pair, get_solver
+from probflow.solvers.embedded import PAIRS
 
 __all__ = ["sample"]
 
@@ -47,6 +49,9 @@ def sample(
     gradients: bool = False,
     checkpoint: bool = False,
     check_finite: bool = True,
+    rtol: float | None = None,
+    atol: float | None = None,
+    per_sample: bool = False,
 ) -> Tensor:
     """Draw samples by integrating the probability-flow ODE or the reverse SDE.
 
@@ -57,9 +62,12 @@ def sample(
     shape
         (batch, ...); may be left out if ``x`` is given.
     solver
-        Name, :class:`probflow.Solver` or registered step function.
+        Name, :class:`probflow.Solver` or registered step function. ``dpm-solver-12``,
+        ``dpm-solver-23``, ``dpm-solver++-12`` and ``dpm-solver++-23`` choose their steps by
+        ``rtol`` and ``atol``.
     steps
-        Number of steps, >= 1 (an explicit grid already says it).
+        Number of steps, >= 1 (an explicit grid already says it). Left out for a solver that
+        chooses its steps: it takes the ends of the grid, or lands on all times of an explicit one.
     process
         Noising process of a target; a model has its own.
     grid
@@ -84,11 +92,15 @@ def sample(
         See :func:`probflow.integrate.loop.run_plan`.
     gradients
         Keep the graph, so that the result can be differentiated.
+    rtol, atol, per_sample
+        For a solver that chooses its steps: tolerances (by default those of the paper, 0.05 and
+        0.0078), and whether each sample has steps of its own; see
+        :func:`probflow.integrate.adaptive.integrate_pair`.
 
     Returns
     -------
     Tensor
-        (batch, ...), or (steps + 1, batch, ...) with ``trajectory``.
+        (batch, ...), or (steps + 1, batch, ...) with ``trajectory``: the states at all times.
 
     Raises
     ------
@@ -96,12 +108,27 @@ def sample(
         For arguments that do not fit, before any model call.
     NonFiniteError
         If the model returns NaN or infinity.
+    StepSizeError, MaxStepsError
+        If a solver that chooses its steps does not reach the end.
     """
     model = as_model(model, process)
-    times = as_grid(model.process.default_grid if grid is None else grid).times(
-        model.process, steps
-    )
-    plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
+    recipe = as_grid(model.process.default_grid if grid is None else grid)
+    pair = find_pair(solver)
+    if pair is None:
+        if rtol is not None or atol is not None or per_sample:
+            raise ValueError(
+                "rtol, atol, per_sample: they are for a solver that chooses its steps "
+                f"({', '.join(PAIRS)}), not for {solver!r}"
+            )
+        times = recipe.times(model.process, steps)
+        plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
+    else:
+        given = [("steps", steps), ("noise", noise), ("threshold", threshold)]
+        given += [("progress", progress or None), ("checkpoint", checkpoint or None)]
+        wrong = [name for name, value in given if value is not None]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: not for {pair.name}, which chooses its steps itself")
+        times = recipe.times(model.process, None if recipe.kind == "explicit" else 1)
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: give one of them, not both")
     if first_sample and seed is None:
@@ -130,6 +157,19 @@ def sample(
         if source is None:
             raise ValueError("seed: give a seed, a generator or an initial state x")
         x = (source() * model.process.prior_std(times[0])).to(dtype)
+    if pair is not None:
+        with torch.set_grad_enabled(gradients):
+            run = integrate_pair(
+                pair,
+                model,
+                x,
+                times.tolist(),
+                rtol=0.05 if rtol is None else rtol,
+                atol=0.0078 if atol is None else atol,
+                per_sample=per_sample,
+                callback=callback,
+            )
+        return torch.stack(run.states) if trajectory else run.states[-1]
     if isinstance(noise, BaseBrownian):
         for time in (plan.times[0], plan.times[-1]):
             noise.check_time(time)

@@ -19,7 +19,7 @@ from torch import Tensor
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.problem import Problem
 from probflow.ode.steps import combine, rk_step, time_tensors
-from probflow.ode.tableaus import DOPRI5, DOPRI8, RK4, Tableau
+from probflow.tableaus import DOPRI5, DOPRI8, RK4, Tableau
 
 __all__ = ["MAX_ORDER", "adams_weights", "integrate_adams"]
 

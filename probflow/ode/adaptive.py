@@ -19,7 +19,7 @@ from probflow.ode.control import Control, error_norm, positive, scaled, seventh_
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError, StepSizeError
 from probflow.ode.steps import combine, dense_value, extended, rk_step, time_tensors
-from probflow.ode.tableaus import Tableau
+from probflow.tableaus import Tableau
 
 __all__ = ["AcceptedStep", "AdaptiveStepper"]
 

@@ -31,8 +31,8 @@ from probflow.ode.options import checked_options
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
-from probflow.ode.tableaus import TABLEAUS
 from probflow.solvers import Solver
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["odeint_adjoint"]
 

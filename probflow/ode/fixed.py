@@ -15,7 +15,7 @@ from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.adaptive import AcceptedStep, step_limit
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Run, on_grid, rk_step, run_checkpointed, run_steps, time_tensors
-from probflow.ode.tableaus import Tableau
+from probflow.tableaus import Tableau
 
 __all__ = ["FixedStepper", "fixed_grid", "integrate_on"]
 

@@ -15,13 +15,14 @@ from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
 from probflow.ode.fixed import FixedStepper
 from probflow.ode.options import ADAMS, checked_options, native_methods
+from probflow.ode.pairs import solve_pair
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
 from probflow.ode.solve import solve, traced
-from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE
-from probflow.solvers import Solver, get_solver
+from probflow.solvers import Solver, find_pair, get_solver
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
 
@@ -46,8 +47,10 @@ def odeint(
     Methods: adaptive ``dopri5`` (the default), ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``,
     ``adaptive_heun``; fixed steps ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8
     rule), ``explicit_adams``; on a :class:`~probflow.problems.ProbabilityFlowODE` also every
-    deterministic solver of :func:`probflow.solver_names`. ``implicit_adams``, ``fixed_adams`` and
-    ``scipy_solver`` are passed on to torchdiffeq.
+    deterministic solver of :func:`probflow.solver_names`, and with adaptive steps in log-SNR
+    ``dpm-solver-12``, ``dpm-solver-23``, ``dpm-solver++-12`` and ``dpm-solver++-23`` (options
+    ``first_step``, ``max_num_steps``, ``per_sample``, ``return_info``). ``implicit_adams``,
+    ``fixed_adams`` and ``scipy_solver`` are passed on to torchdiffeq.
 
     Parameters
     ----------
@@ -108,6 +111,12 @@ def odeint(
     """
     check_function(func)
     options = dict(options or {}) if options is None or isinstance(options, Mapping) else options
+    pair = find_pair(method)
+    if pair is not None:
+        result = solve_pair(
+            pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn
+        )
+        return (result.y, result) if options.get("return_info") else result.y
     name, solver = resolve(method)
     if solver is not None and name is not None and _as_plan(func, t, options, event_fn):
         name = None
@@ -135,6 +144,11 @@ def resolve(method: Any) -> tuple[str | None, Solver | None]:
     """Name of the native method, and the registered solver, that ``method`` means, if any."""
     if method is None:
         return "dopri5", None
+    pair = find_pair(method)
+    if pair is not None:
+        raise ValueError(
+            f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
+        )
     if isinstance(method, str):
         key = method.strip().lower().replace("-", "_")
         if key in native_methods():
@@ -191,7 +205,8 @@ def solve_ode(
     func, y0, t, rtol, atol, options, event_fn
         As :func:`odeint`.
     method
-        One of the general methods (not a solver that needs a noising process).
+        One of the general methods, or for a :class:`~probflow.problems.ProbabilityFlowODE`
+        ``dpm-solver-23`` and its kin (not a solver on a grid that needs a noising process).
     args, kwargs
         Further arguments of ``func``.
     dense
@@ -220,6 +235,16 @@ def solve_ode(
     (True, 0)
     """
     check_function(func)
+    pair = find_pair(method)
+    if pair is not None:
+        unfit = {"args": args, "kwargs": kwargs, "dense": dense, "progress": progress}
+        for argument, value in unfit.items():
+            if value:
+                raise ValueError(f"{argument}: not available with {pair.name}")
+        return solve_pair(
+            pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn,
+            throw=throw,
+        )  # fmt: skip
     name, solver = resolve(method)
     if name is None:
         raise ValueError(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["ADAMS", "GRADIENTS", "checked_options", "native_methods"]
 

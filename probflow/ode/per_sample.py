@@ -15,7 +15,7 @@ from probflow.ode.control import Control, error_norm, positive, scaled, seventh_
 from probflow.ode.problem import Problem
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step
-from probflow.ode.tableaus import Tableau
+from probflow.tableaus import Tableau
 
 __all__ = ["PerSample"]
 

@@ -10,21 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import MaxStepsError, NonFiniteError, SolveError, StepSizeError
 
 __all__ = ["MaxStepsError", "ODEResult", "SolveError", "Status", "StepSizeError"]
-
-
-class SolveError(RuntimeError):
-    """A solve stopped before its end; the message says where and why."""
-
-
-class StepSizeError(SolveError):
-    """The step size fell below what the times can represent (or the error never fell)."""
-
-
-class MaxStepsError(SolveError):
-    """More steps than ``max_num_steps`` were needed."""
 
 
 class Status(enum.IntEnum):

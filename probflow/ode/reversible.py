@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Func, Run, on_grid, rk_step
-from probflow.ode.tableaus import Tableau
+from probflow.tableaus import Tableau
 
 __all__ = ["COUPLING", "integrate_reversible", "leaves_of", "reversible_steps"]
 

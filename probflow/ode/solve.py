@@ -23,7 +23,7 @@ from probflow.ode.options import ADAMS, GRADIENTS, checked_options
 from probflow.ode.per_sample import PerSample, per_sample_times
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult, SolveError, Status
-from probflow.ode.tableaus import TABLEAUS, Tableau
+from probflow.tableaus import TABLEAUS, Tableau
 
 __all__ = ["solve", "traced"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.ode.tableaus import Tableau
+from probflow.tableaus import Tableau
 
 __all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "time_tensors"]
 

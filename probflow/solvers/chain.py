@@ -12,9 +12,10 @@ kernel reaches, and in which measure, is derived in ``docs/theory.md``.
 
 from __future__ import annotations
 
-from math import cos, exp, expm1, sin, sqrt
+from math import cos, exp, expm1, log, sin, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
 
 _PAPER = "Li, Huang, Efimov, Wei, Chi, Chen 2024 (arXiv 2403.03852)"
@@ -93,6 +94,36 @@ def vanilla_ode(step: StepBuilder) -> Linear:
     """Y' = (Y + b/2 score(Y))/sqrt(alpha). The DDIM-type step of the paper, not eps-DDIM."""
     t, s = step.t, step.s
     return (step.x + _b(t, s) / 2 * step.model(step.x, t)) / sqrt(_alpha_ratio(t, s))
+
+
+@register(
+    "strang",
+    reference="Strang 1968 (SIAM J. Numer. Anal. 5); for the probability flow arXiv 2601.17375",
+    prediction="score",
+    coordinates="vp",
+    nfe=2,
+    family="chain",
+    orders={"tv": 2, "strong": 2},
+)
+def strang(step: StepBuilder, inner: str = "midpoint") -> Linear:
+    """Y' = Y2/a, Y2 = Y1 + h score(Y1 + h/2 score(Y1, t), r), Y1 = Y/a, with a = alpha_ratio^(1/4).
+
+    Strang splitting of dY/du = Y + score(Y), where u = ln(ab)/2 grows by h = -ln(alpha_ratio)/2:
+    half the linear flow, the flow of the score with Y alone by the midpoint rule (r half way in u)
+    or by Heun's (``inner`` = "heun": Y2 = Y1 + h/2 (score(Y1, t) + score(Y1 + h score(Y1, t), s))),
+    and the other half of the linear flow.
+    """
+    check_choice("inner", inner, ("midpoint", "heun"))
+    t, s = step.t, step.s
+    h = 0.5 * (t.neg_log_ab - s.neg_log_ab)
+    x = exp(0.5 * h) * step.x
+    score = step.model(x, t)
+    if inner == "midpoint":
+        middle = step.at_lambda(-0.5 * log(expm1(0.5 * (t.neg_log_ab + s.neg_log_ab))))
+        x = x + h * step.model(x + h / 2 * score, middle)
+    else:
+        x = x + h / 2 * (score + step.model(x + h * score, s))
+    return exp(0.5 * h) * x
 
 
 def _accelerated(step: StepBuilder, score: Linear, before: Linear | None) -> Linear:

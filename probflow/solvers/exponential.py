@@ -26,7 +26,7 @@ def _linear_part(t: Point, s: Point) -> float:
 
 @register(
     "ddim",
-    aliases=("dpm-solver-1",),
+    aliases=("dpm-solver-1", "exponential-ab1", "exponential-ab1-x0"),
     reference="Song, Meng, Ermon 2021 (arXiv 2010.02502), eq. 12 with sigma = 0",
     prediction="eps",
     orders={"tv": 1, "strong": 1},
@@ -61,27 +61,3 @@ def dpm_solver_2(step: StepBuilder, r1: float = 0.5) -> Linear:
     eps_r = step.model(_linear_part(t, r) * step.x + _eps_weight(t, r) * eps, r)
     slope = (eps_r - eps) / (2 * r1)
     return _linear_part(t, s) * step.x + _eps_weight(t, s) * (eps + slope)
-
-
-@register(
-    "dpm-solver++-2m",
-    aliases=("dpmpp-2m",),
-    reference="Lu et al. 2022 (arXiv 2211.01095), Algorithm 2",
-    prediction="x0",
-    memory=1,
-    orders={"tv": 2, "strong": 2},
-)
-def dpm_solver_pp_2m(step: StepBuilder) -> Linear:
-    """x' = (sigma'/sigma) x - alpha' (e^-h - 1) D, D = x0 + (x0 - x0_before) h/(2 h_before).
-
-    x0_before is the stored prediction of the step before. The first step, and a step to
-    sigma' = 0 (h infinite), take D = x0, which is a DDIM step.
-    """
-    t, s = step.t, step.s
-    x0 = step.model(step.x, t)
-    denoised = x0
-    if step.previous and s.sigma > 0:
-        before = step.previous[0]
-        ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
-        denoised = x0 + ratio / 2 * (x0 - before.outputs[0])
-    return s.sigma / t.sigma * step.x - s.alpha * expm1(t.lambda_ - s.lambda_) * denoised

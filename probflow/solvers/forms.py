@@ -88,6 +88,16 @@ def heun_2(c2: float) -> Tableau:
     return tableau
 
 
+def midpoint_2(c2: float) -> Tableau:
+    """Order 2 with phi_1/2 in place of phi_2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 4)."""
+
+    def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+        slope = phi(1, z) / (2 * c2)
+        return [[c2 * phi(1, c2 * z)]], [phi(1, z) - slope, slope]
+
+    return tableau
+
+
 def kutta_3(c2: float, c3: float) -> Tableau:
     """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9)."""
     gamma = 0.0 if c3 == 2 / 3 else (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
@@ -141,10 +151,12 @@ def adams_step(
 
 
 def starting_step(step: StepBuilder, form: Form, order: int) -> Linear:
-    """A Runge-Kutta step of order 2 or 3, for a method that has nothing stored yet."""
+    """A Runge-Kutta step of order 2, 3 or 4, for a method that has too little stored yet."""
     if order == 2:
         return runge_kutta(step, form, [0.5], heun_2(0.5))
-    return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
+    if order == 3:
+        return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
+    return runge_kutta(step, form, [0.5, 0.5, 1.0], krogstad_4)
 
 
 def lowered(order: int, step: StepBuilder, final: str) -> int:
@@ -153,7 +165,7 @@ def lowered(order: int, step: StepBuilder, final: str) -> int:
     return min(order, step.remaining) if final == "lower" else order
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise ``ValueError`` unless an option has one of its values."""
     if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(map(str, allowed))}")

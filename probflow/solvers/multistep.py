@@ -21,7 +21,7 @@ from math import ceil, exp, expm1, log
 
 import numpy as np
 
-from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan import Linear, StepBuilder
 from probflow.solvers.forms import (
     EPS,
     X0,
@@ -37,7 +37,6 @@ from probflow.solvers.registry import register
 _HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
 _LU = "Lu et al. 2022 (arXiv 2211.01095)"
 _DEIS = "Zhang, Chen 2023 (arXiv 2204.13902)"
-_UNIPC = "Zhao et al. 2023 (arXiv 2302.04867)"
 
 
 # Exponential Adams-Bashforth: polynomials in log-SNR --------------------------------------------
@@ -122,6 +121,20 @@ def exponential_ab4_x0(
 # DPM-Solver multistep: derivatives from divided differences -------------------------------------
 
 
+def _dpm_solver_2m(step: StepBuilder, form: Form, solver_type: str, final: str) -> Linear:
+    check_choice("solver_type", solver_type, ("midpoint", "heun"))
+    if solver_type == "heun":
+        return adams_step(step, form, 2, final=final)
+    t, s = step.t, step.s
+    output = step.model(step.x, t)
+    if not step.previous or lowered(2, step, final) < 2 or s.sigma == 0:
+        return form.first(step.x, t, s, output)
+    before = step.previous[0]
+    ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
+    average = Linear.sum([1.0 + ratio / 2, -ratio / 2], [output, before.outputs[0]])
+    return form.first(step.x, t, s, average)
+
+
 @register(
     "dpm-solver-2m",
     reference=f"{_LU}, Algorithm 2 on eps, as in the authors' code",
@@ -129,19 +142,33 @@ def exponential_ab4_x0(
     memory=1,
     orders={"tv": 2, "strong": 2},
 )
-def dpm_solver_2m(step: StepBuilder, final: str = "keep") -> Linear:
-    """x' = L x + S h phi_1 D, D = eps + (eps - eps_before) h/(2 h_before).
+def dpm_solver_2m(step: StepBuilder, solver_type: str = "midpoint", final: str = "keep") -> Linear:
+    """x' = L x + S h phi_1 D, D = eps + (eps - eps_before) h/(2 h_before), on eps.
 
-    ``exponential-ab2`` with phi_1/2 in place of phi_2. A step to sigma' = 0 takes D = eps.
+    As ``dpm-solver++-2m``. With ``solver_type`` "heun" it is ``exponential-ab2``.
     """
-    t, s = step.t, step.s
-    eps = step.model(step.x, t)
-    average = eps
-    if step.previous and lowered(2, step, final) == 2 and s.sigma > 0:
-        before = step.previous[0]
-        ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
-        average = eps + ratio / 2 * (eps - before.outputs[0])
-    return EPS.first(step.x, t, s, average)
+    return _dpm_solver_2m(step, EPS, solver_type, final)
+
+
+@register(
+    "dpm-solver++-2m",
+    aliases=("dpmpp-2m",),
+    reference=f"{_LU}, Algorithm 2",
+    prediction="x0",
+    memory=1,
+    orders={"tv": 2, "strong": 2},
+)
+def dpm_solver_pp_2m(
+    step: StepBuilder, solver_type: str = "midpoint", final: str = "keep"
+) -> Linear:
+    """x' = (sigma'/sigma) x - alpha' (e^-h - 1) D, D = x0 + (x0 - x0_before) h/(2 h_before).
+
+    x0_before is the stored prediction of the step before. The first step, and a step to
+    sigma' = 0 (h infinite), take D = x0, which is a DDIM step; so does the last step with
+    ``final`` = "lower". ``solver_type`` "heun" of usual implementations has the exact phi_2 in
+    place of phi_1/2, and is ``exponential-ab2-x0``.
+    """
+    return _dpm_solver_2m(step, X0, solver_type, final)
 
 
 def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, final: str) -> Linear:
@@ -217,12 +244,13 @@ def _adams(
     order: int,
     weights: Callable[[StepBuilder, int], list[float]],
     start: str = "runge-kutta",
+    final: str = "keep",
 ) -> Linear:
     """Step of an Adams method on eps, after its start."""
     check_choice("start", start, ("runge-kutta", "euler"))
     if len(step.previous) < order - 2 and start == "runge-kutta":
         return starting_step(step, EPS, order - 1)
-    return _average(step, weights(step, order))
+    return _average(step, weights(step, lowered(order, step, final)))
 
 
 @register(
@@ -320,6 +348,49 @@ def ipndm_4(step: StepBuilder, weights: str = "variable", start: str = "runge-ku
     return _ipndm(step, 4, weights, start)
 
 
+@register(
+    "pndm",
+    reference="Liu et al. 2022 (arXiv 2202.09778), Algorithm 2 (F-PNDM)",
+    prediction="eps",
+    memory=3,
+    orders={"tv": 4, "strong": 4},
+)
+def pndm(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+    """x' = alpha'/alpha x + alpha' (rho' - rho) e, e = sum_j w_j eps_j, j = 0 .. 3.
+
+    The first three steps have e = (e1 + 2 e2 + 2 e3 + e4)/6 instead, the outputs at the four
+    stages of Kutta's method with DDIM steps in between: the authors' pseudo Runge-Kutta steps, 9
+    evaluations more. By default the w_j are those of ``lms-4`` and the two inner stages lie half
+    way in rho, where e is Kutta's method of order 4. As published (``weights="constant"``)
+    w = (55, -59, 37, -9)/24 and the inner stages lie half way in time, which is of order 2 at most
+    where rho is not affine in t.
+
+    ``start="heun"`` takes a single step with e = (e1 + e4)/2 instead, e4 the output after a DDIM
+    step, and then sums of 2 and 3 outputs: 1 evaluation more (diffusers: ``skip_prk_steps``). Its
+    error h^3 leaves order 3.
+    """
+    check_choice("weights", weights, ("variable", "constant"))
+    check_choice("start", start, ("runge-kutta", "heun"))
+    t, s, stored = step.t, step.s, len(step.previous)
+    if stored >= (3 if start == "runge-kutta" else 1):
+        return _ipndm(step, 4, weights, "euler")
+    first = step.model(step.x, t)
+    if s.sigma == 0:
+        return EPS.first(step.x, t, s, first)
+    if start == "heun":
+        last = step.model(EPS.first(step.x, t, s, first), s)
+        return EPS.first(step.x, t, s, 0.5 * (first + last))
+    if weights == "constant":
+        half = step.at(0.5 * (t.t + s.t))
+    else:
+        half = step.at_lambda(-log(0.5 * (t.rho + s.rho)))
+    second = step.model(EPS.first(step.x, t, half, first), half)
+    third = step.model(EPS.first(step.x, t, half, second), half)
+    fourth = step.model(EPS.first(step.x, t, s, third), s)
+    mean = Linear.sum([1 / 6, 1 / 3, 1 / 3, 1 / 6], [first, second, third, fourth])
+    return EPS.first(step.x, t, s, mean)
+
+
 # DEIS: polynomials in process time ----------------------------------------------------------------
 
 
@@ -380,9 +451,9 @@ def _t_weights(step: StepBuilder, order: int) -> list[float]:
     memory=1,
     orders={"tv": 2, "strong": 2},
 )
-def deis_tab1(step: StepBuilder) -> Linear:
+def deis_tab1(step: StepBuilder, final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0, 1."""
-    return _adams(step, 2, _t_weights)
+    return _adams(step, 2, _t_weights, final=final)
 
 
 @register(
@@ -392,9 +463,9 @@ def deis_tab1(step: StepBuilder) -> Linear:
     memory=2,
     orders={"tv": 3, "strong": 3},
 )
-def deis_tab2(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def deis_tab2(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 2."""
-    return _adams(step, 3, _t_weights, start)
+    return _adams(step, 3, _t_weights, start, final)
 
 
 @register(
@@ -405,9 +476,9 @@ def deis_tab2(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     memory=3,
     orders={"tv": 4, "strong": 4},
 )
-def deis_tab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def deis_tab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 3."""
-    return _adams(step, 4, _t_weights, start)
+    return _adams(step, 4, _t_weights, start, final)
 
 
 # Adams-Bashforth in process time -----------------------------------------------------------------
@@ -472,95 +543,3 @@ def ab4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     The first two steps are of Heun's third-order method.
     """
     return _adams_bashforth(step, 4, start)
-
-
-# UniPC: predictor and corrector ------------------------------------------------------------------
-
-
-def _predictor(nodes: list[float], z: float, b: float) -> list[float]:
-    """Weights of UniP: Adams-Bashforth on x0, of order 2 with b/2 in place of phi_2."""
-    if len(nodes) != 2:
-        return adams(nodes, moments(len(nodes), z))
-    slope = 0.5 * b / nodes[1]
-    return [phi(1, z) - slope, slope]
-
-
-def _corrector(nodes: list[float], z: float, b: float) -> list[float]:
-    """Weights of UniC: Adams-Moulton on x0, of order 2 with b/2 in place of phi_2."""
-    if len(nodes) != 1:
-        return adams([1.0, *nodes], moments(len(nodes) + 1, z))
-    return [0.5 * b, phi(1, z) - 0.5 * b]
-
-
-def _unipc(step: StepBuilder, order: int, variant: str, start: str, final: str) -> Linear:
-    check_choice("variant", variant, ("bh2", "bh1"))
-    check_choice("start", start, ("runge-kutta", "euler"))
-
-    def is_start(stored: int) -> bool:
-        return stored < order - 2 and start == "runge-kutta"
-
-    def layout(t: Point, s: Point, stored: list[StepBuilder]) -> tuple[list[float], float, float]:
-        """Nodes in units of the step, z, and the authors' B(h)/h up to sign."""
-        h, z = s.lambda_ - t.lambda_, X0.z(t, s)
-        nodes = [0.0, *((p.t.lambda_ - t.lambda_) / h for p in stored)]
-        return nodes, z, phi(1, z) if variant == "bh2" else 1.0
-
-    t, s, previous = step.t, step.s, step.previous
-    if is_start(len(previous)):
-        return starting_step(step, X0, order)
-    x0 = step.model(step.x, t)
-    x = step.x
-    if previous and not is_start(len(previous) - 1):
-        # The step before again, now with the output at its end: what that changes in its sum.
-        up = previous[0].t
-        nodes, z, b = layout(up, t, previous[1:order])
-        new, *old = _corrector(nodes, z, b)
-        changes = [w - v for w, v in zip(old, _predictor(nodes, z, b), strict=True)]
-        factor = X0.scale(t) * (t.lambda_ - up.lambda_)
-        x = Linear.sum(
-            [1.0, factor * new, *(factor * change for change in changes)],
-            [x, x0, *(p.outputs[0] for p in previous[:order])],
-        )
-    if s.sigma == 0:
-        return X0.first(x, t, s, x0)
-    stored = previous[: lowered(order, step, final) - 1]
-    outputs = [x0, *(p.outputs[0] for p in stored)]
-    return X0.step(x, t, s, _predictor(*layout(t, s, stored)), outputs)
-
-
-@register(
-    "unipc-2",
-    reference=f"{_UNIPC}, Algorithms 1 and 2 with p = 2, on x0",
-    prediction="x0",
-    memory=2,
-    orders={"tv": 3, "strong": 3},
-)
-def unipc_2(step: StepBuilder, variant: str = "bh2", final: str = "keep") -> Linear:
-    """x' = L xc + S h sum_j w_j x0_j (j = 0, 1), xc = x + S- h- sum_j (w-_j - v-_j) x0_j.
-
-    x is what the step before has predicted with weights v-, x0_0 the output there, and xc the
-    corrected state: the same step with the weights w- of the polynomial through x0_0 as well
-    (h-, S- belong to that step). So the output at a predicted state serves its correction and the
-    next prediction. The last state is a prediction, whose error is that of one step: the order
-    holds. B(h) (``variant`` "bh1": h, "bh2": e^h - 1) matters for sums of two outputs only, where
-    B/2 replaces phi_2. A step to sigma' = 0 is a DDIM step from xc.
-    """
-    return _unipc(step, 2, variant, "runge-kutta", final)
-
-
-@register(
-    "unipc-3",
-    aliases=("unipc",),
-    reference=f"{_UNIPC}, Algorithms 1 and 2 with p = 3, on x0",
-    prediction="x0",
-    memory=3,
-    orders={"tv": 4, "strong": 4},
-)
-def unipc_3(
-    step: StepBuilder, variant: str = "bh2", start: str = "runge-kutta", final: str = "keep"
-) -> Linear:
-    """x' = L xc + S h sum_j w_j x0_j (j = 0 .. 2), xc = x + S- h- sum_j (w-_j - v-_j) x0_j.
-
-    As ``unipc-2``, with one more stored output in all sums.
-    """
-    return _unipc(step, 3, variant, start, final)

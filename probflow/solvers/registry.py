@@ -22,8 +22,17 @@ from typing import Any, Literal
 import numpy as np
 
 from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, trace
+from probflow.solvers.embedded import PAIRS, EmbeddedPair
 
-__all__ = ["Solver", "all_solvers", "get_solver", "register", "solver_names", "unregister"]
+__all__ = [
+    "Solver",
+    "all_solvers",
+    "find_pair",
+    "get_solver",
+    "register",
+    "solver_names",
+    "unregister",
+]
 
 
 StepFunction = Callable[..., Linear]
@@ -190,7 +199,7 @@ def register(
         no docstring (it has to hold the equation).
     """
     for new in (name, *aliases):
-        if _canonical(new) in _SOLVERS or _canonical(new) in _ALIASES:
+        if any(_canonical(new) in taken for taken in (_SOLVERS, _ALIASES, PAIRS)):
             raise ValueError(f"name: a solver named {new!r} exists already")
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
@@ -243,6 +252,11 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
     if isinstance(solver, str):
         key = _canonical(solver)
         found = _SOLVERS.get(_ALIASES.get(key, key))
+        if found is None and key in PAIRS:
+            raise ValueError(
+                f"solver: {key} chooses its steps itself and has no plan on a grid; it serves "
+                "pf.sample(..., rtol=, atol=), pf.odeint and pf.solve_ode"
+            )
         if found is None:
             near = difflib.get_close_matches(key, [*_SOLVERS, *_ALIASES], n=3, cutoff=0.5)
             hint = f"; near names: {', '.join(near)}" if near else ""
@@ -259,6 +273,13 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
             )
         found = matches[0]
     return found.with_options(**options) if options else found
+
+
+def find_pair(solver: Any) -> EmbeddedPair | None:
+    """The embedded pair of that name, for adaptive steps in log-SNR, or ``None``."""
+    if isinstance(solver, EmbeddedPair):
+        return solver
+    return PAIRS.get(_canonical(solver)) if isinstance(solver, str) else None
 
 
 def solver_names(*, aliases: bool = False) -> tuple[str, ...]:

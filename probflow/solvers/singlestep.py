@@ -11,8 +11,17 @@ from __future__ import annotations
 from math import sqrt
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import EPS, X0, heun_2, krogstad_4, kutta_3, runge_kutta
-from probflow.solvers.phi import phi
+from probflow.solvers.exponential import ddim, dpm_solver_2
+from probflow.solvers.forms import (
+    EPS,
+    X0,
+    check_choice,
+    heun_2,
+    krogstad_4,
+    kutta_3,
+    midpoint_2,
+    runge_kutta,
+)
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
@@ -93,6 +102,29 @@ def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
 
 
 @register(
+    "dpm-solver-fast",
+    reference="Lu et al. 2022 (arXiv 2206.00927), section 3.4 (DPM-Solver-fast)",
+    prediction="eps",
+    nfe=3,
+    orders={"tv": 3, "strong": 3},
+)
+def dpm_solver_fast(step: StepBuilder, remainder: int = 2) -> Linear:
+    """x' = that of ``dpm-solver-3`` in all steps but the last, which take fewer evaluations.
+
+    ``remainder`` is K mod 3, where K is the number of evaluations of the whole run. 2: the last
+    step is one of ``dpm-solver-2``, so that n steps have K = 3 n - 1; its single error of h^3
+    leaves order 3. As published for the other K: 1, the last step is a DDIM step (K = 3 n - 2);
+    0, the last two are of ``dpm-solver-2`` and DDIM (K = 3 n - 3). The error h^2 of that DDIM step
+    leaves order 2.
+    """
+    orders = {2: (2,), 1: (1,), 0: (1, 2)}  # of the steps, from the last one back
+    check_choice("remainder", remainder, tuple(orders))
+    last = orders[remainder]
+    order = last[step.remaining - 1] if step.remaining <= len(last) else 3
+    return {1: ddim, 2: dpm_solver_2, 3: dpm_solver_3}[order](step)
+
+
+@register(
     "dpm-solver++-2s",
     aliases=("dpmpp-2s",),
     reference="Lu et al. 2022 (arXiv 2211.01095), Algorithm 1",
@@ -102,13 +134,7 @@ def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
 )
 def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
     """x' = L x + S h phi_1 [x0 + (x0_r - x0)/(2 r1)], x0_r at r1 of h after a DDIM step."""
-    _fraction("r1", r1)
-
-    def tableau(z: float) -> tuple[list[list[float]], list[float]]:
-        slope = phi(1, z) / (2 * r1)
-        return [[r1 * phi(1, r1 * z)]], [phi(1, z) - slope, slope]
-
-    return runge_kutta(step, X0, [r1], tableau)
+    return runge_kutta(step, X0, [_fraction("r1", r1)], midpoint_2(r1))
 
 
 @register(

@@ -15,7 +15,7 @@ import probflow as pf
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.control import CONTROLLERS, Control
 from probflow.ode.result import Status
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 Y0 = torch.tensor([[1.0, 0.0], [0.3, -0.4]], dtype=DOUBLE)

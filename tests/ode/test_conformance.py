@@ -14,7 +14,7 @@ from equations import DOUBLE, rotated, rotation
 from torch import Tensor, nn
 
 import probflow as pf
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 FIXED = [name for name, tableau in TABLEAUS.items() if not tableau.adaptive]
 EVERY = [*TABLEAUS, "explicit_adams"]

@@ -9,7 +9,7 @@ import torch
 from equations import DOUBLE, rotated, rotation
 
 import probflow as pf
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 METHODS = [(n, {} if t.adaptive else {"step_size": 0.01}) for n, t in TABLEAUS.items()]
 Y0 = torch.tensor([1.0, 0.0], dtype=DOUBLE)

@@ -13,7 +13,7 @@ from equations import DOUBLE, rotated, rotation
 import probflow as pf
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.adams import adams_weights
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 FIXED = [name for name, tableau in TABLEAUS.items() if not tableau.adaptive]
 Y0 = torch.tensor([[1.0, 0.0], [0.3, -0.4]], dtype=DOUBLE)

@@ -19,7 +19,7 @@ from probflow.integrate.loop import NonFiniteError
 from probflow.ode.problem import Problem
 from probflow.ode.reversible import _reversed, integrate_reversible, reversible_steps
 from probflow.ode.steps import on_grid
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 DOUBLE = torch.float64
 FIXED = [name for name, tableau in TABLEAUS.items() if not tableau.adaptive]

@@ -11,7 +11,7 @@ from equations import DOUBLE, logistic, logistic_solution, rotated, rotation
 import probflow as pf
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.result import Status
-from probflow.ode.tableaus import TABLEAUS
+from probflow.tableaus import TABLEAUS
 
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 OPTIONS = {"per_sample": True}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import probflow as pf
 from probflow.integrate import run_plan
-from probflow.plan import Linear, StepBuilder
+from probflow.plan import Linear, Point, StepBuilder, prediction_weights
 from probflow.processes import Process
 from probflow.solvers import unregister
 
@@ -79,12 +79,17 @@ def nothing(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("solver", INTEGRATORS, ids=by_name)
 def test_zero_score_scales_by_the_signal(solver: pf.Solver, process: Process) -> None:
-    """With no score only the linear part is left: x is multiplied by alpha'/alpha, exactly."""
+    """With no score only the linear part is left: x is multiplied by alpha'/alpha, exactly.
+
+    To v-prediction this is a flow with x0 = x/alpha, and v larger than x by rho; so is rounding.
+    """
     times = grid(process, 7)
+    rho = float(process.sigma(times[0]) / process.alpha(times[0]))
+    rtol = 1e-13 * max(1.0, rho) if solver.prediction == "v" else 1e-13
     for stop in range(2, 8):
         result = run(solver, process, times[:stop], X, nothing)
         ratio = float(process.alpha(times[stop - 1]) / process.alpha(times[0]))
-        torch.testing.assert_close(result, ratio * X, rtol=1e-13, atol=0)
+        torch.testing.assert_close(result, ratio * X, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
@@ -109,8 +114,10 @@ def test_one_point_target_is_exact_at_any_step_count(solver: pf.Solver, process:
             stages = iter([stage.time for step in plan.steps for stage in step.stages])
 
             def constant(x: Tensor, t: Tensor, stages: Iterator = stages, atol: float = allowed):
-                torch.testing.assert_close(x, on_flow(next(stages)), rtol=0, atol=atol)
-                return {"eps": X, "x0": point.expand_as(X)}[solver.prediction].clone()
+                at = Point.many(process, [next(stages)])[0]
+                torch.testing.assert_close(x, on_flow(at.t), rtol=0, atol=atol)
+                of_x0, of_eps = prediction_weights(process, solver.prediction, at)
+                return of_x0 * point + of_eps * X
 
             result = run_plan(
                 plan, pf.Model(constant, process, solver.prediction), on_flow(times[0])
@@ -374,8 +381,9 @@ def test_declared_nfe_is_counted_nfe(solver: pf.Solver, prediction: str) -> None
     run_plan(plan, pf.Model(count, process, prediction), X, noise=silence(X, 9))
     assert len(calls) == plan.nfe == sum(len(step.stages) for step in plan.steps)
     assert calls == [stage.time for step in plan.steps for stage in step.stages]
-    later = {len(step.stages) for step in plan.steps[solver.memory :]}
-    assert later == {solver.nfe}
+    *later, last = [len(step.stages) for step in plan.steps[solver.memory :]]
+    assert set(later) == {solver.nfe}
+    assert last == (2 if solver.name == "dpm-solver-fast" else solver.nfe)
     assert plan.memory <= solver.memory
     assert plan.stochastic == solver.stochastic
     assert (plan.solver, plan.prediction) == (solver.name, prediction)

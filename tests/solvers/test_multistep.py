@@ -113,7 +113,7 @@ def literal_unipc(times: np.ndarray, order: int, variant: str) -> Tensor:
     def advance(x: Tensor, i: int, known: list[Tensor], count: int, new: Tensor | None) -> Tensor:
         """From i to i + 1, with ``known[i], known[i - 1], ...`` and perhaps the new output."""
         h = lambdas[i + 1] - lambdas[i]
-        big = h if variant == "bh1" else -np.expm1(-h)
+        big = -np.expm1(-h) if variant == "bh2" else h
         nodes = [(lambdas[i - m] - lambdas[i]) / h for m in range(1, count)]
         slopes = [(known[i - m] - known[i]) / r for m, r in enumerate(nodes, start=1)]
         if new is not None:
@@ -127,7 +127,8 @@ def literal_unipc(times: np.ndarray, order: int, variant: str) -> Tensor:
         u, w = 0.5 * (u + 1), 0.5 * w * np.exp(-0.5 * h * (1 - u))
         right = [h / big * float(w @ u**k) for k in range(1, len(nodes) + 1)]
         left = [[r ** (k - 1) for r in nodes] for k in range(1, len(nodes) + 1)]
-        rho = np.linalg.solve(left, right) if len(nodes) > 1 else [0.5]
+        solved = len(nodes) > 1 or variant == "vary"
+        rho = np.linalg.solve(left, right) if solved else [0.5]
         return x + alphas[i + 1] * big * sum(r * d for r, d in zip(rho, slopes, strict=True))
 
     x, known = X, [x0(X, 0)]
@@ -141,11 +142,11 @@ def literal_unipc(times: np.ndarray, order: int, variant: str) -> Tensor:
     raise AssertionError
 
 
-@pytest.mark.parametrize("variant", ["bh1", "bh2"])
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2", "vary"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_unipc_is_that_of_the_paper(order: int, variant: str) -> None:
     times = pf.grids.karras().times(VP, 10)
-    options = {"variant": variant} | ({"start": "euler"} if order == 3 else {})
+    options = {"variant": variant} | ({"start": "euler"} if order > 2 else {})
     ours = run(pf.get_solver(f"unipc-{order}", **options), times)
     torch.testing.assert_close(ours, literal_unipc(times, order, variant), rtol=0, atol=1e-9)
 
@@ -155,7 +156,8 @@ def test_unipc_is_that_of_the_paper(order: int, variant: str) -> None:
 
 @pytest.mark.parametrize("solver", pf.all_solvers(), ids=lambda s: s.name)
 def test_options_are_checked(solver: pf.Solver) -> None:
-    for option in {"start", "final", "variant", "weights"} & set(solver.options):
+    names = {"start", "final", "variant", "weights", "solver_type", "variable", "inner"}
+    for option in {*names, "remainder"} & set(solver.options):
         wrong = solver.with_options(**{option: "middle"})
         with pytest.raises(ValueError, match=f"{option}: got 'middle', allowed are"):
             wrong.plan(VP, UNIFORM.times(VP, 6))

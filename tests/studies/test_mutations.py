@@ -103,11 +103,22 @@ HIDDEN_AT_2_PERCENT = {
 #: A wrong stage of a start changes one or two steps at the noisy end, where the velocity of the
 #: flow and its Jacobian nearly vanish. With 16 to 256 steps ab3's result changes by 2e-6 to 6e-9,
 #: an h^2, beside errors of 9e-3 to 3e-6, an h^3: it would show beyond some 100 000 steps.
-HIDDEN_STARTS = {("ab3", "stage1-f0"), ("ab4", "stage1-f0"), ("ab4", "stage2-f1")}
+#: The starts in the angle (-v) likewise, with the same numbers.
+HIDDEN_STARTS = {
+    *(("ab3", "stage1-f0"), ("ab4", "stage1-f0"), ("ab4", "stage2-f1")),
+    *((f"exponential-ab{k}-v", "stage1-f0") for k in (3, 4)),
+    *(("exponential-ab4-v", f"stage2-f{j}") for j in (0, 1)),
+}
+
+#: Their right weights are not confirmed at these step counts either (tests/studies/test_orders.py),
+#: so that a wrong one cannot be told from them. The tableaus are checked as numbers, and unipc-4 is
+#: the code of unipc-3 with a longer memory.
+UNCONFIRMED = {"rk5", "edm-rk5", "unipc-4"}
+SOLVERS = [s for s in pf.all_solvers() if s.name not in UNCONFIRMED]
 
 MUTATIONS = [
     pytest.param(solver, place, id=f"{solver.name}-{place}")
-    for solver in pf.all_solvers()
+    for solver in SOLVERS
     for place in places(solver)
 ]
 #: Without the weights of the state and the times of stages, which are fewer and cruder mistakes.
@@ -134,7 +145,7 @@ def test_every_weight_is_mutated() -> None:
 
 
 @pytest.mark.slow  # 30 s
-@pytest.mark.parametrize("solver", pf.all_solvers(), ids=lambda s: s.name)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
 def test_without_a_mutation_the_order_holds(solver: Solver) -> None:
     """The sweep's step counts confirm the orders, so that a verdict on a mutant says something."""
     [estimate] = check_order(mutant(solver, None, 1.0), sharpest(solver), steps=STEPS)

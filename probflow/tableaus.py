@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from probflow.ode import dop853
+from probflow import dop853
 
 __all__ = ["TABLEAUS", "Tableau"]
 
@@ -216,6 +216,14 @@ RK4 = Tableau(
     a=_rows("1/3\n-1/3 1\n1 -1 1"),
     b=_row("1/8 3/8 3/8 1/8"),
     reference="Kutta 1901, the 3/8 rule, which torchdiffeq calls rk4; " + _BOOK + "table II.1.2",
+)
+
+RK4_CLASSIC = Tableau(
+    name="rk4_classic",
+    order=4,
+    a=_rows("1/2\n0 1/2\n0 0 1"),
+    b=_row("1/6 1/3 1/3 1/6"),
+    reference="Kutta 1901; " + _BOOK + "table II.1.2",
 )
 
 ADAPTIVE_HEUN = Tableau(
