@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -357,8 +357,8 @@ class StepBuilder:
         before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
     outputs : list of Linear
         The model outputs of this step so far.
-    remaining : int
-        Number of steps of the grid from this one on: 1 in the last step.
+    remaining, steps : int
+        Number of steps of the grid from this one on (1 in the last step), and in all.
     """
 
     def __init__(
@@ -372,9 +372,10 @@ class StepBuilder:
         previous: list[StepBuilder],
         between: _Between,
         remaining: int,
+        steps: int,
     ) -> None:
         self.t, self.s, self.previous, self._between = t, s, previous, between
-        self.remaining = remaining
+        self.remaining, self.steps = remaining, steps
         self._convert, self._scale, self._score_like = (
             convert,
             COORDINATES[coordinates],
@@ -392,6 +393,11 @@ class StepBuilder:
     def at_lambda(self, lambda_: float) -> Point:
         """The point with log-SNR ``lambda_``."""
         return self._between.at_lambda(lambda_)
+
+    @property
+    def lambda_min(self) -> float:
+        """Log-SNR of the noisiest time of the process, may be -inf."""
+        return self._between.lambda_min
 
     def model(self, state: Linear, at: Point) -> Linear:
         """Evaluate the model at ``state`` and time ``at``, in the solver's prediction type.
@@ -454,6 +460,11 @@ class _Between:
         self._process = process
         self._by_time: dict[float, Point] = {}
         self._by_lambda: dict[float, Point] = {}
+
+    @cached_property
+    def lambda_min(self) -> float:
+        with np.errstate(divide="ignore"):
+            return float(self._process.lambda_(self._process.t_max))
 
     def prepare(self, times: list[float], lambdas: list[float]) -> None:
         """Evaluate points together."""
@@ -603,6 +614,7 @@ def trace(
                 previous=previous,
                 between=between,
                 remaining=len(points) - 1 - number,
+                steps=len(points) - 1,
             )
             steps.append(builder.finish(step_function(builder)))
         except (OverflowError, ZeroDivisionError):

@@ -62,6 +62,10 @@ class Solver:
         (a kernel of the discrete-time chain) or ``"sde"`` (a discretised reverse SDE).
     options
         Keyword options of the step function, with their values.
+    sde
+        For a stochastic solver, maps its options to the eta of the reverse SDE whose paths it
+        follows (a number or a function of sigma/alpha; see
+        :mod:`probflow.solvers.reverse_sde`), or to ``None`` where there is none. By default 1.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Solver:
     family: str = "exponential"
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    sde: Callable[[Mapping[str, Any]], Any] | None = None
 
     def plan(
         self, process: Any, times: Sequence[float] | np.ndarray, prediction: str | None = None
@@ -149,6 +154,13 @@ class Solver:
         return replace(self, options={**self.options, **options})
 
     @property
+    def eta(self) -> Any:
+        """eta of the (reverse SDE or) ODE that it solves: 0 for the ODE, ``None`` for neither."""
+        if not self.stochastic:
+            return 0.0
+        return 1.0 if self.sde is None else self.sde(self.options)
+
+    @property
     def equation(self) -> str:
         """The docstring of the step function."""
         return inspect.getdoc(self.function) or ""
@@ -177,6 +189,7 @@ def register(
     memory: int = 0,
     family: str = "exponential",
     aliases: Sequence[str] = (),
+    sde: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> Callable[[StepFunction], StepFunction]:
     """Decorator that adds a step function to the registry; see :class:`Solver`.
 
@@ -214,6 +227,7 @@ def register(
             family=family,
             aliases=tuple(_canonical(alias) for alias in aliases),
             options={p.name: p.default for p in parameters if p.default is not p.empty},
+            sde=sde,
         )
         _SOLVERS[solver.name] = solver
         _ALIASES.update(dict.fromkeys(solver.aliases, solver.name))

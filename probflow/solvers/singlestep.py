@@ -11,17 +11,19 @@ from __future__ import annotations
 from math import sqrt
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import EPS, X0, heun_2, krogstad_4, kutta_3, runge_kutta
-from probflow.solvers.phi import phi
+from probflow.solvers.forms import (
+    EPS,
+    X0,
+    check_fraction,
+    heun_2,
+    krogstad_4,
+    kutta_3,
+    midpoint_2,
+    runge_kutta,
+)
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
-
-
-def _fraction(name: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: must lie in (0, 1], got {value}")
-    return value
 
 
 @register(
@@ -33,7 +35,7 @@ def _fraction(name: str, value: float) -> float:
 )
 def exponential_rk2(step: StepBuilder, c2: float = 0.5) -> Linear:
     """x' = L x + S h [phi_1 eps + phi_2/c2 (eps_2 - eps)], eps_2 at c2 of h after a DDIM step."""
-    return runge_kutta(step, EPS, [_fraction("c2", c2)], heun_2(c2))
+    return runge_kutta(step, EPS, [check_fraction("c2", c2)], heun_2(c2))
 
 
 @register(
@@ -50,8 +52,8 @@ def exponential_rk3(step: StepBuilder, c2: float = 0.5, c3: float = 1.0) -> Line
     step, eps_3 at c3 after one with a32 (eps_2 - eps) in addition,
     a32 = g c2 phi_2(c2 z) + c3^2/c2 phi_2(c3 z).
     """
-    _fraction("c2", c2)
-    _fraction("c3", c3)
+    check_fraction("c2", c2)
+    check_fraction("c3", c3)
     if c2 == c3 or (abs(c2 - 2 / 3) < 1e-12 and c3 != 2 / 3):
         raise ValueError(f"c2, c3: no method of order 3 has c2 = {c2:g}, c3 = {c3:g}")
     return runge_kutta(step, EPS, [c2, c3], kutta_3(c2, c3))
@@ -102,13 +104,7 @@ def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
 )
 def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
     """x' = L x + S h phi_1 [x0 + (x0_r - x0)/(2 r1)], x0_r at r1 of h after a DDIM step."""
-    _fraction("r1", r1)
-
-    def tableau(z: float) -> tuple[list[list[float]], list[float]]:
-        slope = phi(1, z) / (2 * r1)
-        return [[r1 * phi(1, r1 * z)]], [phi(1, z) - slope, slope]
-
-    return runge_kutta(step, X0, [r1], tableau)
+    return runge_kutta(step, X0, [check_fraction("r1", r1)], midpoint_2(r1))
 
 
 @register(
