@@ -98,10 +98,11 @@ def sample(
         If the model returns NaN or infinity.
     """
     model = as_model(model, process)
-    times = as_grid(model.process.default_grid if grid is None else grid).times(
-        model.process, steps
+    recipe = as_grid(model.process.default_grid if grid is None else grid)
+    times = recipe.times(model.process, steps)
+    plan = get_solver(solver).plan(
+        model.process, times.tolist(), model.prediction, rises=recipe.rises
     )
-    plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: give one of them, not both")
     if first_sample and seed is None:

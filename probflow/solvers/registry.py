@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, trace
+from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, Step, trace
+from probflow.solvers.noising import noising
 
 __all__ = ["Solver", "all_solvers", "get_solver", "register", "solver_names", "unregister"]
 
@@ -84,7 +85,12 @@ class Solver:
     sde: Callable[[Mapping[str, Any]], Any] | None = None
 
     def plan(
-        self, process: Any, times: Sequence[float] | np.ndarray, prediction: str | None = None
+        self,
+        process: Any,
+        times: Sequence[float] | np.ndarray,
+        prediction: str | None = None,
+        *,
+        rises: bool = False,
     ) -> Plan:
         """The plan of this solver on a grid.
 
@@ -96,6 +102,11 @@ class Solver:
             n + 1 strictly monotone process times; decreasing is from noise to data.
         prediction
             The model's prediction type; by default the one in which the solver is written.
+        rises
+            Accept times that rise after the first step, as those of
+            :func:`probflow.grids.restart`. A rise is a step of the forward process, exact and
+            without a model call, which makes the plan stochastic; a solver with memory starts anew
+            after it.
 
         Raises
         ------
@@ -109,7 +120,9 @@ class Solver:
         if array.ndim != 1 or len(array) < 2:
             raise ValueError(f"times: need at least 2 (one step), got shape {array.shape}")
         gaps = np.diff(array)
-        if not np.isfinite(array).all() or not ((gaps < 0).all() or (gaps > 0).all()):
+        monotone = (gaps < 0).all() or (gaps > 0).all()
+        rising = rises and gaps[0] < 0 and (gaps != 0).all()
+        if not np.isfinite(array).all() or not (monotone or rising):
             raise ValueError("times: must be finite and strictly decreasing (or increasing)")
         if self.stochastic and gaps[0] > 0:
             raise ValueError(
@@ -128,16 +141,31 @@ class Solver:
         else:
             process.check_times(array)
             array = np.clip(array, process.t_min, process.t_max)
-        return trace(
-            self.name,
-            partial(self.function, **self.options) if self.options else self.function,
-            process,
-            array.tolist(),
-            native=self.prediction,
-            prediction=prediction or self.prediction,
-            coordinates=self.coordinates,
-            memory=self.memory,
-        )
+        function = partial(self.function, **self.options) if self.options else self.function
+
+        def descent(times: np.ndarray) -> Plan:
+            return trace(
+                self.name,
+                function,
+                process,
+                times.tolist(),
+                native=self.prediction,
+                prediction=prediction or self.prediction,
+                coordinates=self.coordinates,
+                memory=self.memory,
+            )
+
+        if monotone:
+            return descent(array)
+        if process is None:
+            raise TypeError("rises: noise is added by a process; a plain ODE has none")
+        steps: list[Step] = []
+        for piece in np.split(array, np.flatnonzero(gaps > 0) + 1):
+            if steps:
+                steps.append(noising(process, steps[-1].stop, float(piece[0])))
+            if len(piece) > 1:
+                steps += descent(piece).steps
+        return Plan(self.name, prediction or self.prediction, tuple(steps))
 
     def with_options(self, **options: Any) -> Solver:
         """The same solver with some of its options changed.

@@ -6,7 +6,8 @@ Weak order 2 and strong order 1, for the reasons given in :mod:`probflow.solvers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import Any
 
@@ -21,15 +22,19 @@ from probflow.solvers.reverse_sde import Eta, level
 # SA-Solver ---------------------------------------------------------------------------------------
 
 
-def _square(tau: Callable[[float], float], rho: float) -> float:
-    return tau(rho) ** 2
+@dataclass(frozen=True)
+class _Square:
+    tau: Callable[[float], float]
+
+    def __call__(self, rho: float) -> float:
+        return self.tau(rho) ** 2
 
 
 def _tau_squared(options: Mapping[str, Any]) -> Eta | None:
     tau = options["tau"]
     if options["s_noise"] != 1.0:
         return None
-    return partial(_square, tau) if callable(tau) else tau**2
+    return _Square(tau) if callable(tau) else tau**2
 
 
 def _order(name: str, value: int, lowest: int) -> int:
@@ -112,14 +117,20 @@ def er_sde_5(rho: float) -> float:
     return rho * (exp(rho**0.3) + 10.0)
 
 
-def _eta_at(phi: Callable[[float], float], rho: float) -> float:
+@dataclass(frozen=True)
+class _EtaOf:
     """eta = d ln phi/d ln rho - 1, by a central difference."""
-    d = 1e-4
-    return max(0.0, (log(phi(rho * exp(d))) - log(phi(rho * exp(-d)))) / (2 * d) - 1.0)
+
+    phi: Callable[[float], float]
+
+    def __call__(self, rho: float) -> float:
+        d = 1e-4
+        ends = log(self.phi(rho * exp(d))), log(self.phi(rho * exp(-d)))
+        return max(0.0, (ends[0] - ends[1]) / (2 * d) - 1.0)
 
 
 def _eta_of_phi(options: Mapping[str, Any]) -> Eta | None:
-    return partial(_eta_at, options["phi"]) if options["s_noise"] == 1.0 else None
+    return _EtaOf(options["phi"]) if options["s_noise"] == 1.0 else None
 
 
 def _phi_at(phi: Callable[[float], float], rho: float) -> float:
@@ -191,7 +202,7 @@ _ER = "Cui et al. 2023 (arXiv 2309.06169)"
     prediction="x0",
     coordinates="ve",
     stochastic=True,
-    orders={"tv": 1, "strong": 1, "path-kl": 0.5},
+    orders={"tv": 1, "strong": 1},
     sde=_eta_of_phi,
 )
 def er_sde_1(
