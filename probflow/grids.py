@@ -1,7 +1,7 @@
 r"""Time grids, from noise to data.
 
 A :class:`Grid` is a recipe; ``grid.times(process, steps)`` gives its ``steps + 1`` strictly
-decreasing process times. End points may be given in time, in log-SNR, in sigma/alpha or in
+decreasing process times (:func:`restart`: more, with rises). End points may be given in time, in log-SNR, in sigma/alpha or in
 :math:`-\ln\bar\alpha`, and default to the process's own sampling interval.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "log_snr",
     "paper",
     "quadratic",
+    "restart",
     "uniform",
 ]
 
@@ -59,7 +60,8 @@ class Grid:
         ``"t"`` (process time), ``"lambda"`` (log-SNR), ``"sigma"`` (sigma/alpha, as in EDM and
         k-diffusion) or ``"neg_log_ab"`` (-ln alphas_cumprod).
     options
-        Options of the kind: ``rho`` (karras), ``c0`` and ``c1`` (paper), ``times`` (explicit).
+        Options of the kind: ``rho`` (karras), ``c0`` and ``c1`` (paper), ``times`` (explicit),
+        ``base`` and ``intervals`` (restart).
 
     Raises
     ------
@@ -78,7 +80,12 @@ class Grid:
             raise ValueError(f"kind: got {self.kind!r}, allowed are {', '.join(GRIDS)}")
         if self.unit not in UNITS:
             raise ValueError(f"unit: got {self.unit!r}, allowed are {', '.join(UNITS)}")
-        allowed = {"karras": {"rho"}, "paper": {"c0", "c1"}, "explicit": {"times"}}
+        allowed = {
+            "karras": {"rho"},
+            "paper": {"c0", "c1"},
+            "explicit": {"times"},
+            "restart": {"base", "intervals"},
+        }
         unknown = sorted(set(self.options) - allowed.get(self.kind, set()))
         if unknown:
             raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}")
@@ -94,8 +101,15 @@ class Grid:
     def __hash__(self) -> int:
         return hash((self.kind, self.start, self.end, self.unit, str(self.options)))
 
+    @property
+    def rises(self) -> bool:
+        """Whether times may rise: noise is added there."""
+        return self.kind == "restart"
+
     def times(self, process: Process, steps: int | None = None) -> np.ndarray:
         """The ``steps + 1`` times on a process, float64, strictly decreasing.
+
+        A restart grid inserts its rises and descents into those of its base.
 
         Raises
         ------
@@ -104,6 +118,8 @@ class Grid:
         TypeError
             If ``steps`` is not a whole number.
         """
+        if self.kind == "restart":
+            return self._with_restarts(process, steps)
         if self.kind == "explicit":
             times = np.asarray(self.options["times"], dtype=np.float64)
             times = np.array([self._time(process, value, "times") for value in times])
@@ -133,6 +149,25 @@ class Grid:
             )
         return times
 
+    def _with_restarts(self, process: Process, steps: int | None) -> np.ndarray:
+        base: Grid = self.options["base"]
+        times = base.times(process, steps)
+        inserted: dict[int, list[float]] = {}
+        for low, high, repeats, count in self.options["intervals"]:
+            ends = [self._time(process, value, "intervals") for value in (low, high)]
+            index = int(np.abs(times - ends[0]).argmin())
+            if index == 0 or not ends[1] > times[index]:
+                raise ValueError(
+                    f"intervals: ({low:g}, {high:g}) needs a step down before it, and its upper "
+                    f"end above the grid time nearest to its lower one, t = {times[index]:g}"
+                )
+            if count is None:
+                count = max(1, index - int(np.abs(times - ends[1]).argmin()))
+            down = replace(base, start=ends[1], end=float(times[index]), unit="t")
+            inserted.setdefault(index, []).extend([*down.times(process, count)] * repeats)
+        pieces = [[time, *inserted.get(index, ())] for index, time in enumerate(times)]
+        return np.array([time for piece in pieces for time in piece])
+
     def _end_point(self, process: Process, value: float | None, own: float, name: str) -> float:
         if value is None:
             return own
@@ -160,6 +195,12 @@ class Grid:
         """Short text for tables: kind, unit, end points and options."""
         if self.kind == "explicit":
             return "explicit"
+        if self.kind == "restart":
+            rounds = ", ".join(
+                f"{low:g} to {high:g} x{repeats}"
+                for low, high, repeats, _ in self.options["intervals"]
+            )
+            return f"{self.options['base'].label}, restart {rounds}"
         unit = {"neg_log_ab": "-ln ab"}.get(self.unit, self.unit)
         ends = (
             []
@@ -236,6 +277,10 @@ def _explicit(process: Process, start: float, end: float, steps: int) -> np.ndar
     raise AssertionError("explicit grids carry their times")
 
 
+def _restart(process: Process, start: float, end: float, steps: int) -> np.ndarray:
+    raise AssertionError("restart grids are made from their base")
+
+
 #: Kinds of grid: (process, start, end, steps, **options) -> times.
 GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "uniform": _uniform,
@@ -245,6 +290,7 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "exponential": _exponential,
     "paper": _paper,
     "explicit": _explicit,
+    "restart": _restart,
 }
 
 
@@ -283,6 +329,60 @@ def paper(c0: float = 2.0, c1: float = 4.0) -> Grid:
 def explicit(times: Sequence[float], unit: str = "t") -> Grid:
     """The given values, from noise to data."""
     return Grid("explicit", unit=unit, options={"times": tuple(float(t) for t in times)})
+
+
+def restart(base: Grid, *intervals: Sequence[float | None], unit: str = "t") -> Grid:
+    """A grid that goes back up to a higher noise level and comes down again, several times.
+
+    Xu et al. 2023 (arXiv 2306.14878), Algorithm 1. Noise added on the way up is the forward
+    process, exact and without a model call; any solver makes the way down. With ``edm-heun`` on
+    :func:`karras` this is the Restart sampler of the paper.
+
+    Parameters
+    ----------
+    base
+        Grid of the main way down, of any kind with ends.
+    intervals
+        Each ``(low, high, repeats)`` or ``(low, high, repeats, steps)``, in ``unit``. At the time of
+        the base nearest to ``low``, go up to ``high`` and down again in ``steps`` steps of the
+        base's kind (by default as many as the base takes there), ``repeats`` times.
+    unit
+        Of ``low`` and ``high``: a key of :data:`UNITS`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a base without ends, or an interval that is not of this form.
+
+    Examples
+    --------
+    >>> from probflow import EDM
+    >>> restart(uniform(4.0, 0.0), (1.0, 2.0, 2)).times(EDM(), 4)
+    array([4., 3., 2., 1., 2., 1., 2., 1., 0.])
+    """
+    if not isinstance(base, Grid):
+        raise TypeError(f"base: need a Grid, got {base!r}")
+    if base.kind in ("explicit", "paper", "restart"):
+        raise ValueError(f"base: need a grid whose ends can be chosen, got {base.kind}")
+    checked = []
+    for interval in intervals:
+        try:
+            low, high, repeats, *rest = interval
+            (count,) = rest or [None]
+            low, high = float(low), float(high)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"intervals: each is (low, high, repeats) or (low, high, repeats, steps), "
+                f"got {interval!r}"
+            ) from None
+        for name, value in (("repeats", repeats), ("steps", count)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and not (name == "steps" and value is None):
+                raise ValueError(f"intervals: {name} must be a whole number >= 1, got {value!r}")
+        checked.append((low, high, repeats, count))
+    if not checked:
+        raise ValueError("intervals: need at least one")
+    return Grid("restart", unit=unit, options={"base": base, "intervals": tuple(checked)})
 
 
 def as_grid(grid: Any) -> Grid:

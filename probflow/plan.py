@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -440,8 +440,8 @@ class StepBuilder:
         before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
     outputs, points : list of Linear, list of Point
         The model outputs of this step so far, and where they were evaluated.
-    number, remaining : int
-        Number of steps before this one, and from this one on (1 in the last step).
+    number, remaining, steps : int
+        Number of steps before this one, from this one on (1 in the last step), and in all.
     following : Point, optional
         The grid point after ``s``; ``None`` in the last step.
     """
@@ -461,6 +461,7 @@ class StepBuilder:
     ) -> None:
         self.t, self.s, self.previous, self._between = t, s, previous, between
         self.number, self.remaining, self.following = number, remaining, following
+        self.steps = number + remaining
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
         self.x = Linear({("x", 0, -number): 1.0}, None, 1.0 / self._scale(t))
         self.outputs: list[Linear] = []
@@ -475,6 +476,11 @@ class StepBuilder:
     def at_lambda(self, lambda_: float) -> Point:
         """The point with log-SNR ``lambda_``."""
         return self._between.at_lambda(lambda_)
+
+    @property
+    def lambda_min(self) -> float:
+        """Log-SNR of the noisiest time of the process, may be -inf."""
+        return self._between.lambda_min
 
     def model(self, state: Linear, at: Point) -> Linear:
         """Evaluate the model at ``state`` and time ``at``, in the solver's prediction type.
@@ -554,6 +560,11 @@ class _Between:
         self._by_time: dict[float, Point] = {}
         self._by_lambda: dict[float, Point] = {}
 
+    @cached_property
+    def lambda_min(self) -> float:
+        with np.errstate(divide="ignore"):
+            return float(self._process.lambda_(self._process.t_max))
+
     def prepare(self, times: list[float], lambdas: list[float]) -> None:
         """Evaluate points together."""
         of_lambdas = self._process.t(np.asarray(lambdas)).tolist() if lambdas else []
@@ -596,6 +607,7 @@ class _Scout(StepBuilder):
     def __init__(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
         self.t, self.s = points[number : number + 2]
         self.previous, self.number, self.remaining = previous, number, len(points) - 1 - number
+        self.steps = len(points) - 1
         self.following = points[number + 2] if self.remaining > 1 else None
         self.x = _Nothing({})
         self.outputs: list[Linear] = []

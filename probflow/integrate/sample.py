@@ -121,7 +121,9 @@ def sample(
                 f"({', '.join(PAIRS)}), not for {solver!r}"
             )
         times = recipe.times(model.process, steps)
-        plan = get_solver(solver).plan(model.process, times.tolist(), model.prediction)
+        plan = get_solver(solver).plan(
+            model.process, times.tolist(), model.prediction, rises=recipe.rises
+        )
     else:
         given = [("steps", steps), ("noise", noise), ("threshold", threshold)]
         given += [("progress", progress or None), ("checkpoint", checkpoint or None)]

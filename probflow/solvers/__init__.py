@@ -1,13 +1,17 @@
 """Solvers, one file per family, and their registry."""
 
 from probflow.solvers import (
+    ancestral,
     chain,
+    churn,
     exponential,
     multistep,
     provable,
+    reverse_sde,
     rotation,
     runge_kutta,
     singlestep,
+    stochastic_adams,
     unipc,
 )
 from probflow.solvers.registry import (
@@ -23,17 +27,21 @@ from probflow.solvers.registry import (
 __all__ = [
     "Solver",
     "all_solvers",
+    "ancestral",
     "chain",
+    "churn",
     "exponential",
     "find_pair",
     "get_solver",
     "multistep",
     "provable",
     "register",
+    "reverse_sde",
     "rotation",
     "runge_kutta",
     "singlestep",
     "solver_names",
+    "stochastic_adams",
     "unipc",
     "unregister",
 ]

@@ -7,13 +7,26 @@ With log-SNR :math:`\lambda` and :math:`h = \lambda_s - \lambda_t`, the flow fro
 where for f = eps :math:`L = \alpha'/\alpha, S = -\sigma', z = h` (Lu et al. 2022, arXiv
 2206.00927, eq. 3.4) and for f = x0 :math:`L = \sigma'/\sigma, S = \alpha', z = -h` (Lu et al.
 2022, arXiv 2211.01095, eq. 8). The two are the exponential integrators of x/sigma and x/alpha.
+
+The reverse SDEs with the same marginal laws, for every :math:`\eta \ge 0`,
+
+.. math:: dx = \Big[f x - \frac{1 + \eta}{2} g^2 \nabla \ln p_t(x)\Big] dt
+          + \sqrt{\eta}\, g\, d\bar W, \qquad
+          g^2 dt = -2 \sigma^2 d\lambda,
+
+run from noise to data, have the same solution plus a normal term N: for eps
+:math:`L = \alpha'/\alpha, S = -(1 + \eta)\sigma', z = h`,
+:math:`Var N = \eta \sigma'^2 (e^{2h} - 1)`; for x0
+:math:`L = (\sigma'/\sigma) e^{-\eta h}, S = (1 + \eta)\alpha', z = -(1 + \eta)h`,
+:math:`Var N = \sigma'^2 (1 - e^{-2\eta h})`. eta = 0 is the flow, eta = 1 the time reversal of the
+forward SDE. To sigma' = 0 all of them take a DDIM step, without noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import expm1
+from math import exp, expm1, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.phi import adams, moments, phi, phis
@@ -26,21 +39,38 @@ Tableau = Callable[[float], tuple[Sequence[Sequence[float]], Sequence[float]]]
 
 @dataclass(frozen=True)
 class Form:
-    """The exact solution in terms of eps (``sign`` 1) or x0 (``sign`` -1)."""
+    """The exact solution in terms of eps (``sign`` 1) or x0 (``sign`` -1).
+
+    ``eta`` is that of the reverse SDE, 0 for the flow; ``s_noise`` a factor of all its noises.
+    """
 
     sign: float
+    eta: float = 0.0
+    s_noise: float = 1.0
 
     def linear(self, t: Point, s: Point) -> float:
         """L: the factor of the state."""
-        return s.alpha / t.alpha if self.sign > 0 else s.sigma / t.sigma
+        if self.sign > 0:
+            return s.alpha / t.alpha
+        ratio = s.sigma / t.sigma
+        return ratio * exp(self.eta * (t.lambda_ - s.lambda_)) if self.eta else ratio
 
     def scale(self, s: Point) -> float:
         """S: the factor of the integral."""
-        return -s.sigma if self.sign > 0 else s.alpha
+        return (1.0 + self.eta) * (-s.sigma if self.sign > 0 else s.alpha)
 
     def z(self, t: Point, s: Point) -> float:
         """Argument of the phi functions."""
-        return self.sign * (s.lambda_ - t.lambda_)
+        h = s.lambda_ - t.lambda_
+        return h if self.sign > 0 else -(1.0 + self.eta) * h
+
+    def std(self, t: Point, s: Point) -> float:
+        """Standard deviation of the noise term."""
+        if self.eta == 0 or s.sigma == 0:
+            return 0.0
+        h = s.lambda_ - t.lambda_
+        variance = self.eta * expm1(2 * h) if self.sign > 0 else -expm1(-2 * self.eta * h)
+        return self.s_noise * s.sigma * sqrt(variance)
 
     def step(
         self, x: Linear, t: Point, s: Point, weights: Sequence[float], outputs: Sequence[Linear]
@@ -52,10 +82,16 @@ class Form:
     def first(self, x: Linear, t: Point, s: Point, output: Linear) -> Linear:
         """One output for the whole step (DDIM), also to sigma' = 0, where h is infinite."""
         if self.sign > 0:
-            weight = s.alpha * t.rho * expm1(t.lambda_ - s.lambda_)
+            eta = self.eta if s.sigma > 0 else 0.0
+            weight = (1.0 + eta) * s.alpha * t.rho * expm1(t.lambda_ - s.lambda_)
         else:
-            weight = -s.alpha * expm1(t.lambda_ - s.lambda_)
+            weight = -s.alpha * expm1(self.z(t, s))
         return self.linear(t, s) * x + weight * output
+
+    def noisy(self, step: StepBuilder, update: Linear) -> Linear:
+        """The update plus the noise term of the whole step."""
+        std = self.std(step.t, step.s)
+        return update + std * step.noise() if std else update
 
 
 EPS, X0 = Form(1.0), Form(-1.0)
@@ -69,13 +105,33 @@ def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: 
         return form.first(step.x, t, s, outputs[0])
     stages, update = tableau(form.z(t, s))
     h = s.lambda_ - t.lambda_
+    noise = _noise_at(step, form, nodes) if form.eta else {}
     for node, weights in zip(nodes, stages, strict=True):
         r = s if node == 1 else step.at_lambda(t.lambda_ + node * h)
         # The weights are those of the whole step, so that h stands for the stage's, too.
         factor = form.scale(r) * h
         all_weights = [form.linear(t, r), *(factor * weight for weight in weights)]
-        outputs.append(step.model(Linear.sum(all_weights, [step.x, *outputs]), r))
-    return form.step(step.x, t, s, update, outputs)
+        state = Linear.sum(all_weights, [step.x, *outputs])
+        outputs.append(step.model(state + noise[node] if noise else state, r))
+    new = form.step(step.x, t, s, update, outputs)
+    return new + noise[1.0] if noise else new
+
+
+def _noise_at(step: StepBuilder, form: Form, nodes: Sequence[float]) -> dict[float, Linear]:
+    """The noise term of the exact solution at the fractions ``nodes`` of h, and at 1.
+
+    One path: from a node to the next the term is multiplied by L, and a new noise is added.
+    """
+    t, s = step.t, step.s
+    terms: dict[float, Linear] = {}
+    before, begin, term = t, 0.0, Linear({})
+    for node in sorted({*nodes, 1.0}):
+        r = s if node == 1 else step.at_lambda(t.lambda_ + node * (s.lambda_ - t.lambda_))
+        end = 1.0 if node == 1 else (r.t - t.t) / (s.t - t.t)
+        term = form.linear(before, r) * term + form.std(before, r) * step.noise(begin, end)
+        terms[node] = term
+        before, begin = r, end
+    return terms
 
 
 def heun_2(c2: float) -> Tableau:
@@ -147,7 +203,7 @@ def adams_step(
     nodes = [0.0, *((p.t.lambda_ - t.lambda_) / h for p in stored)]
     outputs = [output, *(p.outputs[0] for p in stored)]
     weights = adams(nodes, moments(len(nodes), form.z(t, s)))
-    return form.step(step.x, t, s, weights, outputs)
+    return form.noisy(step, form.step(step.x, t, s, weights, outputs))
 
 
 def starting_step(step: StepBuilder, form: Form, order: int) -> Linear:
@@ -169,3 +225,10 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise ``ValueError`` unless an option has one of its values."""
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(map(str, allowed))}")
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return ``value`` if it lies in (0, 1]; raise ``ValueError`` otherwise."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: must lie in (0, 1], got {value}")
+    return value

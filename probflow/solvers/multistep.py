@@ -31,7 +31,7 @@ from probflow.solvers.forms import (
     lowered,
     starting_step,
 )
-from probflow.solvers.phi import adams, moments, phi, phis
+from probflow.solvers.phi import adams, moments, phis
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
@@ -171,7 +171,9 @@ def dpm_solver_pp_2m(
     return _dpm_solver_2m(step, X0, solver_type, final)
 
 
-def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, final: str) -> Linear:
+def dpm_solver_3m_step(
+    step: StepBuilder, form: Form, factor: float, start: str, final: str
+) -> Linear:
     if len(step.previous) < 2 or lowered(3, step, final) < 3 or step.s.sigma == 0:
         return adams_step(step, form, 3, start=start, final=final)
     t, s = step.t, step.s
@@ -184,7 +186,7 @@ def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, fin
     first = d0 + r0 / (r0 + r1) * (d0 - d1)
     second = factor / (r0 + r1) * (d0 - d1)
     z = form.z(t, s)
-    return form.step(step.x, t, s, phis(3, z), [f, first, second])
+    return form.noisy(step, form.step(step.x, t, s, phis(3, z), [f, first, second]))
 
 
 @register(
@@ -198,7 +200,7 @@ def dpm_solver_3m(
     step: StepBuilder, factor: float = 2.0, start: str = "runge-kutta", final: str = "keep"
 ) -> Linear:
     """x' = L x + S h (phi_1 eps + phi_2 D1 + phi_3 D2), as ``dpm-solver++-3m`` on eps."""
-    return _dpm_solver_3m(step, EPS, factor, start, final)
+    return dpm_solver_3m_step(step, EPS, factor, start, final)
 
 
 @register(
@@ -219,7 +221,7 @@ def dpm_solver_pp_3m(
     ``exponential-ab3-x0`` in other words. Published code has ``factor`` 1 in place of the 2 in D2,
     and is of order 2.
     """
-    return _dpm_solver_3m(step, X0, factor, start, final)
+    return dpm_solver_3m_step(step, X0, factor, start, final)
 
 
 # Polynomials in rho ------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, trace
+from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, Step, trace
 from probflow.solvers.embedded import PAIRS, EmbeddedPair
+from probflow.solvers.noising import noising
 
 __all__ = [
     "Solver",
@@ -72,6 +73,10 @@ class Solver:
         (a kernel of the discrete-time chain) or ``"sde"`` (a discretised reverse SDE).
     options
         Keyword options of the step function, with their values.
+    sde
+        For a stochastic solver, maps its options to the eta of the reverse SDE whose paths it
+        follows (a number or a function of sigma/alpha; see
+        :mod:`probflow.solvers.reverse_sde`), or to ``None`` where there is none. By default 1.
     """
 
     name: str
@@ -87,9 +92,15 @@ class Solver:
     family: str = "exponential"
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    sde: Callable[[Mapping[str, Any]], Any] | None = None
 
     def plan(
-        self, process: Any, times: Sequence[float] | np.ndarray, prediction: str | None = None
+        self,
+        process: Any,
+        times: Sequence[float] | np.ndarray,
+        prediction: str | None = None,
+        *,
+        rises: bool = False,
     ) -> Plan:
         """The plan of this solver on a grid.
 
@@ -101,6 +112,11 @@ class Solver:
             n + 1 strictly monotone process times; decreasing is from noise to data.
         prediction
             The model's prediction type; by default the one in which the solver is written.
+        rises
+            Accept times that rise after the first step, as those of
+            :func:`probflow.grids.restart`. A rise is a step of the forward process, exact and
+            without a model call, which makes the plan stochastic; a solver with memory starts anew
+            after it.
 
         Raises
         ------
@@ -114,7 +130,9 @@ class Solver:
         if array.ndim != 1 or len(array) < 2:
             raise ValueError(f"times: need at least 2 (one step), got shape {array.shape}")
         gaps = np.diff(array)
-        if not np.isfinite(array).all() or not ((gaps < 0).all() or (gaps > 0).all()):
+        monotone = (gaps < 0).all() or (gaps > 0).all()
+        rising = rises and gaps[0] < 0 and (gaps != 0).all()
+        if not np.isfinite(array).all() or not (monotone or rising):
             raise ValueError("times: must be finite and strictly decreasing (or increasing)")
         if self.stochastic and gaps[0] > 0:
             raise ValueError(
@@ -133,16 +151,31 @@ class Solver:
         else:
             process.check_times(array)
             array = np.clip(array, process.t_min, process.t_max)
-        return trace(
-            self.name,
-            partial(self.function, **self.options) if self.options else self.function,
-            process,
-            array.tolist(),
-            native=self.prediction,
-            prediction=prediction or self.prediction,
-            coordinates=self.coordinates,
-            memory=self.memory,
-        )
+        function = partial(self.function, **self.options) if self.options else self.function
+
+        def descent(times: np.ndarray) -> Plan:
+            return trace(
+                self.name,
+                function,
+                process,
+                times.tolist(),
+                native=self.prediction,
+                prediction=prediction or self.prediction,
+                coordinates=self.coordinates,
+                memory=self.memory,
+            )
+
+        if monotone:
+            return descent(array)
+        if process is None:
+            raise TypeError("rises: noise is added by a process; a plain ODE has none")
+        steps: list[Step] = []
+        for piece in np.split(array, np.flatnonzero(gaps > 0) + 1):
+            if steps:
+                steps.append(noising(process, steps[-1].stop, float(piece[0])))
+            if len(piece) > 1:
+                steps += descent(piece).steps
+        return Plan(self.name, prediction or self.prediction, tuple(steps))
 
     def with_options(self, **options: Any) -> Solver:
         """The same solver with some of its options changed.
@@ -157,6 +190,13 @@ class Solver:
             allowed = ", ".join(self.options) or "none"
             raise ValueError(f"{self.name}: unknown option {unknown[0]!r}; it has: {allowed}")
         return replace(self, options={**self.options, **options})
+
+    @property
+    def eta(self) -> Any:
+        """eta of the (reverse SDE or) ODE that it solves: 0 for the ODE, ``None`` for neither."""
+        if not self.stochastic:
+            return 0.0
+        return 1.0 if self.sde is None else self.sde(self.options)
 
     @property
     def equation(self) -> str:
@@ -187,6 +227,7 @@ def register(
     memory: int = 0,
     family: str = "exponential",
     aliases: Sequence[str] = (),
+    sde: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> Callable[[StepFunction], StepFunction]:
     """Decorator that adds a step function to the registry; see :class:`Solver`.
 
@@ -224,6 +265,7 @@ def register(
             family=family,
             aliases=tuple(_canonical(alias) for alias in aliases),
             options={p.name: p.default for p in parameters if p.default is not p.empty},
+            sde=sde,
         )
         _SOLVERS[solver.name] = solver
         _ALIASES.update(dict.fromkeys(solver.aliases, solver.name))

@@ -16,6 +16,7 @@ from probflow.solvers.forms import (
     EPS,
     X0,
     check_choice,
+    check_fraction,
     heun_2,
     krogstad_4,
     kutta_3,
@@ -27,12 +28,6 @@ from probflow.solvers.registry import register
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
 
 
-def _fraction(name: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: must lie in (0, 1], got {value}")
-    return value
-
-
 @register(
     "exponential-rk2",
     reference=f"{_HO}, eq. 5.3; Zhang et al. 2023 (arXiv 2308.02157), RES of order 2",
@@ -42,7 +37,7 @@ def _fraction(name: str, value: float) -> float:
 )
 def exponential_rk2(step: StepBuilder, c2: float = 0.5) -> Linear:
     """x' = L x + S h [phi_1 eps + phi_2/c2 (eps_2 - eps)], eps_2 at c2 of h after a DDIM step."""
-    return runge_kutta(step, EPS, [_fraction("c2", c2)], heun_2(c2))
+    return runge_kutta(step, EPS, [check_fraction("c2", c2)], heun_2(c2))
 
 
 @register(
@@ -59,8 +54,8 @@ def exponential_rk3(step: StepBuilder, c2: float = 0.5, c3: float = 1.0) -> Line
     step, eps_3 at c3 after one with a32 (eps_2 - eps) in addition,
     a32 = g c2 phi_2(c2 z) + c3^2/c2 phi_2(c3 z).
     """
-    _fraction("c2", c2)
-    _fraction("c3", c3)
+    check_fraction("c2", c2)
+    check_fraction("c3", c3)
     if c2 == c3 or (abs(c2 - 2 / 3) < 1e-12 and c3 != 2 / 3):
         raise ValueError(f"c2, c3: no method of order 3 has c2 = {c2:g}, c3 = {c3:g}")
     return runge_kutta(step, EPS, [c2, c3], kutta_3(c2, c3))
@@ -134,7 +129,7 @@ def dpm_solver_fast(step: StepBuilder, remainder: int = 2) -> Linear:
 )
 def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
     """x' = L x + S h phi_1 [x0 + (x0_r - x0)/(2 r1)], x0_r at r1 of h after a DDIM step."""
-    return runge_kutta(step, X0, [_fraction("r1", r1)], midpoint_2(r1))
+    return runge_kutta(step, X0, [check_fraction("r1", r1)], midpoint_2(r1))
 
 
 @register(

@@ -29,6 +29,7 @@ from probflow.studies.measure import (
     measure,
     needs_reference,
     reference_flow,
+    reference_path,
 )
 from probflow.studies.order import fit_order
 from probflow.studies.rows import MEASURES, OrderEstimate, Row
@@ -56,7 +57,7 @@ class Curve:
         if process is None:
             process = _process_for(self.grid, steps)
         times = self.grid.times(process, steps)
-        return process, self.solver.plan(process, times, "eps")
+        return process, self.solver.plan(process, times, "eps", rises=self.grid.rises)
 
 
 def _process_for(grid: Grid, steps: int) -> Process:
@@ -358,15 +359,20 @@ def _collect(results: Mapping[int, Any], curves: Sequence[Curve]) -> Study:
 
 
 def _reference(curve: Curve) -> Reference:
-    process = curve.plan(curve.steps[-1])[0]
-    return reference_flow(process, curve.target, curve.grid, curve.settings)
+    process, eta = curve.plan(curve.steps[-1])[0], curve.solver.eta
+    if eta == 0:
+        return reference_flow(process, curve.target, curve.grid, curve.settings)
+    return reference_path(
+        process, curve.target, curve.grid, curve.settings, eta, largest=curve.steps[-1]
+    )
 
 
-def _reference_key(curve: Curve) -> tuple[int, Grid, Settings] | None:
+def _reference_key(curve: Curve) -> tuple[Any, ...] | None:
     """What curves with the same reference share; ``None`` for those that need none."""
-    if not needs_reference(curve.target, curve.measures) or curve.solver.stochastic:
+    eta = curve.solver.eta
+    if eta is None or not needs_reference(curve.target, curve.measures, eta):
         return None
-    return id(curve.target), curve.grid, curve.settings
+    return id(curve.target), curve.grid, curve.settings, eta, curve.steps[-1] if eta else 0
 
 
 def _results(curves: Sequence[Curve], jobs: int) -> Iterator[tuple[int, Any]]:

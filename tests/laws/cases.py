@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from refused import REFUSED
 from torch import Tensor
 
 import probflow as pf
@@ -22,7 +23,8 @@ PLANE = pf.GaussianMixture(
 LOG_SNR = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
 EXPONENTIAL = pf.grids.exponential(3.0, -math.log(0.99), "neg_log_ab")
 DETERMINISTIC = [s for s in pf.all_solvers() if not s.stochastic]
-STOCHASTIC = [s for s in pf.all_solvers() if s.stochastic]
+ALL = [s for s in pf.all_solvers() if s.name not in REFUSED]
+STOCHASTIC = [s for s in ALL if s.stochastic]
 
 
 def plan(solver: str | pf.Solver, steps: int, prediction: str = "eps", grid=LOG_SNR) -> Plan:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import (
+    ALL,
     EXPONENTIAL,
     LOG_SNR,
     MIXTURE,
@@ -46,7 +47,7 @@ def normal_tv(q: GaussianLaw, p: GaussianLaw) -> float:
 
 
 @pytest.mark.parametrize("steps", [4, 64])
-@pytest.mark.parametrize("solver", pf.all_solvers(), ids=name)
+@pytest.mark.parametrize("solver", ALL, ids=name)
 def test_normal_target_has_the_law_of_its_moments(solver: pf.Solver, steps: int) -> None:
     """Two engines, one law. TV of stochastic plans loses tails of 1e-12, W2 is second order."""
     made = plan(solver, steps)
@@ -86,7 +87,7 @@ def test_kl_is_infinite_where_true_mass_is_out_of_reach() -> None:
     assert 0.5 < got["tv"] < 1
 
 
-@pytest.mark.parametrize("solver", pf.all_solvers(), ids=name)
+@pytest.mark.parametrize("solver", ALL, ids=name)
 def test_ranges_and_inequalities(solver: pf.Solver) -> None:
     """TV in [0, 1], KL >= 2 TV^2 (Pinsker), and the law has mass 1."""
     for steps in (8, 32):

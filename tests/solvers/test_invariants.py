@@ -143,15 +143,26 @@ def test_last_step_to_no_noise_finds_the_point(solver: pf.Solver, process: Proce
 # Consistency -------------------------------------------------------------------------------
 
 
+#: Their noise belongs to a number of steps, not to a length of time: there is no SDE for h -> 0.
+NO_LIMIT = {"edm-churn"}
+WITH_LIMIT = [s for s in ALL if s.name not in NO_LIMIT]
+
+
+def eta_at(solver: pf.Solver, process: Process, t: float) -> float:
+    """eta of the reverse SDE (0: the ODE) that a solver solves, at a time."""
+    rho = float(process.sigma(t) / process.alpha(t))
+    return solver.eta(rho) if callable(solver.eta) else solver.eta
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", ALL, ids=by_name)
+@pytest.mark.parametrize("solver", WITH_LIMIT, ids=by_name)
 def test_small_steps_follow_the_exact_drift(solver: pf.Solver, process: Process) -> None:
     """(x_n - x_0)/(n h) tends to the velocity (or the reverse SDE's drift) as h, with n = 3."""
     t = 0.5
     x = float(process.alpha(t)) * X[:2] + float(process.sigma(t)) * X[2:4]
     model = TARGET.model(process, "score")
     drift = float(process.drift(t)) * x
-    part = 1.0 if solver.stochastic else 0.5
+    part = (1 + eta_at(solver, process, t)) / 2
     drift = drift - part * float(process.diffusion(t)) ** 2 * model(x, t)
 
     def error(h: float) -> float:
@@ -167,9 +178,9 @@ def test_small_steps_follow_the_exact_drift(solver: pf.Solver, process: Process)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", [s for s in ALL if s.stochastic], ids=by_name)
+@pytest.mark.parametrize("solver", [s for s in WITH_LIMIT if s.stochastic], ids=by_name)
 def test_small_steps_have_the_exact_variance(solver: pf.Solver, process: Process) -> None:
-    """The noise of a step has variance g^2 |h| (1 + O(h))."""
+    """The noise of a step has variance eta g^2 |h| (1 + O(h))."""
     t = 0.5
 
     def error(h: float) -> float:
@@ -181,17 +192,21 @@ def test_small_steps_have_the_exact_variance(solver: pf.Solver, process: Process
             unit = Noise(*[torch.full_like(x, float(i == j)) for i in range(count)])
             moved = run(solver, process, [t, t - h], x, nothing, "score", unit)
             variance += float(moved) ** 2
-        return abs(variance / (h * float(process.diffusion(t)) ** 2) - 1)
+        exact = eta_at(solver, process, t) * float(process.diffusion(t)) ** 2
+        return abs(variance / (h * exact) - 1)
 
+    # Where the coefficient of h happens to be small, h^2 shows: C h + D h^2.
     assert error(1e-4) < 0.02
-    assert error(1e-4) < 0.2 * error(1e-3) or error(1e-4) < 1e-8
+    assert error(1e-4) < 0.3 * error(1e-3) or error(1e-4) < 1e-8
 
 
 @pytest.mark.parametrize("solver", ALL, ids=by_name)
 def test_noises_cover_the_step_once(solver: pf.Solver) -> None:
     process = pf.VP.linear()
     for step in solver.plan(process, grid(process, 4)).steps:
-        assert bool(step.noises) == solver.stochastic
+        # edm-churn cannot add noise at the process's noisiest time, where this grid starts.
+        silent = solver.name == "edm-churn" and step.start == process.t_max
+        assert bool(step.noises) == (solver.stochastic and not silent)
         if step.noises:
             ends = sorted(step.noises, reverse=True)
             assert ends[0][0] == step.start
@@ -407,8 +422,9 @@ def test_metadata(solver: pf.Solver) -> None:
     assert len(solver.reference) > 5
     assert solver.family in ("ode", "exponential", "chain", "sde")
     assert set(solver.orders) <= {"tv", "strong", "path-kl"}
-    assert ("strong" in solver.orders) != solver.stochastic
-    assert ("path-kl" in solver.orders) == solver.stochastic
+    assert "strong" in solver.orders or solver.stochastic
+    assert "path-kl" not in solver.orders or solver.stochastic
+    assert "strong" not in solver.orders or solver.eta is not None
     assert solver.order("kl") == 2 * solver.orders["tv"]
     assert solver.order("w2") == solver.orders["tv"]
     for name in (solver.name, *solver.aliases):

@@ -1,0 +1,141 @@
+r"""Ancestral samplers: an ODE step to a lower noise level, then exact noise up to the next one.
+
+With rho = sigma/alpha and y = x/alpha, the new level rho' is split into
+
+.. math:: \rho'^2 = \rho_{down}^2 + \rho_{up}^2, \qquad
+          \rho_{up} = \eta\,\rho' \sqrt{1 - \rho'^2/\rho^2}, \quad 0 \le \eta \le 1,
+
+a step of the probability-flow ODE leads from rho to rho_down, and noise of standard deviation
+rho_up is added. Adding it is the forward process, without error, so that the law of the states
+errs by what the ODE steps err: the order in total variation is that of the ODE method, 2 for those
+with two evaluations. On one path they follow the reverse SDE of
+:mod:`probflow.solvers.forms` whose eta is the square of the one here, with strong order 1. To
+sigma' = 0, rho_up = 0: the step is that of the ODE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, expm1, log, sqrt
+from typing import Any
+
+from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.registry import register
+
+_K = "k-diffusion"
+
+
+def _split(t: Point, s: Point, eta: float) -> tuple[float, float]:
+    """rho_down and rho_up."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: must lie in [0, 1], got {eta}")
+    loss = -expm1(2 * (t.lambda_ - s.lambda_))  # 1 - (rho'/rho)^2
+    return s.rho * sqrt(1 - eta**2 * loss), eta * s.rho * sqrt(loss)
+
+
+def _noise(step: StepBuilder, std: float) -> Linear:
+    return std * step.noise() if std else Linear({})
+
+
+def _scale(s_noise: float) -> float:
+    if not s_noise >= 0:
+        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
+    return s_noise
+
+
+def _squared(options: Mapping[str, Any]) -> float | None:
+    """eta of the reverse SDE; none has that law once the noise is scaled."""
+    return options["eta"] ** 2 if options.get("s_noise", 1.0) == 1.0 else None
+
+
+@register(
+    "ddim-eta",
+    reference="Song, Meng, Ermon 2021 (arXiv 2010.02502), eq. 12 and 16",
+    prediction="eps",
+    stochastic=True,
+    orders={"tv": 1, "strong": 1, "path-kl": 0.5},
+    sde=_squared,
+)
+def ddim_eta(step: StepBuilder, eta: float = 1.0) -> Linear:
+    """x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up Z, up = alpha' rho_up.
+
+    x0 = (x - sigma eps)/alpha. eta = 0 is DDIM, eta = 1 ``ddpm-posterior``.
+    """
+    t, s = step.t, step.s
+    down, up = _split(t, s, eta)
+    eps = step.model(step.x, t)
+    return s.alpha / t.alpha * step.x + s.alpha * (down - t.rho) * eps + _noise(step, s.alpha * up)
+
+
+@register(
+    "euler-ancestral",
+    aliases=("euler-a",),
+    reference=f"{_K}'s sample_euler_ancestral; Song, Meng, Ermon 2021 (arXiv 2010.02502)",
+    prediction="eps",
+    coordinates="ve",
+    stochastic=True,
+    orders={"tv": 1, "strong": 1, "path-kl": 0.5},
+    sde=_squared,
+)
+def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    """y' = y + (rho_down - rho) eps(y) + s_noise rho_up Z; ``ddim-eta`` in other letters."""
+    down, up = _split(step.t, step.s, eta)
+    eps = step.model(step.x, step.t)
+    return step.x + (down - step.t.rho) * eps + _noise(step, _scale(s_noise) * up)
+
+
+@register(
+    "dpm2-ancestral",
+    aliases=("dpm2-a",),
+    reference=f"{_K}'s sample_dpm_2_ancestral; Lu et al. 2022 (arXiv 2206.00927)",
+    prediction="eps",
+    coordinates="ve",
+    nfe=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1, "path-kl": 0.5},
+    sde=_squared,
+)
+def dpm2_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    """y' = y + (rho_down - rho) eps(y + (r - rho) eps, r) + s_noise rho_up Z.
+
+    r = sqrt(rho rho_down), which is rho' for eta = 1. A step to sigma' = 0 is an Euler step.
+    """
+    t, s = step.t, step.s
+    down, up = _split(t, s, eta)
+    _scale(s_noise)
+    eps = step.model(step.x, t)
+    if s.sigma == 0:
+        return step.x - t.rho * eps
+    r = sqrt(t.rho * down)
+    middle = s if eta == 1 else step.at_lambda(-log(r))
+    slope = step.model(step.x + (r - t.rho) * eps, middle)
+    return step.x + (down - t.rho) * slope + _noise(step, s_noise * up)
+
+
+@register(
+    "dpm-solver++-2s-ancestral",
+    aliases=("dpmpp-2s-ancestral", "dpmpp-2s-a"),
+    reference=f"{_K}'s sample_dpmpp_2s_ancestral; Lu et al. 2022 (arXiv 2211.01095), Algorithm 1",
+    prediction="x0",
+    coordinates="ve",
+    nfe=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1, "path-kl": 0.5},
+    sde=_squared,
+)
+def dpm_solver_pp_2s_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    """y' = e^-h y + (1 - e^-h) x0_r + s_noise rho_up Z, with h = ln(rho/rho_down).
+
+    x0_r is evaluated at r = rho e^(-h/2), where y_r = e^(-h/2) y + (1 - e^(-h/2)) x0. A step to
+    sigma' = 0 takes x0.
+    """
+    t, s = step.t, step.s
+    down, up = _split(t, s, eta)
+    _scale(s_noise)
+    x0 = step.model(step.x, t)
+    if s.sigma == 0:
+        return x0
+    h = log(t.rho / down)
+    middle = s if eta == 1 else step.at_lambda(t.lambda_ + h / 2)
+    x0_r = step.model(exp(-h / 2) * step.x - expm1(-h / 2) * x0, middle)
+    return exp(-h) * step.x - expm1(-h) * x0_r + _noise(step, s_noise * up)

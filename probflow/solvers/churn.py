@@ -1,0 +1,61 @@
+r"""Samplers that add noise to go back up, and integrate the probability-flow ODE down.
+
+Adding noise is the forward process, without error, so that the law of the states errs by what the
+ODE steps err. For noise added a few times over a long way see :func:`probflow.grids.restart`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, inf, log, sqrt
+from typing import Any
+
+from probflow.plan import Linear, StepBuilder
+from probflow.solvers.registry import register
+
+
+def _no_sde(options: Mapping[str, Any]) -> None:
+    """The noise per unit of log-SNR depends on the grid: there is no SDE to follow."""
+    return None
+
+
+@register(
+    "edm-churn",
+    aliases=("edm-stochastic",),
+    reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
+    prediction="eps",
+    coordinates="ve",
+    nfe=2,
+    stochastic=True,
+    orders={"tv": 2},
+    sde=_no_sde,
+)
+def edm_churn(
+    step: StepBuilder,
+    S_churn: float = 5.0,
+    S_tmin: float = 0.0,
+    S_tmax: float = inf,
+    S_noise: float = 1.0,
+) -> Linear:
+    """y^ = y + S_noise sqrt(r^2 - rho^2) Z, r = (1 + gamma) rho; then ``edm-heun`` from r to rho'.
+
+    gamma = min(S_churn/n, sqrt(2) - 1) for S_tmin <= rho <= S_tmax, with n steps in all, and 0
+    elsewhere; r is at most the noisiest level of the process. S_churn = 0 is ``edm-heun``.
+    """
+    for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
+        if not 0 <= value < inf:
+            raise ValueError(f"{name}: must be a finite number >= 0, got {value}")
+    if not 0 <= S_tmin <= S_tmax:
+        raise ValueError(f"S_tmin, S_tmax: need 0 <= S_tmin <= S_tmax, got {S_tmin}, {S_tmax}")
+    t, s, x, rho = step.t, step.s, step.x, step.t.rho
+    if S_tmin <= rho <= S_tmax:
+        gamma = min(S_churn / step.steps, sqrt(2) - 1, exp(t.lambda_ - step.lambda_min) - 1)
+        if gamma > 0:
+            rho = (1 + gamma) * rho
+            x = x + S_noise * sqrt(rho**2 - t.rho**2) * step.noise()
+            t = step.at_lambda(-log(rho))
+    eps = step.model(x, t)
+    x, h = eps.input, s.rho - rho
+    if s.sigma == 0:
+        return x + h * eps
+    return x + h / 2 * (eps + step.model(x + h * eps, s))
