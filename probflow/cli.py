@@ -311,9 +311,7 @@ def _named_target(name: str) -> tuple[Any, tuple[int, ...]]:
 
 
 def _checkpoint(arguments: argparse.Namespace, process: Any) -> tuple[Any, tuple[int, ...]]:
-    import torch
-
-    from probflow.models import Model
+    from probflow.models import Model, load_network
 
     path = Path(arguments.checkpoint)
     if not path.is_file():
@@ -326,16 +324,7 @@ def _checkpoint(arguments: argparse.Namespace, process: Any) -> tuple[Any, tuple
         raise ValueError(
             f"--shape: need whole numbers like 3,32,32, got {arguments.shape!r}"
         ) from None
-    try:
-        if path.suffix == ".pt2":
-            network: Any = torch.export.load(path).module()
-        else:
-            network = torch.jit.load(path, map_location="cpu").eval()
-    except (RuntimeError, ValueError) as problem:
-        first = str(problem).strip().splitlines()[0]
-        raise ValueError(
-            f"--checkpoint: {path} is neither TorchScript nor torch.export ({first})"
-        ) from None
+    network = load_network(path, "--checkpoint")
     scale = arguments.time_scale
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"--time-scale: need a finite number other than 0, got {scale}")

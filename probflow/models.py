@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from probflow.plan import PREDICTIONS, conversion
 from probflow.processes import Process
 
-__all__ = ["Model"]
+__all__ = ["Model", "load_network"]
 
 
 class _Levels(NamedTuple):
@@ -124,6 +126,27 @@ class _Converted(torch.nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.model.predict(x, t, self.prediction)
+
+
+def load_network(path: Path, name: str) -> Any:
+    """The network f(x, t) of a ``torch.export`` (``.pt2``) or TorchScript file, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is neither; the message begins with ``name``.
+    """
+    if not path.is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    try:
+        if path.suffix == ".pt2":
+            return torch.export.load(path).module()
+        return torch.jit.load(path, map_location="cpu").eval()
+    except (RuntimeError, ValueError, BadZipFile) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise ValueError(
+            f"{name}: {path} is neither TorchScript nor torch.export ({first})"
+        ) from None
 
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:

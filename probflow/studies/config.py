@@ -14,6 +14,7 @@ import numpy as np
 
 from probflow.grids import GRIDS, Grid
 from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.studies.learned import Learned
 from probflow.studies.measure import Settings
 from probflow.studies.rows import MEASURES
 from probflow.studies.runner import Curve, make_curves
@@ -154,13 +155,24 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
             "covariances": list,
         },
         "empirical": {"data": str},
+        "checkpoint": {
+            "model": str,
+            "data": str,
+            "prediction": str,
+            "time_scale": (int, float),
+        },
     }
     if kind not in keys:
         raise ValueError(f"[target] kind: got {kind!r}, allowed are {', '.join(keys)}")
     allowed = {"kind": str, **keys[kind]}
     required = {"gaussian": ("mean", "covariance"), "empirical": ("data",)}
+    required |= {"checkpoint": ("model", "data")}
     _check_keys(table, allowed, "[target]", required=required.get(str(kind), ("weights", "means")))
     values = {key: value for key, value in table.items() if key != "kind"}
+    if kind == "empirical":
+        return _empirical(values["data"], folder)
+    if kind == "checkpoint":
+        values["data"] = _empirical(values["data"], folder)
     try:
         if kind == "gaussian":
             return Gaussian(**values)
@@ -168,9 +180,9 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
             covariances = values.pop("covariances", None)
             weights, means = values.pop("weights"), values.pop("means")
             return GaussianMixture(weights, means, covariances, **values)
+        return Learned(folder / values.pop("model"), **values)
     except (ValueError, TypeError) as problem:
         raise ValueError(f"[target] {problem}") from None
-    return _empirical(values["data"], folder)
 
 
 def _empirical(data: str, folder: Path) -> Empirical:
