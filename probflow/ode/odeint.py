@@ -398,8 +398,9 @@ def ode_stepper(
     start, end = float(t0), float(t1)
     if not math.isfinite(start) or math.isnan(end) or start == end:
         raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")
-    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
     tableau = TABLEAUS[name]
+    call = settings.get("args", ()), settings.get("kwargs")
+    problem = Problem(func, y0, *call, held=len(tableau.dense))
     if tableau.adaptive:
         return AdaptiveStepper(problem, tableau, control(settings, rtol, atol, problem), start, end)
     if "step_size" not in settings:

@@ -50,7 +50,9 @@ def solve(
             f"gradients: got {gradients!r}, allowed are {', '.join(GRADIENTS)} "
             "(the continuous adjoint is pf.odeint_adjoint)"
         )
-    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"), per_sample)
+    call = settings.get("args", ()), settings.get("kwargs")
+    held = held_by(method) * (1 if event_fn is None else 2)  # a step, and one within it
+    problem = Problem(func, y0, *call, per_sample, held)
     if event_fn is not None and not callable(event_fn):
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
     if method == ADAMS or not TABLEAUS[method].adaptive:
@@ -74,6 +76,11 @@ def solve(
     if TABLEAUS[method].adaptive:
         return solver.adaptive(control(settings, rtol, atol, problem), dense, gradients)
     return solver.fixed(dense, gradients)
+
+
+def held_by(method: str) -> int:
+    """How many outputs of the function a native method holds at once."""
+    return MAX_ORDER + TABLEAUS["dopri8"].stages if method == ADAMS else len(TABLEAUS[method].dense)
 
 
 def traced(t: Any) -> bool:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "with_log_ratio"]
+from probflow.integrate.watch import Watch
+
+__all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "watched", "with_log_ratio"]
 
 Parts = dict[str, Callable[..., Any]]
 
@@ -62,6 +64,19 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
             "g_prod(t, y, v) or f_and_g_prod(t, y, v)"
         )
     return found
+
+
+def watched(parts: Parts, watch: Watch) -> Parts:
+    """Functions whose outputs may be held while they, or others of them, are called."""
+
+    def safe(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*tensors: Tensor) -> Any:
+            output = function(*tensors)
+            return watch(output) if isinstance(output, Tensor) else tuple(map(watch, output))
+
+        return call
+
+    return {part: safe(function) for part, function in parts.items()}
 
 
 def rounded(parts: Parts, narrow: torch.dtype, wide: torch.dtype) -> Parts:

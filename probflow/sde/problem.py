@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,13 +14,22 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.grid import host_times
+from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
 from probflow.sde.base import check_word
 from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
 from probflow.sde.methods import Memory, Method, choose
 from probflow.sde.noise import Query, cast_query, mirrored_query, padded_query, query_of
-from probflow.sde.parts import Parts, checked, mirrored, parts_of, rounded, with_log_ratio
+from probflow.sde.parts import (
+    Parts,
+    checked,
+    mirrored,
+    parts_of,
+    rounded,
+    watched,
+    with_log_ratio,
+)
 from probflow.sde.plans import check_state, process_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
@@ -34,7 +44,6 @@ _AREA = {"": "none", "U": "space-time", "A": "foster"}
 class Problem:
     """What the loops need of a call. Times increase; ``sign`` is -1 where they are s = -t."""
 
-    system: System
     first: System
     method: Method
     times: list[float]
@@ -48,6 +57,11 @@ class Problem:
     shape: torch.Size
     dtype: torch.dtype
     logqp: bool
+
+    @property
+    def system(self) -> System:
+        """The SDE as it is once its functions have been looked at in the first step."""
+        return self.first.later()
 
     def memory(self, given: Any) -> Memory:
         """The method's memory at the first time, or what was given for it."""
@@ -73,7 +87,6 @@ class Problem:
             return Trajectory([y0], memory, list(self.times))
         if self.tolerances is not None:
             return run_adaptive(
-                self.system,
                 self.first,
                 self.method,
                 self.tolerances,
@@ -83,10 +96,10 @@ class Problem:
                 self.query,
                 self.sign,
             )
-        system, method, query = self.system, self.method, self.query
-        run = run_fixed(system, self.first, method, self.grid, self.times, y0, memory, query)
+        method, query = self.method, self.query
+        run = run_fixed(self.first, method, self.grid, self.times, y0, memory, query)
         if self.finite:
-            check_finite(run.states, system, method, self.grid, memory, query, self.sign)
+            check_finite(run.states, self.system, method, self.grid, memory, query, self.sign)
         return run
 
     def result(self, ys: Tensor, memory: Memory, extra: bool) -> Any:
@@ -151,14 +164,21 @@ def prepare(
     clock = -1.0 if backward else 1.0
     noise_shape = _noise_shape(parts, noise_type, y, clock * times[0], bm)
 
-    def build(parts: Parts) -> System:
+    watch = Watch(math.inf)  # to the end of the first step, which has all that are held at once
+
+    def build(parts: Parts, later: Callable[[], System] | None = None) -> System:
         if backward:
             parts = mirrored(parts)
         if logqp:
             parts = with_log_ratio(parts, diagonal, y.shape)
-        return System(parts, sde_type, noise_type)
+        return System(parts, sde_type, noise_type, later)
 
-    first, system = build(checked(parts, y, noise_shape, diagonal)), build(parts)
+    @cache
+    def later() -> System:
+        watch.settle()
+        return build(watched(parts, watch) if watch.shared else parts)
+
+    first = build(watched(checked(parts, y, noise_shape, diagonal), watch), later)
     if logqp:
         y = torch.nn.functional.pad(y.flatten(1), (0, 1))
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
@@ -188,7 +208,6 @@ def prepare(
     if adaptive:
         tolerances = tolerances_of(rtol, atol, dt_min, step or (times[-1] - times[0]) / 100.0)
     return Problem(
-        system=system,
         first=first,
         method=chosen,
         times=times,

@@ -137,7 +137,7 @@ class Job:
 def _adjoint(
     problem: Problem, name: str | None, options: Mapping[str, Any] | None
 ) -> Method | None:
-    sde, forward = problem.system, problem.method.name
+    sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
     if name == METHODS.adjoint_reversible_heun:
         if forward != METHODS.reversible_heun:
@@ -224,9 +224,9 @@ def _adjoint_run(
         z = sde.join(ys[k], a, p)
         ends = [steps[0], steps[-1]]
         if job.tolerances is None:
-            run = run_fixed(sde, sde, method, steps, ends, z, (), query)
+            run = run_fixed(sde, method, steps, ends, z, (), query)
         else:
-            run = run_adaptive(sde, sde, method, job.tolerances, ends, z, (), query, -problem.sign)
+            run = run_adaptive(sde, method, job.tolerances, ends, z, (), query, -problem.sign)
         a, *p = sde.gradients(run.states[-1])
         a = a + grad_ys[k - 1]
     return [a, *(None,) * job.memory_size, *p]
