@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
 from probflow.processes import Process
 from probflow.solvers import Solver, solver_names
+from probflow.words import near, no_option
 
 __all__ = ["host_times", "is_registered", "refine", "run_grid", "unknown_method", "with_options"]
 
@@ -29,13 +29,9 @@ def is_registered(name: str) -> bool:
 
 def unknown_method(method: str, theirs: Sequence[str], peer: str) -> ValueError:
     """The error for a name that neither probflow nor the peer knows, with near ones."""
-    ours = solver_names(aliases=True)
-    key = method.strip().lower().replace("_", "-")
-    spelled = {name.replace("_", "-"): name for name in (*theirs, *ours)}
-    near = [spelled[k] for k in difflib.get_close_matches(key, spelled, n=4, cutoff=0.5)]
-    hint = f"; near names: {', '.join(near)}" if near else ""
+    every = (*theirs, *solver_names(aliases=True))
     return ValueError(
-        f"method: neither probflow nor {peer} has a method {method!r}{hint} "
+        f"method: neither probflow nor {peer} has a method {method!r}{near(method, every, 4)} "
         f"(all: pf.solver_names(); {peer}: {', '.join(theirs)})"
     )
 
@@ -48,10 +44,9 @@ def with_options(solver: Solver, settings: Mapping[str, Any], others: Sequence[s
     ValueError
         For an option that is neither its own nor one of ``others``, naming all.
     """
-    unknown = sorted(set(settings) - set(solver.options))
+    unknown = sorted(set(settings) - set(solver.options), key=str)
     if unknown:
-        allowed = ", ".join((*others, *solver.options))
-        raise ValueError(f"options: {solver.name} has no option {unknown[0]!r}, allowed: {allowed}")
+        raise ValueError(no_option(solver.name, unknown[0], (*others, *solver.options)))
     return solver.with_options(**settings) if settings else solver
 
 

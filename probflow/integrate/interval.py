@@ -9,7 +9,6 @@ Levy area, is one formula: :func:`probflow.integrate.levy.split`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import struct
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from probflow.integrate.levy import State, inside, join, levy_area, split
 from probflow.integrate.noise import _BLOCK, check_seed, normals, sample_indices
+from probflow.words import near
 
 __all__ = ["BaseBrownian", "BrownianInterval", "Sweep"]
 
@@ -514,10 +514,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 def _check_area(name: Any) -> None:
     if name not in _AREAS:
-        near = difflib.get_close_matches(str(name), _AREAS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"levy_area_approximation: need one of {', '.join(_AREAS)}, got {name!r}{hint}"
+            f"levy_area_approximation: need one of {', '.join(_AREAS)}, got {name!r}"
+            + near(name, _AREAS)
         )
 
 

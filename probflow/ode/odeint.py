@@ -14,7 +14,7 @@ from probflow.ode.adaptive import AdaptiveStepper
 from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
 from probflow.ode.fixed import FixedStepper
-from probflow.ode.options import ADAMS, checked_options, native_methods
+from probflow.ode.options import ADAMS, checked_options, native_methods, stepper_options
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
@@ -22,6 +22,7 @@ from probflow.ode.solve import solve, traced
 from probflow.ode.tableaus import TABLEAUS
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, get_solver
+from probflow.words import dictionary
 
 __all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
 
@@ -107,7 +108,7 @@ def odeint(
     0.3678794
     """
     check_function(func)
-    options = dict(options or {}) if options is None or isinstance(options, Mapping) else options
+    options = dictionary(options)
     name, solver = resolve(method)
     if solver is not None and name is not None and _as_plan(func, t, options, event_fn):
         name = None
@@ -116,7 +117,7 @@ def odeint(
             func, y0, t, rtol=rtol, atol=atol, method=name, options=options, event_fn=event_fn
         )
         answer = result.y if event_fn is None else (result.event_t, result.y)
-        return (answer, result) if (options or {}).get("return_info") else answer
+        return (answer, result) if options.get("return_info") else answer
     if solver is not None:
         if event_fn is not None:
             raise ValueError(
@@ -165,7 +166,7 @@ def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
         return False
     if hasattr(func, "callback_step"):
         return False
-    return isinstance(options, dict) and set(options) <= _PLAN_OPTIONS and not traced(t)
+    return set(options) <= _PLAN_OPTIONS and not traced(t)
 
 
 def solve_ode(
@@ -226,7 +227,7 @@ def solve_ode(
             f"method: {solver.name if solver else method} has no result object; allowed are "
             + ", ".join(native_methods())
         )
-    given = {**(options or {}), "args": args, "kwargs": kwargs, "progress": progress}
+    given = {**dictionary(options), "args": args, "kwargs": kwargs, "progress": progress}
     return solve(
         func, y0, t, rtol=rtol, atol=atol, method=name, options=given, event_fn=event_fn,
         dense=dense, throw=throw,
@@ -394,7 +395,7 @@ def ode_stepper(
     name, _ = resolve(method)
     if name is None or name == ADAMS:
         raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
-    settings = checked_options(name, options)
+    settings = checked_options(name, options, stepper_options(name))
     start, end = float(t0), float(t1)
     if not math.isfinite(start) or math.isnan(end) or start == end:
         raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")

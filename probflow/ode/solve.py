@@ -19,7 +19,7 @@ from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control
 from probflow.ode.dense import DenseOutput, find_event
 from probflow.ode.fixed import FixedStepper, fixed_grid, integrate_on
-from probflow.ode.options import ADAMS, GRADIENTS, checked_options
+from probflow.ode.options import ADAMS, GRADIENTS, allowed_options, checked_options
 from probflow.ode.per_sample import PerSample, per_sample_times
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult, SolveError, Status
@@ -42,7 +42,7 @@ def solve(
     throw: bool = True,
 ) -> ODEResult:
     """Solve with one of the native methods; arguments as :func:`probflow.solve_ode`."""
-    settings = checked_options(method, options)
+    settings = checked_options(method, options, allowed_options(method))
     per_sample = bool(settings.get("per_sample", False))
     gradients = settings.get("gradients", "direct")
     if gradients not in GRADIENTS:

@@ -8,7 +8,6 @@ transformation of the functions, so that no method needs to know of them.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.watch import Watch
+from probflow.words import near
 
 __all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "watched", "with_log_ratio"]
 
@@ -43,10 +43,9 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
     attribute = {part: part for part in _RENAMED.values()}
     for role, name in (names or {}).items():
         if role not in _RENAMED:
-            near = difflib.get_close_matches(str(role), _RENAMED, n=1)
-            hint = f" (near: {near[0]})" if near else ""
             raise ValueError(
-                f"names: {role!r} is no role of a function{hint}; allowed: {', '.join(_RENAMED)}"
+                f"names: {role!r} is no role of a function{near(role, _RENAMED)}; allowed: "
+                + ", ".join(_RENAMED)
             )
         if not callable(getattr(sde, name, None)):
             raise ValueError(f"names: {type(sde).__name__} has no method {name!r} for the {role}")

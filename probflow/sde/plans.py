@@ -14,6 +14,7 @@ from probflow.integrate.interval import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
+from probflow.words import dictionary
 
 __all__ = [
     "check_sde",
@@ -45,7 +46,7 @@ def run_plan_solver(
         For anything but a ``ReverseSDE``, and arguments that do not fit.
     """
     check_unsupported(solver, **unsupported)
-    settings = dict(options or {})
+    settings = dictionary(options)
     seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
     check = settings.pop("check_finite", True)
     solver = with_options(solver, settings, _OPTIONS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from probflow.sde.parts import (
 from probflow.sde.plans import check_state, process_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
+from probflow.words import dictionary, no_option
 
 __all__ = ["Problem", "check_options", "check_positive", "prepare", "tolerances_of"]
 
@@ -147,10 +147,14 @@ def prepare(
             )
         check_word(f"sde.{word}", getattr(sde, word), allowed)
     sde_type, noise_type = sde.sde_type, sde.noise_type
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options: need a dict, got {type(options).__name__}")
-    chosen = choose(method, sde_type, noise_type, options)
-    settings = check_options(options, chosen)
+    settings = dictionary(options)
+    chosen = choose(method, sde_type, noise_type, settings)
+    check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
+    if adaptive and settings.get("check_finite", True) is False:
+        raise ValueError(
+            "options: check_finite=False does nothing with adaptive=True, where the step lengths "
+            "come from the error of each step, so that NaN or infinity stops it; leave it out"
+        )
     check_state(y0)
     times, backward = _times(sde, ts)
     step = settings.get("step_size", dt)
@@ -224,26 +228,13 @@ def prepare(
     )
 
 
-def check_options(options: Mapping[str, Any] | None, method: Method) -> Mapping[str, Any]:
-    """The options, if all are known.
-
-    Raises
-    ------
-    ValueError
-        For an unknown option, with the near ones.
-    """
-    if options is None:
-        return {}
-    allowed = (*_OPTIONS, *method.options)
+def check_options(
+    options: Mapping[str, Any], method: str, allowed: Sequence[str], argument: str = "options"
+) -> None:
+    """Raise ``ValueError`` for an unknown option, with the near ones."""
     for name in options:
         if name not in allowed:
-            near = difflib.get_close_matches(str(name), allowed, n=1)
-            hint = f" (near: {near[0]})" if near else ""
-            raise ValueError(
-                f"options: {method.name} has no option {name!r}{hint}, allowed: "
-                f"{', '.join(allowed)}"
-            )
-    return options
+            raise ValueError(no_option(method, name, allowed, argument))
 
 
 def check_positive(value: Any, name: str, *, zero: bool = False) -> float:

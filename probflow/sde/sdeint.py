@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -180,12 +179,6 @@ def find_method(method: Any, sde: Any) -> Solver | str:
             f"pf.odeint(pf.ProbabilityFlowODE(process, model), y0, t, method={solver.name!r})"
         )
     return solver
-
-
-def near_method(name: str, allowed: list[str]) -> str:
-    """A hint at the nearest of the allowed names."""
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f" (near: {near[0]})" if near else ""
 
 
 def warn_of_adaptive_euler(sde: Any, method: str, adaptive: bool) -> None:
