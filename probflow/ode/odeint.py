@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probflow.integrate.grid import is_registered, unknown_method
+from probflow.integrate.grid import check_positive, is_registered, unknown_method
 from probflow.ode.adaptive import AdaptiveStepper
 from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
@@ -261,7 +262,7 @@ def odeint_dense(
     DenseOutput
         Call it with a time or a tensor of times (m,).
     """
-    ends = [float(t0), float(t1)]
+    ends = [_time(t0, "t0"), _time(t1, "t1")]
     method = "dopri5" if method is None else method
     if resolve(method)[0] == ADAMS:
         raise ValueError(f"method: {ADAMS} has no dense output")
@@ -305,22 +306,42 @@ def odeint_event(
     Returns
     -------
     tuple
-        (event_t, states): a 0-d tensor, and the states at ``t0`` and there, (2, \\*y0.shape).
+        (event_t, states): a 0-d tensor, and the states at ``t0`` and there, (2, \\*y0.shape). With
+        the option ``return_info`` a pair of that and the result object.
     """
-    like = y0[0] if isinstance(y0, tuple) else y0
-    if not isinstance(t0, Tensor):
-        t0 = torch.tensor(float(t0), dtype=torch.float64, device=like.device)
+    if not callable(event_fn):
+        raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
+    options = dictionary(kwargs.get("options"))
+    problem = Problem(func, y0, options.get("args", ()), options.get("kwargs"))
+    time = _time(t0, "t0")
+    if not isinstance(t0, Tensor) or not t0.is_floating_point():
+        t0 = torch.tensor(time, dtype=torch.float64, device=problem.y0.device)
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
-    event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    answer = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    if not options.get("return_info"):
+        return _with_gradients(problem, y0, t[0], event_fn, *answer)
+    (event_t, states), result = answer
+    event_t, states = _with_gradients(problem, y0, t[0], event_fn, event_t, states)
+    return (event_t, states), replace(result, y=states, event_t=event_t)
+
+
+def _with_gradients(
+    problem: Problem,
+    y0: Any,
+    t0: Tensor,
+    event_fn: Callable[..., Tensor],
+    event_t: Tensor,
+    states: Any,
+) -> tuple[Tensor, Any]:
+    """An event's time and the states at the start and there, with the gradients of the time."""
     event_t = event_t.detach()
-    problem = Problem(func, y0)
     last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
     y = problem.layout.join(last)
     with torch.enable_grad():
-        value = _first_event(event_fn, problem, t[0], y0, event_t, y)
+        value = _first_event(event_fn, problem, t0, y0, event_t, y)
         time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
-        again = _first_event(event_fn, problem, t[0], y0, time, state)
+        again = _first_event(event_fn, problem, t0, y0, time, state)
         if not again.requires_grad:  # a constant that says stop
             return event_t, states
         by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
@@ -396,7 +417,7 @@ def ode_stepper(
     if name is None or name == ADAMS:
         raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
     settings = checked_options(name, options, stepper_options(name))
-    start, end = float(t0), float(t1)
+    start, end = _time(t0, "t0"), _time(t1, "t1")
     if not math.isfinite(start) or math.isnan(end) or start == end:
         raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")
     tableau = TABLEAUS[name]
@@ -406,4 +427,13 @@ def ode_stepper(
         return AdaptiveStepper(problem, tableau, control(settings, rtol, atol, problem), start, end)
     if "step_size" not in settings:
         raise ValueError(f"step_size: {name} needs it in options")
-    return FixedStepper(problem, tableau, float(settings["step_size"]), start, end)
+    return FixedStepper(
+        problem, tableau, check_positive(settings["step_size"], "step_size"), start, end
+    )
+
+
+def _time(value: Any, name: str) -> float:
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: need a number or a 0-d tensor, got {value!r}") from None

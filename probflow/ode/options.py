@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from probflow.ode.tableaus import TABLEAUS
 from probflow.words import dictionary, no_option
 
@@ -38,6 +40,7 @@ _ADAPTIVE = (
     "dtype",
     "controller",
 )
+_FLAGS = ("return_info", "strict", "progress", "check_finite", "perturb", "per_sample")
 GRADIENTS = ("direct", "checkpoint", "reversible")
 
 
@@ -77,7 +80,8 @@ def checked_options(
     Raises
     ------
     TypeError, ValueError
-        For options that are not allowed; with ``strict=False`` a warning instead.
+        For options that are not allowed (with ``strict=False`` a warning instead), and for flags
+        that are neither true nor false.
     """
     settings = dictionary(options, argument)
     for name in [name for name in settings if name not in allowed]:
@@ -93,4 +97,10 @@ def checked_options(
             raise ValueError(text)
         warnings.warn(text, stacklevel=4)
         settings.pop(name, None)
+    for name in _FLAGS:
+        if not isinstance(settings.get(name, False), (bool, np.bool_, type(None))):
+            raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
+    norm = settings.get("norm")
+    if norm is not None and not callable(norm) and argument == "options":
+        raise TypeError(f"norm: need a function of the error, got {norm!r}")
     return {name: value for name, value in settings.items() if value is not None}

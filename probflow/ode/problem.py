@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
+from probflow.words import dictionary
 
 __all__ = ["Layout", "Problem"]
 
@@ -29,7 +30,8 @@ class Layout:
     TypeError
         Unless ``y0`` is a floating-point or complex tensor, or a tuple of them.
     ValueError
-        For an empty tuple, or parts of different batch sizes where samples are kept apart.
+        For an empty tuple; where samples are kept apart, for an empty batch or parts of different
+        batch sizes.
     """
 
     def __init__(self, y0: Any, per_sample: bool = False) -> None:
@@ -53,6 +55,8 @@ class Layout:
                 "y0: with per_sample every tensor needs the batch as its first axis, got shapes "
                 + ", ".join(str(tuple(part.shape)) for part in parts)
             )
+        if per_sample and not len(parts[0]):
+            raise ValueError("y0: with per_sample need at least one sample, got an empty batch")
         self.is_tuple, self.lead = isinstance(y0, tuple), int(per_sample)
         self.shapes = [part.shape for part in parts]
         self.sizes = [part.shape[self.lead :].numel() for part in parts]
@@ -107,9 +111,13 @@ class Problem:
         per_sample: bool = False,
         held: int = 20,
     ) -> None:
-        self.user, self.args, self.kwargs = func, tuple(args), dict(kwargs or {})
+        if not isinstance(args, (tuple, list)):
+            raise TypeError(f"args: need a tuple of further arguments of func, got {args!r}")
+        self.user, self.args, self.kwargs = func, tuple(args), dictionary(kwargs, "kwargs")
         self.layout = Layout(y0, per_sample)
         narrow = self.layout.join(y0)
+        if not torch.compiler.is_compiling() and narrow.is_inference():
+            narrow = narrow.clone()  # outside inference mode: one that can be part of a graph
         self.dtype = narrow.dtype
         self.wide = torch.promote_types(narrow.dtype, torch.float32)
         self.time_dtype = time_dtype(narrow.dtype)

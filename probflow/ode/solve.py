@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.grid import host_times
+from probflow.integrate.grid import check_positive, host_times
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.adams import DEFAULT_ORDER, MAX_ORDER, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
@@ -369,7 +370,8 @@ class _Solve:
                     f"step_size: {self.method} needs it in options to look for an event"
                 )
             most = int(self.settings.get("max_num_steps", 100_000))
-            stepper = FixedStepper(self.problem, self.tableau, float(step), outputs[0], end)
+            step = check_positive(step, "step_size")
+            stepper = FixedStepper(self.problem, self.tableau, step, outputs[0], end)
         t, state = find_event(stepper, event_fn, most)
         states = torch.stack([self.problem.y0, state])
         like = self.t if isinstance(self.t, Tensor) else torch.zeros((), dtype=torch.float64)
@@ -390,6 +392,8 @@ class _Solve:
                 raise ValueError(f"{name}: not available with per_sample; leave it off func")
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
+        if isinstance(self.t, np.ndarray) and self.t.ndim == 2:
+            self.t = torch.as_tensor(self.t, dtype=torch.float64)
         rows = isinstance(self.t, Tensor) and self.t.ndim == 2
         times = per_sample_times(self.t, None if rows else self._times(), self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times)

@@ -23,6 +23,7 @@ __all__ = [
     "path_noise",
     "process_times",
     "run_plan_solver",
+    "sde_times",
 ]
 
 _OPTIONS = ("seed", "step_size", "check_finite")
@@ -81,6 +82,16 @@ def check_unsupported(solver: Solver, **arguments: Any) -> None:
             )
 
 
+def sde_times(ts: Any) -> list[float]:
+    """Times as floats; a tensor may hold whole numbers, as in torchsde."""
+    if isinstance(ts, Tensor):
+        if ts.requires_grad and torch.is_grad_enabled():
+            raise ValueError("ts: must not require gradients; pass ts.detach()")
+        if ts.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            ts = ts.double()
+    return host_times(ts, "ts")
+
+
 def process_times(ts: Any) -> list[float]:
     """Decreasing process times, from those or from increasing ``s = -t``.
 
@@ -89,7 +100,7 @@ def process_times(ts: Any) -> list[float]:
     TypeError, ValueError
         If ``ts`` is neither.
     """
-    times = host_times(ts, "ts")
+    times = sde_times(ts)
     if len(times) == 1 or times[1] < times[0]:
         return times
     if times[-1] > 0.0:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
-from probflow.integrate.grid import host_times
+from probflow.integrate.grid import check_positive, check_steps
 from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
 from probflow.sde.base import check_word
 from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
 from probflow.sde.methods import Memory, Method, choose
-from probflow.sde.noise import Query, cast_query, mirrored_query, padded_query, query_of
+from probflow.sde.noise import Query, checked_query, mirrored_query, padded_query, query_of
 from probflow.sde.parts import (
     Parts,
     checked,
@@ -29,12 +29,12 @@ from probflow.sde.parts import (
     watched,
     with_log_ratio,
 )
-from probflow.sde.plans import check_state, process_times
+from probflow.sde.plans import check_state, process_times, sde_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
 from probflow.words import dictionary, no_option
 
-__all__ = ["Problem", "check_options", "check_positive", "prepare", "tolerances_of"]
+__all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
 _OPTIONS = ("seed", "step_size", "check_finite")
 _AREA = {"": "none", "U": "space-time", "A": "foster"}
@@ -66,6 +66,8 @@ class Problem:
     def memory(self, given: Any) -> Memory:
         """The method's memory at the first time, or what was given for it."""
         start, name = self.method.start, self.method.name
+        if given is not None and not isinstance(given, (tuple, list)):
+            raise TypeError(f"extra_solver_state: need a tuple of tensors, got {given!r}")
         if given is None or (len(given) == 0 and start is None):
             if start is None:
                 return ()
@@ -160,6 +162,7 @@ def prepare(
     step = settings.get("step_size", dt)
     if step is not None:
         step = check_positive(step, "dt")
+        check_steps(times, step, "dt")
     parts = parts_of(sde, names)
     wide = torch.promote_types(y0.dtype, torch.float32)
     y, diagonal = y0.to(wide), noise_type == NOISE_TYPES.diagonal
@@ -201,8 +204,8 @@ def prepare(
 
     def noise(needs: str) -> Query:
         query = query_of(bm, needs, noise_shape, y, method)
-        if not own and getattr(bm, "dtype", None) != wide:
-            query = cast_query(query, wide)
+        if not own:
+            query = checked_query(query, needs, noise_shape, y)
         if backward:
             query = mirrored_query(query, needs)
         return padded_query(query) if padded else query
@@ -237,26 +240,6 @@ def check_options(
             raise ValueError(no_option(method, name, allowed, argument))
 
 
-def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """A number > 0 (or >= 0) as a float.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else, and for tensors that ask for gradients.
-    """
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: need a number, got {value!r}") from None
-    if not (0.0 < number < math.inf or (zero and number == 0.0)):
-        kind = "non-negative finite number" if zero else "positive finite step"
-        raise ValueError(f"{name}: need a {kind}, got {number:g}")
-    return number
-
-
 def tolerances_of(
     rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = ""
 ) -> Tolerances:
@@ -277,14 +260,9 @@ def tolerances_of(
 
 def _times(sde: Any, ts: Any) -> tuple[list[float], bool]:
     """Increasing times, and whether they are the negatives of decreasing ones."""
-    if isinstance(ts, Tensor):
-        if ts.requires_grad:
-            raise ValueError("ts: must not require gradients; pass ts.detach()")
-        if not ts.is_floating_point() and not ts.is_complex():
-            ts = ts.double()
     if isinstance(sde, ReverseSDE):
         return [0.0 - t for t in process_times(ts)], False
-    times = host_times(ts, "ts")
+    times = sde_times(ts)
     if len(times) > 1 and times[1] < times[0]:
         return [0.0 - t for t in times], True
     return times, False
