@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -87,22 +87,17 @@ class Problem:
         """Run from ``y0``, which has the form of ``self.y0``."""
         if len(self.times) == 1:
             return Trajectory([y0], memory, list(self.times))
-        if self.tolerances is not None:
-            return run_adaptive(
-                self.first,
-                self.method,
-                self.tolerances,
-                self.times,
-                y0,
-                memory,
-                self.query,
-                self.sign,
-            )
         method, query = self.method, self.query
-        run = run_fixed(self.first, method, self.grid, self.times, y0, memory, query)
-        if self.finite:
-            check_finite(run.states, self.system, method, self.grid, memory, query, self.sign)
-        return run
+        if self.tolerances is not None:
+            run = run_adaptive(
+                self.first, method, self.tolerances, self.times, y0, memory, query, self.sign
+            )
+        else:
+            run = run_fixed(self.first, method, self.grid, self.times, y0, memory, query)
+            if self.finite:
+                check_finite(run.states, self.system, method, self.grid, memory, query, self.sign)
+        # Copies: the memory outlives the run, and may lie where the functions write next.
+        return replace(run, memory=tuple(x.clone() for x in run.memory))
 
     def result(self, ys: Tensor, memory: Memory, extra: bool) -> Any:
         """What ``sdeint`` returns: states, log-ratio increments if asked, memory if asked."""
@@ -171,13 +166,14 @@ def prepare(
     clock = -1.0 if backward else 1.0
     noise_shape = _noise_shape(parts, noise_type, y, clock * times[0], bm)
 
+    shape = y.shape
     watch = Watch(math.inf)  # to the end of the first step, which has all that are held at once
 
     def build(parts: Parts, later: Callable[[], System] | None = None) -> System:
         if backward:
             parts = mirrored(parts)
         if logqp:
-            parts = with_log_ratio(parts, diagonal, y.shape)
+            parts = with_log_ratio(parts, diagonal, shape)
         return System(parts, sde_type, noise_type, later)
 
     @cache
