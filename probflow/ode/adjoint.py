@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from probflow.integrate.grid import host_times
 from probflow.ode.control import error_norm
-from probflow.ode.odeint import odeint, resolve
+from probflow.ode.odeint import odeint, real, resolve
 from probflow.ode.options import backward_options, checked_options, native_methods
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
@@ -326,7 +326,7 @@ def _sweep(
     problem = call.problem
     system = _augmented(call, params, timed)
     adjoint = grads[-1]
-    time = _real(adjoint).new_zeros(())
+    time = real(adjoint).new_zeros(())
     by_time = [time] * len(times)
     rest = [torch.zeros_like(param) for param in params]
     for i in range(len(times) - 1, 0, -1):
@@ -337,7 +337,7 @@ def _sweep(
             time = time - by_time[i]
         state = (time, states[i], adjoint, *rest)
         end = [part[-1] for part in odeint(system, state, interval, **call.backward)]
-        time, adjoint, rest = _real(end[0]), end[2] + grads[i - 1], end[3:]
+        time, adjoint, rest = real(end[0]), end[2] + grads[i - 1], end[3:]
     by_time[0] = time
     return by_time, adjoint, rest
 
@@ -373,12 +373,8 @@ def _augmented(call: _Call, params: Sequence[Tensor], timed: bool) -> Callable[.
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Real inner product of two states."""
-    return _real(torch.vdot(a.reshape(-1), b.reshape(-1)))
-
-
-def _real(x: Tensor) -> Tensor:
-    return x.real if x.is_complex() else x
+    return real(torch.vdot(a.reshape(-1), b.reshape(-1)))
 
 
 def _like(grad: Tensor, param: Tensor) -> Tensor:
-    return (grad if param.is_complex() else _real(grad)).to(param.dtype)
+    return (grad if param.is_complex() else real(grad)).to(param.dtype)

@@ -79,8 +79,9 @@ def odeint(
         ``max_order`` of ``explicit_adams``, ``args`` and ``kwargs`` for ``func``, ``gradients``
         (``"direct"``, ``"checkpoint"``, or ``"reversible"``, which takes the steps of another
         scheme, with larger errors), ``return_info`` (return also an
-        :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite``, and
-        ``strict=False``, with which unknown options are warnings instead of errors.
+        :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite`` (``False`` leaves
+        out the look at the last state; fixed steps only), and ``strict=False``, with which unknown
+        options are warnings instead of errors.
     event_fn
         ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
         is the start and a time after it that gives the direction.
@@ -349,13 +350,13 @@ def _with_gradients(
     rate = torch.zeros_like(event_t) if by_t is None else by_t
     if by_y is not None:
         change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
-        rate = rate + _real(change).to(rate)
+        rate = rate + real(change).to(rate)
     if rate == 0.0:  # the solution touches the surface: its time has no derivative
         return event_t, states
     # Zero, with the gradient of the event's time.
     moved = -(value - value.detach()).to(event_t) / rate
     event_t = event_t + moved
-    y = y + slope * moved.to(_real(y))
+    y = y + slope * moved.to(real(y))
     last = problem.layout.split(y)
     if isinstance(states, tuple):
         ends = zip(states, last, strict=True)
@@ -363,7 +364,8 @@ def _with_gradients(
     return event_t, torch.cat([states[:-1], last[None]])
 
 
-def _real(y: Tensor) -> Tensor:
+def real(y: Tensor) -> Tensor:
+    """The real part of a number that is real but for rounding."""
     return y.real if y.is_complex() else y
 
 
@@ -392,7 +394,8 @@ def ode_stepper(
     Parameters
     ----------
     func, y0, rtol, atol, method, options
-        As :func:`odeint`; a fixed-step method needs ``step_size``.
+        As :func:`odeint`, without the options of a whole solve; a fixed-step method has
+        ``step_size``, and needs it.
     t0, t1
         Start, and the time beyond which no step goes (may be infinite).
 

@@ -122,6 +122,7 @@ class _Solve:
 
     @property
     def tableau(self) -> Tableau:
+        """The method's numbers."""
         return TABLEAUS[self.method]
 
     def _times(self) -> list[float]:
@@ -177,6 +178,7 @@ class _Solve:
         return on_step
 
     def fixed(self, dense: bool, gradients: str) -> ODEResult:
+        """Runge-Kutta steps on a grid."""
         settings, problem = self.settings, self.problem
         perturb = bool(settings.get("perturb", False))
         if gradients == "reversible" and (perturb or dense or traced(self.t)):
@@ -245,6 +247,7 @@ class _Solve:
         return self._result(states[outputs], accepted=len(steps), dense=function, steps=tuple(grid))
 
     def adams(self) -> ODEResult:
+        """Adams-Bashforth steps on a grid."""
         order = self.settings.get("max_order", DEFAULT_ORDER)
         if isinstance(order, bool) or not isinstance(order, int):
             raise TypeError(f"max_order: need a whole number, got {order!r}")
@@ -271,6 +274,7 @@ class _Solve:
     # Adaptive steps -------------------------------------------------------------------------------
 
     def adaptive(self, settings: Control, dense: bool, gradients: str) -> ODEResult:
+        """Steps of one length for the whole batch, chosen by their errors."""
         if gradients == "reversible":
             raise ValueError(
                 "gradients: 'reversible' needs fixed steps: "
@@ -349,6 +353,7 @@ class _Solve:
         return states, ends, steps, wanted, error
 
     def event(self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control) -> ODEResult:
+        """Steps until the event function changes its sign."""
         outputs = self._times()
         if len(outputs) != 2:
             raise ValueError(
@@ -384,6 +389,7 @@ class _Solve:
         )
 
     def per_sample(self, settings: Control) -> ODEResult:
+        """Steps of each sample's own length."""
         for name in ("step_t", "jump_t"):
             if name in self.settings:
                 raise ValueError(f"{name}: not available with per_sample")
