@@ -82,8 +82,9 @@ def sdeint(
         ``seed``: whole number that fixes the noise where no ``bm`` is given; without one, a seed is
         drawn from torch's global generator, so that ``torch.manual_seed`` makes a run repeatable.
         One seed is one path for dt, dt/2, dt/4, ...; for other step lengths share one ``bm``.
-        ``check_finite``: ``False`` leaves out the look at the final state (fixed steps only). ``step_size``: used
-        instead of ``dt``. ``grad_free`` (milstein): differences instead of derivatives.
+        ``check_finite``: ``False`` leaves out the look at the final state (fixed steps only).
+        ``step_size``: used instead of ``dt``. ``grad_free`` (milstein): differences instead of
+        derivatives.
     names
         Other names of the functions, by role: ``drift``, ``diffusion``, ``prior_drift``,
         ``diffusion_prod``, ``drift_and_diffusion``, ``drift_and_diffusion_prod``.
