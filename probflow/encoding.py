@@ -20,6 +20,7 @@ from probflow.problems import ProbabilityFlowODE, as_model
 from probflow.processes import Process
 from probflow.solvers import get_solver, solver_names
 from probflow.tableaus import TABLEAUS
+from probflow.words import dictionary
 
 __all__ = ["decode", "encode"]
 
@@ -198,9 +199,7 @@ def route(
     TypeError, ValueError
         For times, a grid or options that do not fit the process or the kind of method.
     """
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options: need a dictionary, got {type(options).__name__}")
-    settings = dict(options or {})
+    settings = dictionary(options)
     for name, value in (("t0", t0), ("t1", t1)):
         if value is not None:
             _check_time(process, value, name)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from probflow.processes import VP, Process
+from probflow.words import near
 
 __all__ = [
     "GRIDS",
@@ -88,7 +89,8 @@ class Grid:
         }
         unknown = sorted(set(self.options) - allowed.get(self.kind, set()))
         if unknown:
-            raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}")
+            hint = near(unknown[0], allowed.get(self.kind, ()))
+            raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}{hint}")
         if self.kind == "explicit":
             if (self.start, self.end) != (None, None):
                 raise ValueError("start, end: an explicit grid has its own; leave them out")

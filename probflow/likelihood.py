@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,9 +98,11 @@ class LogLikelihood:
 
         Raises
         ------
-        ValueError
-            Unless ``scale`` is positive and finite.
+        TypeError, ValueError
+            Unless ``scale`` is a positive and finite number.
         """
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)):
+            raise TypeError(f"scale: need a number, got {scale!r}")
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale: need a positive finite number, got {scale!r}")
         dim = self.z[0].numel()

@@ -125,6 +125,7 @@ class _Converted(torch.nn.Module):
         self.model, self.prediction = model, prediction
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The converted output at state ``x`` (batch, ...) and process time ``t`` (batch,)."""
         return self.model.predict(x, t, self.prediction)
 
 

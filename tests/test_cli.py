@@ -90,7 +90,7 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("solvers ", "solvrs ", "unknown key 'solvrs'; did you mean 'solvers'?"),
+        ("solvers ", "solvrs ", "unknown key 'solvrs'; near names: solvers"),
         ('"ddim"', '"dimm"', "no solver is named 'dimm'; near names: ddim"),
         ('"tv"', '"tvv"', "measures: got 'tvv', allowed are tv, kl, w2"),
         ("[8, 16", "[0, 16", "steps: need at least 1, got 0"),

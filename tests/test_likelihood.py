@@ -497,3 +497,19 @@ def test_nan_names_the_sample(how: dict) -> None:
     for solver in solvers:
         with pytest.raises(pf.NonFiniteError, match=r"sample (is )?2\b"):
             pf.encode(model, x, solver, **rest)
+
+
+def test_the_scale_of_bits_is_a_number() -> None:
+    law = pf.Gaussian([0.0], 1.0)
+    found = pf.log_likelihood(law, torch.zeros(1, 1), process=PROCESSES["vp"], prior="exact")
+    for scale in ("a", None, True):
+        with pytest.raises(TypeError, match="scale: need a number"):
+            found.bits_per_dim(scale)
+    assert torch.equal(found.bits_per_dim(np.float64(1.0)), found.bits_per_dim(1))
+
+
+def test_check_finite_is_no_option_of_adaptive_steps() -> None:
+    law, options = pf.Gaussian([0.0], 1.0), {"check_finite": False}
+    for call in (pf.log_likelihood, pf.encode):
+        with pytest.raises(ValueError, match="check_finite=False does nothing for dopri5"):
+            call(law, torch.zeros(1, 1), process=PROCESSES["vp"], options=options)

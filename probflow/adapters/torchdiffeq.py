@@ -124,6 +124,11 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     return torchdiffeq.odeint(func, y0, t, **arguments)
 
 
+def adjoint_passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
+    """Call ``torchdiffeq.odeint_adjoint``."""
+    return torchdiffeq.odeint_adjoint(func, y0, t, **arguments)
+
+
 def register() -> None:
     """Enter the deterministic solvers of probflow's registry; see :func:`probflow.register`."""
     constants = OdeintAdjointMethod.backward.__code__.co_consts

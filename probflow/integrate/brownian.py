@@ -244,7 +244,8 @@ class BrownianNoiseSampler:
     sigma_min, sigma_max
         Ends of the motion's interval, before the transform.
     seed
-        Whole number, or one for each sample; by default from torch's global generator.
+        Whole number, or a sequence, array or tensor of one for each sample; by default from torch's
+        global generator.
     transform
         Maps sigma to the motion's time.
     cpu
@@ -256,19 +257,23 @@ class BrownianNoiseSampler:
         x: Tensor,
         sigma_min: Any,
         sigma_max: Any,
-        seed: int | Sequence[int] | None = None,
+        seed: Any = None,
         transform: Callable[[Any], Any] = lambda x: x,
         cpu: bool = False,
     ) -> None:
         t0, t1 = sorted(self._time(sigma, transform) for sigma in (sigma_min, sigma_max))
         self._like, self._transform = as_tensor(x, "x"), transform
-        seeds = [seed] if seed is None or not isinstance(seed, Sequence) else seed
-        rows = len(x) if isinstance(seed, Sequence) else 1
-        if len(seeds) != rows:
-            raise ValueError(f"seed: need a whole number or one for each of {rows} samples")
+        several = isinstance(seed, Sequence) or getattr(seed, "ndim", 0) > 0
+        seeds = list(seed) if several else [seed]
+        if several and len(seeds) != len(x):
+            raise ValueError(
+                f"seed: need a whole number, or one for each of {len(x)} samples, got {seed!r}"
+            )
         self._motions = [
-            brownian_interval_like(part, t0, t1, device="cpu" if cpu else None, entropy=one)
-            for part, one in zip(x.chunk(rows), seeds, strict=True)
+            brownian_interval_like(
+                part, t0, t1, device="cpu" if cpu else None, entropy=seed_of(one, "seed")
+            )
+            for part, one in zip(x.split(1) if several else [x], seeds, strict=True)
         ]
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,8 +17,20 @@ from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
 from probflow.processes import Process
 from probflow.solvers import Solver, solver_names
+from probflow.words import near, no_option
 
-__all__ = ["host_times", "is_registered", "refine", "run_grid", "unknown_method", "with_options"]
+__all__ = [
+    "check_positive",
+    "check_steps",
+    "host_times",
+    "is_registered",
+    "refine",
+    "run_grid",
+    "unknown_method",
+    "with_options",
+]
+
+MOST_STEPS = 10**9  # a longer grid is a mistake, and would not fit in memory
 
 
 def is_registered(name: str) -> bool:
@@ -29,13 +40,9 @@ def is_registered(name: str) -> bool:
 
 def unknown_method(method: str, theirs: Sequence[str], peer: str) -> ValueError:
     """The error for a name that neither probflow nor the peer knows, with near ones."""
-    ours = solver_names(aliases=True)
-    key = method.strip().lower().replace("_", "-")
-    spelled = {name.replace("_", "-"): name for name in (*theirs, *ours)}
-    near = [spelled[k] for k in difflib.get_close_matches(key, spelled, n=4, cutoff=0.5)]
-    hint = f"; near names: {', '.join(near)}" if near else ""
+    every = (*theirs, *solver_names(aliases=True))
     return ValueError(
-        f"method: neither probflow nor {peer} has a method {method!r}{hint} "
+        f"method: neither probflow nor {peer} has a method {method!r}{near(method, every, 4)} "
         f"(all: pf.solver_names(); {peer}: {', '.join(theirs)})"
     )
 
@@ -48,10 +55,9 @@ def with_options(solver: Solver, settings: Mapping[str, Any], others: Sequence[s
     ValueError
         For an option that is neither its own nor one of ``others``, naming all.
     """
-    unknown = sorted(set(settings) - set(solver.options))
+    unknown = sorted(set(settings) - set(solver.options), key=str)
     if unknown:
-        allowed = ", ".join((*others, *solver.options))
-        raise ValueError(f"options: {solver.name} has no option {unknown[0]!r}, allowed: {allowed}")
+        raise ValueError(no_option(solver.name, unknown[0], (*others, *solver.options)))
     return solver.with_options(**settings) if settings else solver
 
 
@@ -92,6 +98,36 @@ def host_times(t: Any, name: str) -> list[float]:
     return values
 
 
+def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
+    """A number > 0 (or >= 0) as a float.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else, and for tensors that ask for gradients.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: need a number, got {value!r}") from None
+    if not (0.0 < number < math.inf or (zero and number == 0.0)):
+        kind = "non-negative finite number" if zero else "positive finite step"
+        raise ValueError(f"{name}: need a {kind}, got {number:g}")
+    return number
+
+
+def check_steps(times: Sequence[float], step: float, name: str) -> None:
+    """Raise ``ValueError`` if steps of this length are more than any run can take."""
+    span = abs(times[-1] - times[0])
+    if span > MOST_STEPS * step:
+        raise ValueError(
+            f"{name}: steps of {step:g} from {times[0]:g} to {times[-1]:g} would be "
+            f"{span / step:.3g}; at most {MOST_STEPS:.0e} are possible"
+        )
+
+
 def refine(times: Sequence[float], step: Any, name: str) -> list[float]:
     """Steps of length ``step`` from each time towards the next, the last one shortened.
 
@@ -100,12 +136,11 @@ def refine(times: Sequence[float], step: Any, name: str) -> list[float]:
 
     Raises
     ------
-    ValueError
-        Unless ``step`` is positive and finite.
+    TypeError, ValueError
+        Unless ``step`` is a positive and finite number, and not far too small.
     """
-    length = float(step)
-    if not 0.0 < length < math.inf:
-        raise ValueError(f"{name}: need a positive finite step, got {step!r}")
+    length = check_positive(step, name)
+    check_steps(times, length, name)
     grid = [times[0]]
     for start, stop in pairwise(times):
         slack = min(1e-6 * max(abs(start), abs(stop)), 1e-2 * length)

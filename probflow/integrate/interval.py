@@ -9,9 +9,9 @@ Levy area, is one formula: :func:`probflow.integrate.levy.split`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
+import operator
 import struct
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from probflow.integrate.levy import State, inside, join, levy_area, split
 from probflow.integrate.noise import _BLOCK, check_seed, normals, sample_indices
+from probflow.words import near
 
 __all__ = ["BaseBrownian", "BrownianInterval", "Sweep"]
 
@@ -31,6 +32,7 @@ Address = tuple[int, float]  # number of a leaf and the position in it, 0 <= u <
 
 _SUBTREE = 2**17  # elements of the states of a subtree that is made at once
 _AREAS = ("none", "space-time", "davie", "foster")
+_MOST_STEPS = 2**40  # the names of leaves have 61 bits
 SLACK = 2.0**-20  # of the times' size: float32 times at the ends are forgiven that much
 
 
@@ -175,6 +177,10 @@ class BrownianInterval(BaseBrownian):
         tol = as_time(tol, "tol")
         if step <= 0.0 or tol < 0.0:
             raise ValueError(f"dt, tol: need dt > 0 and tol >= 0, got {step:g}, {tol:g}")
+        if length > _MOST_STEPS * step:
+            raise ValueError(
+                f"dt: need at least {length / _MOST_STEPS:.3g}, 2^-40 of the interval, got {step:g}"
+            )
         # A ratio of 50.000001, as from a dt in float32, is 50; the last cell may be shorter.
         cells = max(1, math.ceil(length / step * (1.0 - SLACK)))
         even = abs(length / step / cells - 1.0) <= SLACK
@@ -514,10 +520,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 def _check_area(name: Any) -> None:
     if name not in _AREAS:
-        near = difflib.get_close_matches(str(name), _AREAS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"levy_area_approximation: need one of {', '.join(_AREAS)}, got {name!r}{hint}"
+            f"levy_area_approximation: need one of {', '.join(_AREAS)}, got {name!r}"
+            + near(name, _AREAS)
         )
 
 
@@ -534,7 +539,7 @@ def _layout(
     if size is None and not given:
         raise ValueError("size: needed where neither W nor H is given")
     like = next(iter(given.values()), torch.empty(0, device="cpu"))
-    shape = tuple(like.shape if size is None else size)
+    shape = tuple(like.shape if size is None else _sizes(size))
     dtype, device = dtype or like.dtype, device or like.device
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: need a floating-point dtype, got {dtype}")
@@ -549,19 +554,30 @@ def _layout(
     return shape, dtype, device
 
 
+def _sizes(size: Any) -> tuple[int, ...]:
+    """A shape; ``TypeError`` or ``ValueError`` unless it is a sequence of whole numbers >= 0."""
+    try:
+        sizes = tuple(operator.index(n) for n in size)
+    except TypeError:
+        raise TypeError(f"size: need a shape (batch, ...), got {size!r}") from None
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"size: need a shape of numbers >= 0, got {sizes}")
+    return sizes
+
+
 def drawn_seed() -> int:
     """A seed from torch's global generator."""
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
 
 
-def seed_of(entropy: Any) -> int:
+def seed_of(entropy: Any, name: str = "entropy") -> int:
     """The seed of a motion: ``entropy``, hashed where it is too long, or drawn if it is None."""
     if entropy is None:
         return drawn_seed()
     if isinstance(entropy, Integral) and int(entropy) >= 2**63:
-        name = hashlib.blake2b(str(entropy).encode(), digest_size=8).digest()
-        return int.from_bytes(name, "little") >> 1
-    return check_seed(entropy, "entropy")
+        short = hashlib.blake2b(str(entropy).encode(), digest_size=8).digest()
+        return int.from_bytes(short, "little") >> 1
+    return check_seed(entropy, name)
 
 
 def _on_device(values: Sequence[int], device: torch.device) -> Tensor:

@@ -150,11 +150,16 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Program:
-    """A plan made ready to run; the first step is a stretch of its own, to be checked."""
+    """A plan made ready to run; the first steps are stretches of their own, to be checked."""
 
     stretches: list[Stretch]
     times: list[float]  # of all evaluations
     memory: int
+
+    @property
+    def held(self) -> int:
+        """How many outputs of the model are held at once; one of them may be the state."""
+        return 1 + (self.memory + 1) * max(stretch.stages for stretch in self.stretches)
 
 
 def _compile(plan: Plan) -> Program:
@@ -170,7 +175,7 @@ def _compile(plan: Plan) -> Program:
     for number, step in enumerate(plan.steps):
         keep = tuple(sorted(wanted[number])) if memory else None
         kernel = _kernel(_shape(step), len(step.noises), keep)
-        if number < 2 or kernel is not stretches[-1].kernel:
+        if number <= memory + 2 or kernel is not stretches[-1].kernel:
             stretches.append(Stretch(kernel, len(step.stages), step.nfe, [], []))
         stretches[-1].weights.append(
             tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)

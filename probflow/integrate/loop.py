@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from probflow.integrate.kernels import Kernel, States, compiled
 from probflow.integrate.noise import NoiseSource
+from probflow.integrate.watch import Watch
 from probflow.models import Model, check_output
 from probflow.plan import Plan, Point, conversion
 
@@ -164,11 +165,13 @@ class _Run:
         """Yield the state after each step (in the wide dtype)."""
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
         past: list[Any] = [None] * self.program.memory
+        watch = Watch(self.program.held)
         checked = _checked(evaluate, observe)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
         try:
             for stretch in self.program.stretches:
                 call = checked if position == 0 or observe is not None else evaluate
+                call = _watched(call, watch) if watch.copying else call
                 count = stretch.stages * len(stretch.weights)
                 rows = stretch.rows(self.rows[position : position + count])
                 position += count
@@ -247,6 +250,10 @@ def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None) -> Ev
         return output
 
     return call
+
+
+def _watched(evaluate: Evaluate, watch: Watch) -> Evaluate:
+    return lambda x, t: watch(evaluate(x, t))
 
 
 class _Thresholded:

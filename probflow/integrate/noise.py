@@ -10,11 +10,11 @@ calls.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,12 +146,16 @@ class _Block:
 
 
 def check_seed(value: object, name: str = "seed") -> int:
-    """Return ``value`` if it is a whole number in [0, 2**63); raise otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    """``value``, also a 0-d tensor, if it is a whole number in [0, 2**63); raise otherwise."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name}: need a whole number in [0, 2**63), got {value!r}")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"{name}: need a whole number in [0, 2**63), got {value}")
-    return int(value)
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{name}: need a whole number in [0, 2**63), got {number}")
+    return number
 
 
 def sample_indices(first: int, count: int, device: torch.device | str) -> Tensor:
@@ -257,7 +261,10 @@ class PathNoise:
     def __call__(self, start: float, stop: float) -> Tensor:
         """``(W(stop) - W(start))/sqrt(|stop - start|)``."""
         a, b = self._clock(start), self._clock(stop)
-        return (self._path(a, b) / math.sqrt(abs(b - a))).to(self._dtype)
+        w = self._path(a, b)
+        if not isinstance(w, Tensor):
+            raise TypeError(f"bm: must return a tensor, returned {type(w).__name__}")
+        return (w / math.sqrt(abs(b - a))).to(self._dtype)
 
     def restart(self) -> None:
         """Nothing to do: a path is a function."""

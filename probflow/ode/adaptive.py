@@ -155,6 +155,7 @@ class AdaptiveStepper:
             if not math.isfinite(error):
                 self._explain_non_finite(abs(h), stages)
             self.h = proposed
+            self.first = stages[0].clone()  # held for longer than one step's stages
             return None
         if self._taken is not None:
             self._taken(start, self.y, h)

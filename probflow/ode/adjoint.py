@@ -26,13 +26,14 @@ from torch.autograd.function import once_differentiable
 
 from probflow.integrate.grid import host_times
 from probflow.ode.control import error_norm
-from probflow.ode.odeint import odeint, resolve
-from probflow.ode.options import checked_options
+from probflow.ode.odeint import odeint, real, resolve
+from probflow.ode.options import backward_options, checked_options, native_methods
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
 from probflow.solvers import Solver
 from probflow.tableaus import TABLEAUS
+from probflow.words import dictionary
 
 __all__ = ["odeint_adjoint"]
 
@@ -121,33 +122,38 @@ def odeint_adjoint(
         )
     name, solver = resolve(method)
     if name is None and solver is None:
-        import torchdiffeq
+        from probflow.adapters import torchdiffeq as peer
 
-        return torchdiffeq.odeint_adjoint(
+        return peer.adjoint_passed_on(
             func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn,
             adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, adjoint_method=adjoint_method,
             adjoint_options=adjoint_options, adjoint_params=adjoint_params,
         )  # fmt: skip
-    settings = dict(options or {})
+    settings = dictionary(options)
     for option, default in (("per_sample", False), ("gradients", "direct")):
         if settings.get(option, default) not in (default, None):
             raise ValueError(f"{option}: not available with odeint_adjoint; use pf.odeint")
     problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
     given = parameters(func) if adjoint_params is None else tuple(adjoint_params)
     params = tuple(p for p in dict.fromkeys(given) if p.requires_grad)
-    own = dict(settings if adjoint_options is None else adjoint_options)
-    if adjoint_options is None:
-        own = {option: value for option, value in own.items() if option not in _FORWARD}
+    rule = _backward(name, solver, adjoint_method)
+    if adjoint_options is not None:
+        own = dictionary(adjoint_options, "adjoint_options")
+    else:
+        own = {option: value for option, value in settings.items() if option not in _FORWARD}
+    if rule in native_methods():
+        allowed = backward_options(rule)
+        if adjoint_options is None:  # options of a structured solver do not concern the general one
+            own = {option: value for option, value in own.items() if option in allowed}
+        own = checked_options(rule, own, allowed, "adjoint_options")
     if callable(own.get("norm")) and len(params) < len(set(given)):
         warnings.warn(
             "adjoint_params: those that require no gradient are left out, of the tuple that the "
             "norm gets too",
             stacklevel=2,
         )
-    rule, own = _backward(name, solver, adjoint_method, own)
     if rule in TABLEAUS:
         own["norm"] = _adjoint_norm(problem, settings.get("norm"), own.get("norm"))
-        checked_options(rule, own)
     backward = {
         "method": rule,
         "options": own,
@@ -179,19 +185,14 @@ def parameters(module: torch.nn.Module) -> tuple[Tensor, ...]:
     return tuple(v for v in members if isinstance(v, Tensor) and v.requires_grad)
 
 
-def _backward(
-    name: str | None, solver: Solver | None, adjoint_method: Any, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Method of the backward solve, by its general name if it has one, and its options."""
+def _backward(name: str | None, solver: Solver | None, adjoint_method: Any) -> Any:
+    """Method of the backward solve, by its general name if it has one."""
     if adjoint_method is not None:
         name, solver = resolve(adjoint_method)
-    elif name is None and solver is not None:
-        # Options of the structured solver do not concern the general one that stands for it.
-        options = {option: v for option, v in options.items() if option not in solver.options}
     if name is None and solver is not None:
         rule = adjoint_rule(solver)
-        return resolve(rule)[0] or rule, options
-    return name or adjoint_method, options
+        return resolve(rule)[0] or rule
+    return name or adjoint_method
 
 
 def _smallest(tolerance: Any) -> Any:
@@ -325,7 +326,7 @@ def _sweep(
     problem = call.problem
     system = _augmented(call, params, timed)
     adjoint = grads[-1]
-    time = _real(adjoint).new_zeros(())
+    time = real(adjoint).new_zeros(())
     by_time = [time] * len(times)
     rest = [torch.zeros_like(param) for param in params]
     for i in range(len(times) - 1, 0, -1):
@@ -336,7 +337,7 @@ def _sweep(
             time = time - by_time[i]
         state = (time, states[i], adjoint, *rest)
         end = [part[-1] for part in odeint(system, state, interval, **call.backward)]
-        time, adjoint, rest = _real(end[0]), end[2] + grads[i - 1], end[3:]
+        time, adjoint, rest = real(end[0]), end[2] + grads[i - 1], end[3:]
     by_time[0] = time
     return by_time, adjoint, rest
 
@@ -372,12 +373,8 @@ def _augmented(call: _Call, params: Sequence[Tensor], timed: bool) -> Callable[.
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Real inner product of two states."""
-    return _real(torch.vdot(a.reshape(-1), b.reshape(-1)))
-
-
-def _real(x: Tensor) -> Tensor:
-    return x.real if x.is_complex() else x
+    return real(torch.vdot(a.reshape(-1), b.reshape(-1)))
 
 
 def _like(grad: Tensor, param: Tensor) -> Tensor:
-    return (grad if param.is_complex() else _real(grad)).to(param.dtype)
+    return (grad if param.is_complex() else real(grad)).to(param.dtype)

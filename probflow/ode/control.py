@@ -131,8 +131,7 @@ def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) 
     ) + len(settings.get("jump_t", ())):
         raise ValueError("step_t, jump_t: no time may be given twice")
     if options.get("norm") is not None:
-        if not callable(options["norm"]):
-            raise TypeError(f"norm: need a function of the error, got {options['norm']!r}")
+        _check_norm(options["norm"], problem)
         settings["norm"] = options["norm"]
     if "controller" in options:
         settings["controller"] = _controller(options["controller"])
@@ -148,7 +147,7 @@ def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) 
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: need a number, got {value!r}") from None
     if math.isnan(number):
         raise ValueError(f"{name}: need a number, got NaN")
@@ -178,28 +177,62 @@ def _controller(value: Any) -> tuple[float, float, float]:
 
 
 def _tolerance(name: str, value: Any, problem: Problem) -> Any:
-    if isinstance(value, (tuple, list)):
-        layout = problem.layout
-        if not layout.is_tuple or len(value) != len(layout.shapes):
-            raise ValueError(
-                f"{name}: a tuple of tolerances needs a tuple state with as many tensors, got "
-                f"{len(value)} for {len(layout.shapes)}"
-            )
-        like = problem.y0
-        parts = [
-            torch.as_tensor(one, dtype=like.dtype.to_real(), device=like.device).expand(shape)
-            for one, shape in zip(value, layout.shapes, strict=True)
-        ]
-        return layout.join(tuple(parts))
+    """A number, or a tensor that broadcasts against the solver's state."""
+    layout, like = problem.layout, problem.y0
+    if not isinstance(value, (tuple, list)):
+        return _one_tolerance(name, value, like)
+    if not layout.is_tuple or len(value) != len(layout.shapes):
+        raise ValueError(
+            f"{name}: a tuple of tolerances needs a tuple state with as many tensors, got "
+            f"{len(value)} for {len(layout.shapes)}"
+        )
+    states = zip(value, layout.split(like), strict=True)
+    parts = [(_one_tolerance(name, one, y), y) for one, y in states]
+    real = like.dtype.to_real()
+    return layout.join(tuple(torch.zeros_like(y, dtype=real) + one for one, y in parts))
+
+
+def _one_tolerance(name: str, value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name}: a tolerance cannot require a gradient")
+        if value.is_complex():
+            raise TypeError(f"{name}: need real numbers, got a tensor of {value.dtype}")
         if value.ndim:
-            return value.to(device=problem.y0.device, dtype=problem.y0.dtype.to_real())
+            value = value.to(like.device, like.dtype.to_real())
+            if not _broadcasts(value, like):
+                raise ValueError(
+                    f"{name}: need a shape that broadcasts against the state's "
+                    f"{tuple(like.shape)}, got {tuple(value.shape)}"
+                )
+            if not bool(((value >= 0.0) & torch.isfinite(value)).all()):
+                raise ValueError(f"{name}: need finite numbers >= 0, got {value}")
+            return value
     number = _number(name, value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name}: need a finite number >= 0, got {number:g}")
     return number
+
+
+def _broadcasts(value: Tensor, like: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(value.shape, like.shape) == like.shape
+    except RuntimeError:
+        return False
+
+
+def _check_norm(norm: Norm, problem: Problem) -> None:
+    """Raise unless the norm of a state is one number, or one for each sample kept apart."""
+    zero = torch.zeros_like(problem.y0)
+    with torch.no_grad():
+        found = norm(problem.layout.split(zero))
+    if not isinstance(found, (Tensor, float, int)):
+        raise TypeError(f"norm: must return a tensor, returned {type(found).__name__}")
+    value = torch.as_tensor(found)
+    lead = problem.layout.lead
+    if value.numel() != 1 if not lead else value.shape != zero.shape[:1]:
+        wanted = f"one for each of {len(zero)} samples" if lead else "one number"
+        raise ValueError(f"norm: must return {wanted}, returned shape {tuple(value.shape)}")
 
 
 # Norms ------------------------------------------------------------------------------------------

@@ -120,9 +120,10 @@ def _walk(
     problem: Problem, tableau: Tableau, y: Tensor, run: Run, grid: Any, states: Any, on_step: Any
 ) -> tuple[Tensor, Any]:
     if on_step is None:
-        # The first step goes through the problem, which checks the function's output.
-        y, first, _ = run_steps(problem, tableau, y, run.part(0, 1), states=states)
-        before, rest = problem.nfe, run.part(1, len(run.lengths))
+        # The first two steps go through the problem, which checks the function's outputs: together
+        # they have as many as a step with its dense output.
+        y, first, _ = run_steps(problem, tableau, y, run.part(0, 2), states=states)
+        before, rest = problem.nfe, run.part(2, len(run.lengths))
         y, _, _ = run_steps(problem.direct, tableau, y, rest, first, states)
         if problem.direct is not problem:
             problem.nfe = before + _evaluations(tableau, rest, first is not None)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probflow.integrate.grid import is_registered, unknown_method
+from probflow.integrate.grid import check_positive, is_registered, unknown_method
 from probflow.ode.adaptive import AdaptiveStepper
 from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
 from probflow.ode.fixed import FixedStepper
-from probflow.ode.options import ADAMS, checked_options, native_methods
+from probflow.ode.options import ADAMS, checked_options, native_methods, stepper_options
 from probflow.ode.pairs import solve_pair
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem
@@ -23,6 +24,7 @@ from probflow.ode.solve import solve, traced
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, find_pair, get_solver
 from probflow.tableaus import TABLEAUS
+from probflow.words import dictionary
 
 __all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
 
@@ -80,8 +82,9 @@ def odeint(
         ``max_order`` of ``explicit_adams``, ``args`` and ``kwargs`` for ``func``, ``gradients``
         (``"direct"``, ``"checkpoint"``, or ``"reversible"``, which takes the steps of another
         scheme, with larger errors), ``return_info`` (return also an
-        :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite``, and
-        ``strict=False``, with which unknown options are warnings instead of errors.
+        :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite`` (``False`` leaves
+        out the look at the last state; fixed steps only), and ``strict=False``, with which unknown
+        options are warnings instead of errors.
     event_fn
         ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
         is the start and a time after it that gives the direction.
@@ -110,7 +113,7 @@ def odeint(
     0.3678794
     """
     check_function(func)
-    options = dict(options or {}) if options is None or isinstance(options, Mapping) else options
+    options = dictionary(options)
     pair = find_pair(method)
     if pair is not None:
         result = solve_pair(
@@ -125,7 +128,7 @@ def odeint(
             func, y0, t, rtol=rtol, atol=atol, method=name, options=options, event_fn=event_fn
         )
         answer = result.y if event_fn is None else (result.event_t, result.y)
-        return (answer, result) if (options or {}).get("return_info") else answer
+        return (answer, result) if options.get("return_info") else answer
     if solver is not None:
         if event_fn is not None:
             raise ValueError(
@@ -179,7 +182,7 @@ def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
         return False
     if hasattr(func, "callback_step"):
         return False
-    return isinstance(options, dict) and set(options) <= _PLAN_OPTIONS and not traced(t)
+    return set(options) <= _PLAN_OPTIONS and not traced(t)
 
 
 def solve_ode(
@@ -251,7 +254,7 @@ def solve_ode(
             f"method: {solver.name if solver else method} has no result object; allowed are "
             + ", ".join(native_methods())
         )
-    given = {**(options or {}), "args": args, "kwargs": kwargs, "progress": progress}
+    given = {**dictionary(options), "args": args, "kwargs": kwargs, "progress": progress}
     return solve(
         func, y0, t, rtol=rtol, atol=atol, method=name, options=given, event_fn=event_fn,
         dense=dense, throw=throw,
@@ -285,7 +288,7 @@ def odeint_dense(
     DenseOutput
         Call it with a time or a tensor of times (m,).
     """
-    ends = [float(t0), float(t1)]
+    ends = [_time(t0, "t0"), _time(t1, "t1")]
     method = "dopri5" if method is None else method
     if resolve(method)[0] == ADAMS:
         raise ValueError(f"method: {ADAMS} has no dense output")
@@ -329,22 +332,42 @@ def odeint_event(
     Returns
     -------
     tuple
-        (event_t, states): a 0-d tensor, and the states at ``t0`` and there, (2, \\*y0.shape).
+        (event_t, states): a 0-d tensor, and the states at ``t0`` and there, (2, \\*y0.shape). With
+        the option ``return_info`` a pair of that and the result object.
     """
-    like = y0[0] if isinstance(y0, tuple) else y0
-    if not isinstance(t0, Tensor):
-        t0 = torch.tensor(float(t0), dtype=torch.float64, device=like.device)
+    if not callable(event_fn):
+        raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
+    options = dictionary(kwargs.get("options"))
+    problem = Problem(func, y0, options.get("args", ()), options.get("kwargs"))
+    time = _time(t0, "t0")
+    if not isinstance(t0, Tensor) or not t0.is_floating_point():
+        t0 = torch.tensor(time, dtype=torch.float64, device=problem.y0.device)
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
-    event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    answer = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    if not options.get("return_info"):
+        return _with_gradients(problem, y0, t[0], event_fn, *answer)
+    (event_t, states), result = answer
+    event_t, states = _with_gradients(problem, y0, t[0], event_fn, event_t, states)
+    return (event_t, states), replace(result, y=states, event_t=event_t)
+
+
+def _with_gradients(
+    problem: Problem,
+    y0: Any,
+    t0: Tensor,
+    event_fn: Callable[..., Tensor],
+    event_t: Tensor,
+    states: Any,
+) -> tuple[Tensor, Any]:
+    """An event's time and the states at the start and there, with the gradients of the time."""
     event_t = event_t.detach()
-    problem = Problem(func, y0)
     last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
     y = problem.layout.join(last)
     with torch.enable_grad():
-        value = _first_event(event_fn, problem, t[0], y0, event_t, y)
+        value = _first_event(event_fn, problem, t0, y0, event_t, y)
         time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
-        again = _first_event(event_fn, problem, t[0], y0, time, state)
+        again = _first_event(event_fn, problem, t0, y0, time, state)
         if not again.requires_grad:  # a constant that says stop
             return event_t, states
         by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
@@ -352,13 +375,13 @@ def odeint_event(
     rate = torch.zeros_like(event_t) if by_t is None else by_t
     if by_y is not None:
         change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
-        rate = rate + _real(change).to(rate)
+        rate = rate + real(change).to(rate)
     if rate == 0.0:  # the solution touches the surface: its time has no derivative
         return event_t, states
     # Zero, with the gradient of the event's time.
     moved = -(value - value.detach()).to(event_t) / rate
     event_t = event_t + moved
-    y = y + slope * moved.to(_real(y))
+    y = y + slope * moved.to(real(y))
     last = problem.layout.split(y)
     if isinstance(states, tuple):
         ends = zip(states, last, strict=True)
@@ -366,7 +389,8 @@ def odeint_event(
     return event_t, torch.cat([states[:-1], last[None]])
 
 
-def _real(y: Tensor) -> Tensor:
+def real(y: Tensor) -> Tensor:
+    """The real part of a number that is real but for rounding."""
     return y.real if y.is_complex() else y
 
 
@@ -395,7 +419,8 @@ def ode_stepper(
     Parameters
     ----------
     func, y0, rtol, atol, method, options
-        As :func:`odeint`; a fixed-step method needs ``step_size``.
+        As :func:`odeint`, without the options of a whole solve; a fixed-step method has
+        ``step_size``, and needs it.
     t0, t1
         Start, and the time beyond which no step goes (may be infinite).
 
@@ -419,14 +444,24 @@ def ode_stepper(
     name, _ = resolve(method)
     if name is None or name == ADAMS:
         raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
-    settings = checked_options(name, options)
-    start, end = float(t0), float(t1)
+    settings = checked_options(name, options, stepper_options(name))
+    start, end = _time(t0, "t0"), _time(t1, "t1")
     if not math.isfinite(start) or math.isnan(end) or start == end:
         raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")
-    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
     tableau = TABLEAUS[name]
+    call = settings.get("args", ()), settings.get("kwargs")
+    problem = Problem(func, y0, *call, held=len(tableau.dense))
     if tableau.adaptive:
         return AdaptiveStepper(problem, tableau, control(settings, rtol, atol, problem), start, end)
     if "step_size" not in settings:
         raise ValueError(f"step_size: {name} needs it in options")
-    return FixedStepper(problem, tableau, float(settings["step_size"]), start, end)
+    return FixedStepper(
+        problem, tableau, check_positive(settings["step_size"], "step_size"), start, end
+    )
+
+
+def _time(value: Any, name: str) -> float:
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: need a number or a 0-d tensor, got {value!r}") from None

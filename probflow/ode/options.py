@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probflow.tableaus import TABLEAUS
+import numpy as np
 
-__all__ = ["ADAMS", "GRADIENTS", "checked_options", "native_methods"]
+from probflow.tableaus import TABLEAUS
+from probflow.words import dictionary, no_option
+
+__all__ = [
+    "ADAMS",
+    "GRADIENTS",
+    "allowed_options",
+    "backward_options",
+    "checked_options",
+    "native_methods",
+    "stepper_options",
+]
 
 ADAMS = "explicit_adams"
 
-_CALL = ("args", "kwargs", "return_info", "strict", "gradients", "progress", "check_finite")
-_FIXED = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+_CALL = ("args", "kwargs", "strict")
+_OUTPUT = ("return_info", "gradients", "progress")  # of a whole solve
+_GRID = ("grid_constructor", "interp", "perturb", "norm", "check_finite")
 _ADAPTIVE = (
     "first_step",
     "min_step",
@@ -28,8 +39,8 @@ _ADAPTIVE = (
     "norm",
     "dtype",
     "controller",
-    "per_sample",
 )
+_FLAGS = ("return_info", "strict", "progress", "check_finite", "perturb", "per_sample")
 GRADIENTS = ("direct", "checkpoint", "reversible")
 
 
@@ -39,30 +50,57 @@ def native_methods() -> tuple[str, ...]:
 
 
 def allowed_options(method: str) -> tuple[str, ...]:
-    """Options of a native method."""
+    """Options of a native method in a whole solve."""
     if method == ADAMS:
-        return ("max_order", *_FIXED, *_CALL)
-    return (*(_ADAPTIVE if TABLEAUS[method].adaptive else _FIXED), *_CALL)
+        return ("max_order", "step_size", *_GRID, *_OUTPUT, *_CALL)
+    if TABLEAUS[method].adaptive:
+        return (*_ADAPTIVE, "per_sample", *_OUTPUT, *_CALL)
+    return ("step_size", *_GRID, *_OUTPUT, *_CALL)
 
 
-def checked_options(method: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def stepper_options(method: str) -> tuple[str, ...]:
+    """Options of a native method that is advanced step by step."""
+    return (*(_ADAPTIVE if TABLEAUS[method].adaptive else ("step_size",)), *_CALL)
+
+
+def backward_options(method: str) -> tuple[str, ...]:
+    """Options of a native method that solves an adjoint equation backwards."""
+    other = ("per_sample", "gradients", "return_info", "args", "kwargs")
+    return tuple(name for name in allowed_options(method) if name not in other)
+
+
+def checked_options(
+    method: str,
+    options: Mapping[str, Any] | None,
+    allowed: Sequence[str],
+    argument: str = "options",
+) -> dict[str, Any]:
     """The options as a dictionary, without those that are ``None``.
 
     Raises
     ------
     TypeError, ValueError
-        For options that the method does not have; with ``strict=False`` a warning instead.
+        For options that are not allowed (with ``strict=False`` a warning instead), and for flags
+        that are neither true nor false.
     """
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options: need a dictionary, got {type(options).__name__}")
-    settings = dict(options or {})
-    allowed = allowed_options(method)
-    for name in sorted(set(settings) - set(allowed)):
-        near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        text = f"options: {method} has no option {name!r}{hint}; allowed: {', '.join(allowed)}"
+    settings = dictionary(options, argument)
+    for name in [name for name in settings if name not in allowed]:
+        text = no_option(method, name, allowed, argument)
+        if name == "check_finite" and "controller" in allowed:
+            if settings.pop(name) is not False:
+                continue  # an adaptive method looks at every step
+            text = (
+                f"{argument}: check_finite=False does nothing for {method}, whose step lengths "
+                "come from the error of each step, so that NaN or infinity stops it; leave it out"
+            )
         if settings.get("strict", True):
             raise ValueError(text)
         warnings.warn(text, stacklevel=4)
-        del settings[name]
+        settings.pop(name, None)
+    for name in _FLAGS:
+        if not isinstance(settings.get(name, False), (bool, np.bool_, type(None))):
+            raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
+    norm = settings.get("norm")
+    if norm is not None and not callable(norm) and argument == "options":
+        raise TypeError(f"norm: need a function of the error, got {norm!r}")
     return {name: value for name, value in settings.items() if value is not None}

@@ -14,6 +14,7 @@ from probflow.ode.options import native_methods
 from probflow.ode.problem import Layout
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.solvers import Solver, all_solvers, get_solver
+from probflow.words import dictionary
 
 __all__ = ["adjoint_rule", "check_function", "integrate"]
 
@@ -69,7 +70,7 @@ def integrate(
     solver: Solver, func: Any, y0: Any, t: Any, options: Mapping[str, Any] | None = None
 ) -> Any:
     """Integrate with one of probflow's deterministic solvers; arguments as :func:`odeint`."""
-    settings = dict(options or {})
+    settings = dictionary(options)
     step_size = settings.pop("step_size", None)
     constructor = settings.pop("grid_constructor", None)
     check = settings.pop("check_finite", True)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
+from probflow.words import dictionary
 
 __all__ = ["Layout", "Problem"]
 
@@ -28,7 +30,8 @@ class Layout:
     TypeError
         Unless ``y0`` is a floating-point or complex tensor, or a tuple of them.
     ValueError
-        For an empty tuple, or parts of different batch sizes where samples are kept apart.
+        For an empty tuple; where samples are kept apart, for an empty batch or parts of different
+        batch sizes.
     """
 
     def __init__(self, y0: Any, per_sample: bool = False) -> None:
@@ -52,6 +55,8 @@ class Layout:
                 "y0: with per_sample every tensor needs the batch as its first axis, got shapes "
                 + ", ".join(str(tuple(part.shape)) for part in parts)
             )
+        if per_sample and not len(parts[0]):
+            raise ValueError("y0: with per_sample need at least one sample, got an empty batch")
         self.is_tuple, self.lead = isinstance(y0, tuple), int(per_sample)
         self.shapes = [part.shape for part in parts]
         self.sizes = [part.shape[self.lead :].numel() for part in parts]
@@ -80,8 +85,8 @@ class Problem:
 
     Half-precision states are carried in float32 and rounded for the function. The first output is
     checked against the state; one that differs by axes of length 1, or is one number for all
-    elements, is brought to its shape. A function may return the same tensor again and again,
-    overwritten.
+    elements, is brought to its shape. A function may return the same memory again and again,
+    overwritten: see :class:`~probflow.integrate.watch.Watch`.
 
     Parameters
     ----------
@@ -93,6 +98,8 @@ class Problem:
         Further arguments of ``func``.
     per_sample
         See :class:`Layout`.
+    held
+        How many outputs a method holds at once; none holds more than 20.
     """
 
     def __init__(
@@ -102,18 +109,22 @@ class Problem:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         per_sample: bool = False,
+        held: int = 20,
     ) -> None:
-        self.user, self.args, self.kwargs = func, tuple(args), dict(kwargs or {})
+        if not isinstance(args, (tuple, list)):
+            raise TypeError(f"args: need a tuple of further arguments of func, got {args!r}")
+        self.user, self.args, self.kwargs = func, tuple(args), dictionary(kwargs, "kwargs")
         self.layout = Layout(y0, per_sample)
         narrow = self.layout.join(y0)
+        if not torch.compiler.is_compiling() and narrow.is_inference():
+            narrow = narrow.clone()  # outside inference mode: one that can be part of a graph
         self.dtype = narrow.dtype
         self.wide = torch.promote_types(narrow.dtype, torch.float32)
         self.time_dtype = time_dtype(narrow.dtype)
         self.y0 = narrow.to(self.wide)
         self.nfe = 0
-        self._looks = 0
-        self._once: Any = None
-        self._same_dtype = self._same_shape = self._overwritten = False
+        self._watch = Watch(held)
+        self._checked = self._same_dtype = self._same_shape = False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative at ``t`` and ``y``, in the solver's layout and dtype."""
@@ -121,24 +132,25 @@ class Problem:
         state = y if self.wide is self.dtype else y.to(self.dtype)
         given = self.layout.split(state) if self.layout.is_tuple else state
         output = self.user(t, given, *self.args, **self.kwargs)
-        if self._looks < 2:
+        if not self._checked:
             self._look(output, given)
         if self.layout.is_tuple:
-            output = self.layout.join(output)
-        elif not self._same_shape:
-            output = output.reshape(y.shape) if output.ndim else output.expand(y.shape)
-        if self._overwritten or self._looks == 1:
-            output = output.clone()
+            output = self.layout.join(output)  # a copy
+        else:
+            if not self._same_shape:
+                output = output.reshape(y.shape) if output.ndim else output.expand(y.shape)
+            if self._watch.copying:
+                output = self._watch(output)
         return output if output.dtype is self.wide else output.to(self.wide)
 
     @property
     def direct(self) -> Callable[..., Any]:
         """The user's own function where nothing needs to be done around it, else this object.
 
-        Only after a first call, which checks the output; its evaluations are not counted.
+        Only once the first outputs have been checked; its evaluations are not counted.
         """
         plain = not (self.layout.is_tuple or self.args or self.kwargs) and self.wide is self.dtype
-        plain = plain and self._same_dtype and self._same_shape and not self._overwritten
+        plain = plain and self._same_dtype and self._same_shape and not self._watch.copying
         return self.user if plain else self
 
     def result(self, states: Tensor) -> Any:
@@ -165,16 +177,12 @@ class Problem:
         return call
 
     def _look(self, output: Any, state: Any) -> None:
-        """Learn from the first two outputs what has to be done with every one."""
-        self._looks += 1
-        if self._looks == 1:
-            self._check(output, state)
-            if not self.layout.is_tuple:
-                self._once = output
-                self._same_dtype = output.dtype is self.wide
-                self._same_shape = output.shape == state.shape
-        else:
-            self._overwritten, self._once = _same_memory(output, self._once), None
+        """Learn from the first output what has to be done with every one."""
+        self._check(output, state)
+        self._checked = True
+        if not self.layout.is_tuple:
+            self._same_dtype = output.dtype is self.wide
+            self._same_shape = output.shape == state.shape
 
     def _fits(self, output: Tensor, part: Tensor) -> bool:
         """Whether an output, without axes of length 1, has the shape of its part of the state."""
@@ -209,13 +217,3 @@ class Problem:
                     f"func: must return a tensor on the state's device {part.device}, returned "
                     f"one on {given.device}"
                 )
-
-
-def _same_memory(a: Any, b: Any) -> bool:
-    """Whether two outputs that are both alive begin at the same place."""
-    if a is b or torch.compiler.is_compiling() or not isinstance(b, Tensor):
-        return a is b
-    try:
-        return a.numel() > 0 and a.data_ptr() == b.data_ptr()
-    except RuntimeError:  # a wrapper without memory of its own, as within torch.func
-        return False

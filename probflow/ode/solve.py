@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.grid import host_times
+from probflow.integrate.grid import check_positive, host_times
 from probflow.integrate.loop import NonFiniteError
 from probflow.ode.adams import DEFAULT_ORDER, MAX_ORDER, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control
 from probflow.ode.dense import DenseOutput, find_event
 from probflow.ode.fixed import FixedStepper, fixed_grid, integrate_on
-from probflow.ode.options import ADAMS, GRADIENTS, checked_options
+from probflow.ode.options import ADAMS, GRADIENTS, allowed_options, checked_options
 from probflow.ode.per_sample import PerSample, per_sample_times
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult, SolveError, Status
@@ -42,7 +43,7 @@ def solve(
     throw: bool = True,
 ) -> ODEResult:
     """Solve with one of the native methods; arguments as :func:`probflow.solve_ode`."""
-    settings = checked_options(method, options)
+    settings = checked_options(method, options, allowed_options(method))
     per_sample = bool(settings.get("per_sample", False))
     gradients = settings.get("gradients", "direct")
     if gradients not in GRADIENTS:
@@ -50,7 +51,9 @@ def solve(
             f"gradients: got {gradients!r}, allowed are {', '.join(GRADIENTS)} "
             "(the continuous adjoint is pf.odeint_adjoint)"
         )
-    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"), per_sample)
+    call = settings.get("args", ()), settings.get("kwargs")
+    held = held_by(method) * (1 if event_fn is None else 2)  # a step, and one within it
+    problem = Problem(func, y0, *call, per_sample, held)
     if event_fn is not None and not callable(event_fn):
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
     if method == ADAMS or not TABLEAUS[method].adaptive:
@@ -74,6 +77,11 @@ def solve(
     if TABLEAUS[method].adaptive:
         return solver.adaptive(control(settings, rtol, atol, problem), dense, gradients)
     return solver.fixed(dense, gradients)
+
+
+def held_by(method: str) -> int:
+    """How many outputs of the function a native method holds at once."""
+    return MAX_ORDER + TABLEAUS["dopri8"].stages if method == ADAMS else len(TABLEAUS[method].dense)
 
 
 def traced(t: Any) -> bool:
@@ -114,6 +122,7 @@ class _Solve:
 
     @property
     def tableau(self) -> Tableau:
+        """The method's numbers."""
         return TABLEAUS[self.method]
 
     def _times(self) -> list[float]:
@@ -169,6 +178,7 @@ class _Solve:
         return on_step
 
     def fixed(self, dense: bool, gradients: str) -> ODEResult:
+        """Runge-Kutta steps on a grid."""
         settings, problem = self.settings, self.problem
         perturb = bool(settings.get("perturb", False))
         if gradients == "reversible" and (perturb or dense or traced(self.t)):
@@ -237,6 +247,7 @@ class _Solve:
         return self._result(states[outputs], accepted=len(steps), dense=function, steps=tuple(grid))
 
     def adams(self) -> ODEResult:
+        """Adams-Bashforth steps on a grid."""
         order = self.settings.get("max_order", DEFAULT_ORDER)
         if isinstance(order, bool) or not isinstance(order, int):
             raise TypeError(f"max_order: need a whole number, got {order!r}")
@@ -263,6 +274,7 @@ class _Solve:
     # Adaptive steps -------------------------------------------------------------------------------
 
     def adaptive(self, settings: Control, dense: bool, gradients: str) -> ODEResult:
+        """Steps of one length for the whole batch, chosen by their errors."""
         if gradients == "reversible":
             raise ValueError(
                 "gradients: 'reversible' needs fixed steps: "
@@ -341,6 +353,7 @@ class _Solve:
         return states, ends, steps, wanted, error
 
     def event(self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control) -> ODEResult:
+        """Steps until the event function changes its sign."""
         outputs = self._times()
         if len(outputs) != 2:
             raise ValueError(
@@ -362,7 +375,8 @@ class _Solve:
                     f"step_size: {self.method} needs it in options to look for an event"
                 )
             most = int(self.settings.get("max_num_steps", 100_000))
-            stepper = FixedStepper(self.problem, self.tableau, float(step), outputs[0], end)
+            step = check_positive(step, "step_size")
+            stepper = FixedStepper(self.problem, self.tableau, step, outputs[0], end)
         t, state = find_event(stepper, event_fn, most)
         states = torch.stack([self.problem.y0, state])
         like = self.t if isinstance(self.t, Tensor) else torch.zeros((), dtype=torch.float64)
@@ -375,6 +389,7 @@ class _Solve:
         )
 
     def per_sample(self, settings: Control) -> ODEResult:
+        """Steps of each sample's own length."""
         for name in ("step_t", "jump_t"):
             if name in self.settings:
                 raise ValueError(f"{name}: not available with per_sample")
@@ -383,6 +398,8 @@ class _Solve:
                 raise ValueError(f"{name}: not available with per_sample; leave it off func")
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
+        if isinstance(self.t, np.ndarray) and self.t.ndim == 2:
+            self.t = torch.as_tensor(self.t, dtype=torch.float64)
         rows = isinstance(self.t, Tensor) and self.t.ndim == 2
         times = per_sample_times(self.t, None if rows else self._times(), self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times)

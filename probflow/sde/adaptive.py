@@ -70,7 +70,6 @@ class Controller:
 
 def run_adaptive(
     sde: System,
-    first: System,
     method: Method,
     tolerances: Tolerances,
     times: Sequence[float],
@@ -95,23 +94,13 @@ def run_adaptive(
         If a step of the smallest length ends in NaN or infinity.
     """
 
-    def advance(
-        system: System, row: Any, start: float, stop: float, y: Tensor, memory: Memory
-    ) -> Any:
+    def advance(row: Any, start: float, stop: float, y: Tensor, memory: Memory) -> Any:
         if method.start is None:
-            return method.step(system, row, stop - start, y, query(start, stop)), memory
-        return method.step(system, row, stop - start, y, query(start, stop), memory)
+            return method.step(sde, row, stop - start, y, query(start, stop)), memory
+        return method.step(sde, row, stop - start, y, query(start, stop), memory)
 
     control = Controller(method.strong_order(sde.noise_type))
-    length, system, states, grid, forced, worst = (
-        tolerances.first_step,
-        first,
-        [y],
-        times[:1],
-        0,
-        0.0,
-    )
-    grid = list(grid)
+    length, states, grid, forced, worst = tolerances.first_step, [y], [times[0]], 0, 0.0
     for output in times[1:]:
         while (start := grid[-1]) < output:
             rest = output - start
@@ -124,10 +113,10 @@ def run_adaptive(
             smallest = length <= tolerances.dt_min or middle in (start, stop)
             ends = (start, start, middle), (stop, middle, stop)
             rows = node_times(*ends, method.nodes, y)
-            whole, _ = advance(system, rows[0], start, stop, y, memory)
-            half, between = advance(sde, rows[1], start, middle, y, memory)
-            halves, after = advance(sde, rows[2], middle, stop, half, between)
-            error, system = tolerances.error(whole, halves), sde
+            whole, _ = advance(rows[0], start, stop, y, memory)
+            half, between = advance(rows[1], start, middle, y, memory)
+            halves, after = advance(rows[2], middle, stop, half, between)
+            error, sde = tolerances.error(whole, halves), sde.later()
             if smallest and not math.isfinite(error):
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
@@ -144,6 +133,7 @@ def run_adaptive(
                 length = max(length, proposal) if stop == output and error <= 1.0 else proposal
             else:
                 length = (stop - start) * control.rejected(error)
+                memory = tuple(x.clone() for x in memory)  # held for longer than one attempt
             length = max(length, tolerances.dt_min)
         states.append(y)
     if forced:

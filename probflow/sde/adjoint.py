@@ -49,6 +49,7 @@ class AdjointSystem(System):
         self, mirror: System, ito: bool, params: Sequence[Tensor], shape: Sequence[int]
     ) -> None:
         self.mirror, self.params, self.shape = mirror, tuple(params), tuple(shape)
+        self._later = None
         self.ito, self.forward_ito = ito, mirror.sde_type == "ito"
         self.sde_type = "ito" if ito else "stratonovich"
         # The diffusion of a is linear in a, even where that of y is constant.

@@ -65,7 +65,6 @@ def node_times(
 
 def run_fixed(
     sde: System,
-    first: System,
     method: Method,
     grid: Sequence[float],
     outputs: Sequence[float],
@@ -73,22 +72,19 @@ def run_fixed(
     memory: Memory,
     query: Query,
 ) -> Trajectory:
-    """Step through ``grid``, which contains all ``outputs``.
-
-    ``first`` is the same SDE with checked functions, for the first step. Nothing here waits for the
-    device.
-    """
+    """Step through ``grid``, which contains all ``outputs``. Nothing here waits for the device."""
     states, wanted = [y], set(outputs)
-    step, system = method.step, first
+    step = method.step
     rows = node_times(grid[:-1], grid[1:], method.nodes, y)
     for row, (start, stop) in zip(rows, pairwise(grid), strict=True):
         if method.start is None:
-            y = step(system, row, stop - start, y, query(start, stop))
+            y = step(sde, row, stop - start, y, query(start, stop))
         else:
-            y, memory = step(system, row, stop - start, y, query(start, stop), memory)
+            y, memory = step(sde, row, stop - start, y, query(start, stop), memory)
         if stop in wanted:
             states.append(y)
-        system = sde
+        if start == grid[0]:
+            sde = sde.later()
     return Trajectory(states, memory, list(grid))
 
 

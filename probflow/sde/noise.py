@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probflow.integrate.interval import BrownianInterval
 
-__all__ = ["Query", "cast_query", "mirrored_query", "padded_query", "query_of"]
+__all__ = ["Query", "checked_query", "mirrored_query", "padded_query", "query_of"]
 
 Query = Callable[[float, float], Any]
 
@@ -79,14 +79,32 @@ def mirrored_query(query: Query, needs: str) -> Query:
     return call
 
 
-def cast_query(query: Query, dtype: torch.dtype) -> Query:
-    """The noise in the dtype that the state is carried in."""
+def checked_query(query: Query, needs: str, shape: tuple[int, ...], y0: Tensor) -> Query:
+    """The user's noise, looked at in every step, in the dtype that the state is carried in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything but tensors of the noise's shape.
+    """
+    shapes = [tuple(shape)]
+    if needs:
+        shapes.append((*shape, shape[-1]) if needs == "A" else tuple(shape))
 
     def call(ta: float, tb: float) -> Any:
         noise = query(ta, tb)
-        if isinstance(noise, Tensor):
-            return noise.to(dtype)
-        return tuple(part.to(dtype) for part in noise)
+        parts = (noise,) if len(shapes) == 1 else noise
+        if not isinstance(parts, (tuple, list)) or len(parts) != len(shapes):
+            raise TypeError(f"bm: must return W and {_WORDS[needs]}, returned {noise!r}")
+        for part, wanted in zip(parts, shapes, strict=True):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"bm: must return tensors, returned {type(part).__name__}")
+            if tuple(part.shape) != wanted or part.device != y0.device:
+                raise ValueError(
+                    f"bm: must return tensors of shape {wanted} on {y0.device}, returned shape "
+                    f"{tuple(part.shape)} on {part.device}"
+                )
+        return parts[0].to(y0.dtype) if not needs else tuple(x.to(y0.dtype) for x in parts)
 
     return call
 

@@ -8,14 +8,16 @@ transformation of the functions, so that no method needs to know of them.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "with_log_ratio"]
+from probflow.integrate.watch import Watch
+from probflow.words import near
+
+__all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "watched", "with_log_ratio"]
 
 Parts = dict[str, Callable[..., Any]]
 
@@ -41,10 +43,9 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
     attribute = {part: part for part in _RENAMED.values()}
     for role, name in (names or {}).items():
         if role not in _RENAMED:
-            near = difflib.get_close_matches(str(role), _RENAMED, n=1)
-            hint = f" (near: {near[0]})" if near else ""
             raise ValueError(
-                f"names: {role!r} is no role of a function{hint}; allowed: {', '.join(_RENAMED)}"
+                f"names: {role!r} is no role of a function{near(role, _RENAMED)}; allowed: "
+                + ", ".join(_RENAMED)
             )
         if not callable(getattr(sde, name, None)):
             raise ValueError(f"names: {type(sde).__name__} has no method {name!r} for the {role}")
@@ -62,6 +63,19 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
             "g_prod(t, y, v) or f_and_g_prod(t, y, v)"
         )
     return found
+
+
+def watched(parts: Parts, watch: Watch) -> Parts:
+    """Functions whose outputs may be held while they, or others of them, are called."""
+
+    def safe(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*tensors: Tensor) -> Any:
+            output = function(*tensors)
+            return watch(output) if isinstance(output, Tensor) else tuple(map(watch, output))
+
+        return call
+
+    return {part: safe(function) for part, function in parts.items()}
 
 
 def rounded(parts: Parts, narrow: torch.dtype, wide: torch.dtype) -> Parts:

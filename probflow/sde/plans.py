@@ -14,6 +14,7 @@ from probflow.integrate.interval import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
+from probflow.words import dictionary
 
 __all__ = [
     "check_sde",
@@ -22,6 +23,7 @@ __all__ = [
     "path_noise",
     "process_times",
     "run_plan_solver",
+    "sde_times",
 ]
 
 _OPTIONS = ("seed", "step_size", "check_finite")
@@ -45,7 +47,7 @@ def run_plan_solver(
         For anything but a ``ReverseSDE``, and arguments that do not fit.
     """
     check_unsupported(solver, **unsupported)
-    settings = dict(options or {})
+    settings = dictionary(options)
     seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
     check = settings.pop("check_finite", True)
     solver = with_options(solver, settings, _OPTIONS)
@@ -80,6 +82,16 @@ def check_unsupported(solver: Solver, **arguments: Any) -> None:
             )
 
 
+def sde_times(ts: Any) -> list[float]:
+    """Times as floats; a tensor may hold whole numbers, as in torchsde."""
+    if isinstance(ts, Tensor):
+        if ts.requires_grad and torch.is_grad_enabled():
+            raise ValueError("ts: must not require gradients; pass ts.detach()")
+        if ts.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            ts = ts.double()
+    return host_times(ts, "ts")
+
+
 def process_times(ts: Any) -> list[float]:
     """Decreasing process times, from those or from increasing ``s = -t``.
 
@@ -88,7 +100,7 @@ def process_times(ts: Any) -> list[float]:
     TypeError, ValueError
         If ``ts`` is neither.
     """
-    times = host_times(ts, "ts")
+    times = sde_times(ts)
     if len(times) == 1 or times[1] < times[0]:
         return times
     if times[-1] > 0.0:

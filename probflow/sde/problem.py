@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
-from probflow.integrate.grid import host_times
+from probflow.integrate.grid import check_positive, check_steps
+from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
 from probflow.sde.base import check_word
 from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
 from probflow.sde.methods import Memory, Method, choose
-from probflow.sde.noise import Query, cast_query, mirrored_query, padded_query, query_of
-from probflow.sde.parts import Parts, checked, mirrored, parts_of, rounded, with_log_ratio
-from probflow.sde.plans import check_state, process_times
+from probflow.sde.noise import Query, checked_query, mirrored_query, padded_query, query_of
+from probflow.sde.parts import (
+    Parts,
+    checked,
+    mirrored,
+    parts_of,
+    rounded,
+    watched,
+    with_log_ratio,
+)
+from probflow.sde.plans import check_state, process_times, sde_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
+from probflow.words import dictionary, no_option
 
-__all__ = ["Problem", "check_options", "check_positive", "prepare", "tolerances_of"]
+__all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
 _OPTIONS = ("seed", "step_size", "check_finite")
 _AREA = {"": "none", "U": "space-time", "A": "foster"}
@@ -34,7 +44,6 @@ _AREA = {"": "none", "U": "space-time", "A": "foster"}
 class Problem:
     """What the loops need of a call. Times increase; ``sign`` is -1 where they are s = -t."""
 
-    system: System
     first: System
     method: Method
     times: list[float]
@@ -49,9 +58,16 @@ class Problem:
     dtype: torch.dtype
     logqp: bool
 
+    @property
+    def system(self) -> System:
+        """The SDE as it is once its functions have been looked at in the first step."""
+        return self.first.later()
+
     def memory(self, given: Any) -> Memory:
         """The method's memory at the first time, or what was given for it."""
         start, name = self.method.start, self.method.name
+        if given is not None and not isinstance(given, (tuple, list)):
+            raise TypeError(f"extra_solver_state: need a tuple of tensors, got {given!r}")
         if given is None or (len(given) == 0 and start is None):
             if start is None:
                 return ()
@@ -71,23 +87,17 @@ class Problem:
         """Run from ``y0``, which has the form of ``self.y0``."""
         if len(self.times) == 1:
             return Trajectory([y0], memory, list(self.times))
+        method, query = self.method, self.query
         if self.tolerances is not None:
-            return run_adaptive(
-                self.system,
-                self.first,
-                self.method,
-                self.tolerances,
-                self.times,
-                y0,
-                memory,
-                self.query,
-                self.sign,
+            run = run_adaptive(
+                self.first, method, self.tolerances, self.times, y0, memory, query, self.sign
             )
-        system, method, query = self.system, self.method, self.query
-        run = run_fixed(system, self.first, method, self.grid, self.times, y0, memory, query)
-        if self.finite:
-            check_finite(run.states, system, method, self.grid, memory, query, self.sign)
-        return run
+        else:
+            run = run_fixed(self.first, method, self.grid, self.times, y0, memory, query)
+            if self.finite:
+                check_finite(run.states, self.system, method, self.grid, memory, query, self.sign)
+        # Copies: the memory outlives the run, and may lie where the functions write next.
+        return replace(run, memory=tuple(x.clone() for x in run.memory))
 
     def result(self, ys: Tensor, memory: Memory, extra: bool) -> Any:
         """What ``sdeint`` returns: states, log-ratio increments if asked, memory if asked."""
@@ -134,15 +144,20 @@ def prepare(
             )
         check_word(f"sde.{word}", getattr(sde, word), allowed)
     sde_type, noise_type = sde.sde_type, sde.noise_type
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options: need a dict, got {type(options).__name__}")
-    chosen = choose(method, sde_type, noise_type, options)
-    settings = check_options(options, chosen)
+    settings = dictionary(options)
+    chosen = choose(method, sde_type, noise_type, settings)
+    check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
+    if adaptive and settings.get("check_finite", True) is False:
+        raise ValueError(
+            "options: check_finite=False does nothing with adaptive=True, where the step lengths "
+            "come from the error of each step, so that NaN or infinity stops it; leave it out"
+        )
     check_state(y0)
     times, backward = _times(sde, ts)
     step = settings.get("step_size", dt)
     if step is not None:
         step = check_positive(step, "dt")
+        check_steps(times, step, "dt")
     parts = parts_of(sde, names)
     wide = torch.promote_types(y0.dtype, torch.float32)
     y, diagonal = y0.to(wide), noise_type == NOISE_TYPES.diagonal
@@ -151,14 +166,22 @@ def prepare(
     clock = -1.0 if backward else 1.0
     noise_shape = _noise_shape(parts, noise_type, y, clock * times[0], bm)
 
-    def build(parts: Parts) -> System:
+    shape = y.shape
+    watch = Watch(math.inf)  # to the end of the first step, which has all that are held at once
+
+    def build(parts: Parts, later: Callable[[], System] | None = None) -> System:
         if backward:
             parts = mirrored(parts)
         if logqp:
-            parts = with_log_ratio(parts, diagonal, y.shape)
-        return System(parts, sde_type, noise_type)
+            parts = with_log_ratio(parts, diagonal, shape)
+        return System(parts, sde_type, noise_type, later)
 
-    first, system = build(checked(parts, y, noise_shape, diagonal)), build(parts)
+    @cache
+    def later() -> System:
+        watch.settle()
+        return build(watched(parts, watch) if watch.shared else parts)
+
+    first = build(watched(checked(parts, y, noise_shape, diagonal), watch), later)
     if logqp:
         y = torch.nn.functional.pad(y.flatten(1), (0, 1))
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
@@ -177,8 +200,8 @@ def prepare(
 
     def noise(needs: str) -> Query:
         query = query_of(bm, needs, noise_shape, y, method)
-        if not own and getattr(bm, "dtype", None) != wide:
-            query = cast_query(query, wide)
+        if not own:
+            query = checked_query(query, needs, noise_shape, y)
         if backward:
             query = mirrored_query(query, needs)
         return padded_query(query) if padded else query
@@ -188,7 +211,6 @@ def prepare(
     if adaptive:
         tolerances = tolerances_of(rtol, atol, dt_min, step or (times[-1] - times[0]) / 100.0)
     return Problem(
-        system=system,
         first=first,
         method=chosen,
         times=times,
@@ -205,46 +227,13 @@ def prepare(
     )
 
 
-def check_options(options: Mapping[str, Any] | None, method: Method) -> Mapping[str, Any]:
-    """The options, if all are known.
-
-    Raises
-    ------
-    ValueError
-        For an unknown option, with the near ones.
-    """
-    if options is None:
-        return {}
-    allowed = (*_OPTIONS, *method.options)
+def check_options(
+    options: Mapping[str, Any], method: str, allowed: Sequence[str], argument: str = "options"
+) -> None:
+    """Raise ``ValueError`` for an unknown option, with the near ones."""
     for name in options:
         if name not in allowed:
-            near = difflib.get_close_matches(str(name), allowed, n=1)
-            hint = f" (near: {near[0]})" if near else ""
-            raise ValueError(
-                f"options: {method.name} has no option {name!r}{hint}, allowed: "
-                f"{', '.join(allowed)}"
-            )
-    return options
-
-
-def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """A number > 0 (or >= 0) as a float.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else, and for tensors that ask for gradients.
-    """
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: need a number, got {value!r}") from None
-    if not (0.0 < number < math.inf or (zero and number == 0.0)):
-        kind = "non-negative finite number" if zero else "positive finite step"
-        raise ValueError(f"{name}: need a {kind}, got {number:g}")
-    return number
+            raise ValueError(no_option(method, name, allowed, argument))
 
 
 def tolerances_of(
@@ -267,14 +256,9 @@ def tolerances_of(
 
 def _times(sde: Any, ts: Any) -> tuple[list[float], bool]:
     """Increasing times, and whether they are the negatives of decreasing ones."""
-    if isinstance(ts, Tensor):
-        if ts.requires_grad:
-            raise ValueError("ts: must not require gradients; pass ts.detach()")
-        if not ts.is_floating_point() and not ts.is_complex():
-            ts = ts.double()
     if isinstance(sde, ReverseSDE):
         return [0.0 - t for t in process_times(ts)], False
-    times = host_times(ts, "ts")
+    times = sde_times(ts)
     if len(times) > 1 and times[1] < times[0]:
         return [0.0 - t for t in times], True
     return times, False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,8 +82,9 @@ def sdeint(
         ``seed``: whole number that fixes the noise where no ``bm`` is given; without one, a seed is
         drawn from torch's global generator, so that ``torch.manual_seed`` makes a run repeatable.
         One seed is one path for dt, dt/2, dt/4, ...; for other step lengths share one ``bm``.
-        ``check_finite``: ``False`` leaves out the look at the final state. ``step_size``: used
-        instead of ``dt``. ``grad_free`` (milstein): differences instead of derivatives.
+        ``check_finite``: ``False`` leaves out the look at the final state (fixed steps only).
+        ``step_size``: used instead of ``dt``. ``grad_free`` (milstein): differences instead of
+        derivatives.
     names
         Other names of the functions, by role: ``drift``, ``diffusion``, ``prior_drift``,
         ``diffusion_prod``, ``drift_and_diffusion``, ``drift_and_diffusion_prod``.
@@ -180,12 +180,6 @@ def find_method(method: Any, sde: Any) -> Solver | str:
             f"pf.odeint(pf.ProbabilityFlowODE(process, model), y0, t, method={solver.name!r})"
         )
     return solver
-
-
-def near_method(name: str, allowed: list[str]) -> str:
-    """A hint at the nearest of the allowed names."""
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f" (near: {near[0]})" if near else ""
 
 
 def warn_of_adaptive_euler(sde: Any, method: str, adaptive: bool) -> None:

@@ -18,10 +18,11 @@ from probflow.sde.methods import Memory, Method, choose, default_adjoint_method
 from probflow.sde.noise import mirrored_query
 from probflow.sde.parts import mirrored
 from probflow.sde.problem import Problem, check_options, prepare, tolerances_of
-from probflow.sde.sdeint import find_method, near_method, warn_of_adaptive_euler
+from probflow.sde.sdeint import find_method, warn_of_adaptive_euler
 from probflow.sde.settings import METHODS, SDE_TYPES
 from probflow.sde.system import System
 from probflow.solvers import Solver
+from probflow.words import dictionary, near
 
 __all__ = ["sdeint_adjoint"]
 
@@ -137,7 +138,7 @@ class Job:
 def _adjoint(
     problem: Problem, name: str | None, options: Mapping[str, Any] | None
 ) -> Method | None:
-    sde, forward = problem.system, problem.method.name
+    sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
     if name == METHODS.adjoint_reversible_heun:
         if forward != METHODS.reversible_heun:
@@ -158,7 +159,7 @@ def _adjoint(
     if name not in fitting:
         raise ValueError(
             f"adjoint_method: {name!r} does not integrate the adjoint of this SDE"
-            f"{near_method(str(name), fitting)}; need one of {', '.join(fitting)}"
+            f"{near(name, fitting)}; need one of {', '.join(fitting)}"
         )
     for sde_type in (sde.sde_type, other):
         try:
@@ -166,7 +167,8 @@ def _adjoint(
         except ValueError:
             continue
         break
-    settings = check_options(options, method)
+    settings = dictionary(options, "adjoint_options")
+    check_options(settings, method.name, ("grad_free",), "adjoint_options")
     if settings.get("grad_free"):
         raise ValueError(
             "adjoint_options: grad_free needs the diffusion itself, and an adjoint equation has "
@@ -224,9 +226,9 @@ def _adjoint_run(
         z = sde.join(ys[k], a, p)
         ends = [steps[0], steps[-1]]
         if job.tolerances is None:
-            run = run_fixed(sde, sde, method, steps, ends, z, (), query)
+            run = run_fixed(sde, method, steps, ends, z, (), query)
         else:
-            run = run_adaptive(sde, sde, method, job.tolerances, ends, z, (), query, -problem.sign)
+            run = run_adaptive(sde, method, job.tolerances, ends, z, (), query, -problem.sign)
         a, *p = sde.gradients(run.states[-1])
         a = a + grad_ys[k - 1]
     return [a, *(None,) * job.memory_size, *p]

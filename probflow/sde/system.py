@@ -28,6 +28,8 @@ class System:
         The functions the user's object has.
     sde_type, noise_type
         torchsde's words.
+    later
+        Makes the same SDE for the steps after the first, if that is another object.
 
     Attributes
     ----------
@@ -38,7 +40,14 @@ class System:
         ``increment(t, y, h, w)`` = h f + g w, with a float h.
     """
 
-    def __init__(self, parts: Parts, sde_type: str, noise_type: str) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sde_type: str,
+        noise_type: str,
+        later: Callable[[], System] | None = None,
+    ) -> None:
+        self._later = later
         self.sde_type, self.noise_type = sde_type, noise_type
         self.diagonal = noise_type == NOISE_TYPES.diagonal
         self.parts = parts
@@ -55,6 +64,10 @@ class System:
         self.f_and_g_prod = parts.get("f_and_g_prod") or self._f_and_g_prod
         self._tracked: bool | None = None  # whether g has parameters that ask for gradients
         self._separate = "f" in parts and ("g_prod" in parts or "f_and_g" not in parts)
+
+    def later(self) -> System:
+        """The same SDE after the first step, without what is done to its functions there only."""
+        return self if self._later is None else self._later()
 
     def _missing(self, part: str) -> Callable[..., Any]:
         def call(*_: Any) -> Any:

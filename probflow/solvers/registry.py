@@ -12,7 +12,6 @@ needed for it to be sampled with, measured, tested and printed::
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ import numpy as np
 from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, Step, trace
 from probflow.solvers.embedded import PAIRS, EmbeddedPair
 from probflow.solvers.noising import noising
+from probflow.words import near, no_option
 
 __all__ = [
     "Solver",
@@ -187,8 +187,7 @@ class Solver:
         """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
-            allowed = ", ".join(self.options) or "none"
-            raise ValueError(f"{self.name}: unknown option {unknown[0]!r}; it has: {allowed}")
+            raise ValueError(no_option(self.name, unknown[0], self.options))
         return replace(self, options={**self.options, **options})
 
     @property
@@ -300,10 +299,9 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
                 "pf.sample(..., rtol=, atol=), pf.odeint and pf.solve_ode"
             )
         if found is None:
-            near = difflib.get_close_matches(key, [*_SOLVERS, *_ALIASES], n=3, cutoff=0.5)
-            hint = f"; near names: {', '.join(near)}" if near else ""
             raise ValueError(
-                f"solver: no solver is named {solver!r}{hint} (all: probflow.solver_names())"
+                f"solver: no solver is named {solver!r}{near(solver, (*_SOLVERS, *_ALIASES))} "
+                "(all: probflow.solver_names())"
             )
     elif isinstance(solver, Solver):
         found = solver

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from probflow.studies.measure import Settings
 from probflow.studies.rows import MEASURES
 from probflow.studies.runner import Curve, make_curves
 from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
+from probflow.words import near
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -221,10 +221,9 @@ def _check_keys(
         raise ValueError(f"{where} must be a table, got {table!r}")
     for key, value in table.items():
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"{where} has the unknown key {key!r}{hint} (allowed: {', '.join(allowed)})"
+                f"{where} has the unknown key {key!r}{near(key, allowed)} "
+                f"(allowed: {', '.join(allowed)})"
             )
         if not isinstance(value, allowed[key]) or isinstance(value, bool):
             raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")

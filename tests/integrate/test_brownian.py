@@ -502,7 +502,7 @@ def test_noise_sampler_with_a_seed_for_each_sample() -> None:
     assert torch.equal(noise[0], noise[2])
     alone = pf.BrownianNoiseSampler(x[:1], 0.1, 10.0, seed=9)(5.0, 2.0)
     assert torch.equal(noise[1:2], alone)
-    with pytest.raises(ValueError, match="seed: need a whole number or one for each of 3"):
+    with pytest.raises(ValueError, match="seed: need a whole number, or one for each of 3"):
         pf.BrownianNoiseSampler(x, 0.1, 10.0, seed=[1])
 
 
@@ -534,7 +534,7 @@ MADE = motion(2)
         (
             lambda: pf.BrownianInterval(0, 1, (2,), levy_area_approximation="space_time"),
             ValueError,
-            "levy_area_approximation: need one of none, .*did you mean 'space-time'",
+            "levy_area_approximation: need one of none, .*near names: space-time",
         ),
         (lambda: MADE(0.5, 2.1), ValueError, r"t: 2.1 lies outside the motion's \[0, 2\]"),
         (lambda: MADE(-0.1, 1.0), ValueError, "t: -0.1 lies outside"),

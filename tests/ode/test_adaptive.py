@@ -393,7 +393,7 @@ def test_progress(capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_stepp": 1}, ValueError, r"no option 'max_stepp'; near: max_step"),
+        ({"max_stepp": 1}, ValueError, r"no option 'max_stepp'; near names: max_step"),
         ({"step_size": 0.1}, ValueError, r"dopri5 has no option 'step_size'"),
         ({"first_step": 0.0}, ValueError, r"first_step: need a number > 0"),
         ({"first_step": "a"}, TypeError, r"first_step: need a number, got 'a'"),

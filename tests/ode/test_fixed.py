@@ -220,7 +220,7 @@ def test_bad_options_of_adams(options: dict, error: type[Exception], message: st
         ({"interp": "quadratic"}, "interp: got 'quadratic', allowed are 'linear' and 'cubic'"),
         ({"step_size": 0.1, "grid_constructor": lambda f, y, t: t}, "give one of them"),
         ({"step_size": -1}, "step_size: need a positive finite step"),
-        ({"stepsize": 1}, "no option 'stepsize'; near: step_size"),
+        ({"stepsize": 1}, "no option 'stepsize'; near names: step_size"),
         ({"max_step": 1}, "rk4 has no option 'max_step'"),
     ],
 )

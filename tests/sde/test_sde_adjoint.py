@@ -224,7 +224,7 @@ def test_adjoint_params(y0) -> None:
 def test_messages(y0) -> None:
     ito, stratonovich = Network("ito", "general"), Network("stratonovich", "general")
     times = [0.0, 1.0]
-    with pytest.raises(ValueError, match=r"adjoint_method: 'heunn' .*near: heun.*need one of"):
+    with pytest.raises(ValueError, match=r"adjoint_method: 'heunn' .*near names: heun.*need one"):
         pf.sdeint_adjoint(ito, y0, times, adjoint_method="heunn")
     with pytest.raises(ValueError, match="adjoint_method: 'milstein' does not"):
         pf.sdeint_adjoint(ito, y0, times, adjoint_method="milstein")

@@ -298,7 +298,9 @@ def test_unknown_methods_and_options(y0: torch.Tensor) -> None:
         pf.sdeint(SDE, y0, times(3), method="milsten")
     with pytest.raises(ValueError, match=r"near names: .*accelerated-sde"):
         pf.sdeint(SDE, y0, times(3), method="acelerated-sde")
-    with pytest.raises(ValueError, match="no option 'sed', allowed: seed, step_size, check_finite"):
+    with pytest.raises(
+        ValueError, match="no option 'sed'; near names: seed; allowed: seed, step_size"
+    ):
         pf.sdeint(SDE, y0, times(3), method="ddpm", options={"sed": 1})
 
 

@@ -1,0 +1,34 @@
+"""Options looked at: what to say of words that are none of the allowed ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["dictionary", "near", "no_option"]
+
+
+def near(word: object, allowed: Iterable[str], count: int = 3) -> str:
+    """``"; near names: ..."``, at most ``count`` of the allowed ones; empty if none is near."""
+    spelled = {_plain(name): name for name in allowed}
+    found = difflib.get_close_matches(_plain(word), spelled, n=count, cutoff=0.5)
+    return f"; near names: {', '.join(spelled[name] for name in found)}" if found else ""
+
+
+def _plain(word: object) -> str:
+    return str(word).strip().lower().replace("_", "-")
+
+
+def dictionary(options: Any, argument: str = "options") -> dict[str, Any]:
+    """A copy of the options, empty for ``None``; ``TypeError`` unless they are a mapping."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"{argument}: need a dictionary, got {options!r}")
+    return dict(options or {})
+
+
+def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:
+    """What to say of an option that ``owner`` does not have."""
+    allowed = tuple(allowed)
+    every = ", ".join(allowed) or "none"
+    return f"{argument}: {owner} has no option {name!r}{near(name, allowed)}; allowed: {every}"

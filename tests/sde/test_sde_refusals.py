@@ -1,0 +1,145 @@
+"""Arguments of SDE solves and Brownian motions that do not fit are named, before any call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchsde
+
+import probflow as pf
+
+Y0 = torch.ones(2, 3)
+PROCESS = pf.VP.linear()
+
+
+class Never:
+    sde_type, noise_type = "ito", "diagonal"
+
+    def f(self, t, y):
+        raise AssertionError("the drift was called")
+
+    def g(self, t, y):
+        raise AssertionError("the diffusion was called")
+
+
+class Decay:
+    sde_type, noise_type = "ito", "diagonal"
+
+    def f(self, t, y):
+        return -y
+
+    def g(self, t, y):
+        return 0.1 * torch.ones_like(y)
+
+
+class Circle(Never):
+    sde_type = "stratonovich"
+
+
+def never(x, t):
+    raise AssertionError("the model was called")
+
+
+REVERSE = pf.ReverseSDE(PROCESS, pf.Model(never, PROCESS))
+
+
+def solve(sde: Any = None, **how: Any) -> Callable[[], Any]:
+    how = {"dt": 0.1, **how}
+    return lambda: pf.sdeint(sde or Never(), Y0, [0.0, 1.0], **how)
+
+
+def plan(**how: Any) -> Callable[[], Any]:
+    how = {"dt": 0.1, "method": "accelerated-sde", **how}
+    return lambda: pf.sdeint(REVERSE, Y0, [1.0, 0.5], **how)
+
+
+def adjoint(options: Any) -> Callable[[], Any]:
+    return lambda: pf.sdeint_adjoint(
+        Never(), Y0, [0.0, 1.0], method="euler", adjoint_params=(), adjoint_options=options
+    )
+
+
+def sampler(seed: Any) -> Callable[[], Any]:
+    return lambda: pf.BrownianNoiseSampler(Y0, 0.1, 1.0, seed=seed)
+
+
+REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (solve(bm=lambda a, b: None, method="euler"), TypeError, "bm: must return tensors, returned N"),
+    (solve(bm=lambda a, b: Y0[:1], method="euler"), ValueError, r"bm: .*\(2, 3\).*\(1, 3\)"),
+    (solve(bm=lambda a, b, return_U: Y0), TypeError, "bm: must return W and the time integral U"),
+    (plan(bm=lambda a, b: None), TypeError, "bm: must return a tensor, returned NoneType"),
+    (
+        solve(Circle(), method="reversible_heun", extra_solver_state=3),
+        TypeError,
+        "extra_solver_state: need a tuple of tensors, got 3",
+    ),
+    (
+        solve(dt=1e-20),
+        ValueError,
+        r"dt: steps of 1e-20 from 0 to 1 would be 1e\+20; at most 1e\+09",
+    ),
+    (plan(dt=1e-20), ValueError, r"dt: steps of 1e-20 .* would be 5e\+19"),
+    (plan(options=3), TypeError, "options: need a dictionary"),
+    (plan(options={"sed": 1}), ValueError, "has no option 'sed'; near names: seed"),
+    (
+        solve(adaptive=True, options={"check_finite": False}),
+        ValueError,
+        "check_finite=False does nothing with adaptive=True",
+    ),
+    (adjoint({"seed": 1}), ValueError, "^adjoint_options: .*no option 'seed'; allowed: grad_free"),
+    (adjoint({"step_size": 0.1}), ValueError, "^adjoint_options: .*no option 'step_size'"),
+    (adjoint({"grad_fre": False}), ValueError, "^adjoint_options: .*near names: grad_free"),
+    (adjoint(3), TypeError, "^adjoint_options: need a dictionary"),
+    # Brownian motions
+    (lambda: pf.BrownianInterval(size=3), TypeError, r"size: need a shape \(batch, ...\), got 3"),
+    (lambda: pf.BrownianInterval(size=(3.0,)), TypeError, r"size: need a shape .*got \(3.0,\)"),
+    (lambda: pf.BrownianInterval(size=(-3,)), ValueError, "size: need a shape of numbers >= 0"),
+    (lambda: pf.BrownianInterval(size=(3,), dt=1e-20), ValueError, "dt: need at least 9.09e-13"),
+    (sampler(torch.tensor([1, 2, 3])), ValueError, "seed: need .* one for each of 2 samples"),
+    (sampler([1, "b"]), TypeError, "seed: need a whole number .*got 'b'"),
+    (sampler(torch.tensor(1.5)), TypeError, "seed: need a whole number"),
+    (sampler(np.array([1.0, 2.0])), TypeError, "seed: need a whole number"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
+def test_refused(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("seed", [torch.tensor(3), np.int64(3), np.array(3)])
+def test_a_seed_of_any_kind(seed: Any) -> None:
+    assert torch.equal(sampler(seed)()(0.1, 0.5), sampler(3)()(0.1, 0.5))
+    found = pf.sdeint(Decay(), Y0, [0.0, 1.0], dt=0.5, options={"seed": seed})
+    assert torch.equal(found, pf.sdeint(Decay(), Y0, [0.0, 1.0], dt=0.5, options={"seed": 3}))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
+def test_a_seed_for_each_sample(kind: Any) -> None:
+    assert torch.equal(sampler(kind([3, 4]))()(0.1, 0.5), sampler([3, 4])()(0.1, 0.5))
+
+
+def test_whole_times_as_in_torchsde() -> None:
+    """Integer tensors are times for torchsde and for both routes of sdeint, not for torchdiffeq."""
+    whole = torch.tensor([0, 1])
+    assert torchsde.sdeint(Decay(), Y0, whole, dt=0.5, method="euler").shape == (2, 2, 3)
+    found = pf.sdeint(Decay(), Y0, whole, dt=0.5, options={"seed": 0})
+    assert torch.equal(found, pf.sdeint(Decay(), Y0, [0.0, 1.0], dt=0.5, options={"seed": 0}))
+    process = pf.EDM()
+    sde = pf.ReverseSDE(process, pf.Model(lambda x, t: x, process))
+    how = {"method": "accelerated-sde", "options": {"seed": 0}, "dt": 0.5}
+    ends = torch.tensor([3, 1])
+    found = pf.sdeint(sde, Y0, ends, **how)
+    assert torch.equal(found, pf.sdeint(sde, Y0, ends.double(), **how))
+
+
+def test_a_motion_in_another_dtype() -> None:
+    def bm(ta: float, tb: float) -> torch.Tensor:
+        return torch.full((2, 3), tb - ta, dtype=torch.float64)
+
+    assert pf.sdeint(Decay(), Y0, [0.0, 1.0], bm, "euler", 0.5).dtype is torch.float32
