@@ -1,0 +1,14 @@
+"""probflow inside diffusers; see :mod:`probflow.adapters.diffusers`. Needs diffusers.
+
+>>> from probflow.diffusers import ProbflowScheduler                        # doctest: +SKIP
+>>> pipe.scheduler = ProbflowScheduler.from_config(pipe.scheduler.config)   # doctest: +SKIP
+"""
+
+from probflow.adapters.diffusers import (
+    ProbflowScheduler,
+    ProbflowSchedulerOutput,
+    from_pipeline,
+    from_unet,
+)
+
+__all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput", "from_pipeline", "from_unet"]
