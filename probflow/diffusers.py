@@ -7,8 +7,15 @@
 from probflow.adapters.diffusers import (
     ProbflowScheduler,
     ProbflowSchedulerOutput,
+    SchedulerMixin,  # where a saved pipeline is loaded, its base class is looked for in this module
     from_pipeline,
     from_unet,
 )
 
-__all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput", "from_pipeline", "from_unet"]
+__all__ = [
+    "ProbflowScheduler",
+    "ProbflowSchedulerOutput",
+    "SchedulerMixin",
+    "from_pipeline",
+    "from_unet",
+]

@@ -422,13 +422,6 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             raise ValueError(
                 f"eta: got {eta}; choose a stochastic solver instead, and leave eta at 0"
             )
-        if self._index is None:
-            self._start(timestep)
-        walk = self._walk
-        assert walk is not None
-        assert self._index is not None
-        if walk.over:
-            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
         if str(self.config.variance_type).startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
@@ -436,6 +429,13 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
                 f"model_output: must have the sample's shape {tuple(sample.shape)}, got "
                 f"{tuple(model_output.shape)}"
             )
+        if self._index is None:
+            self._start(timestep)
+        walk = self._walk
+        assert walk is not None
+        assert self._index is not None
+        if walk.over:
+            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
         if self.noise_levels.sign < 0:
@@ -618,6 +618,7 @@ def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = frozenset(key for key in config if not key.startswith("_"))
     # A scheduler that was never saved or loaded does not say its class.
     name = config.get("_class_name") or _stock_by_arguments().get(keys)
+    by_default = set(config.pop("_use_default_values", ()))
     if name == ProbflowScheduler.__name__ or (name is None and keys <= known):
         return config
     name = str(name)
@@ -627,7 +628,6 @@ def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
             f"config: the noise process of {name} is not known here; give ProbflowScheduler its "
             f"trained_betas, or its prediction_type and shift, yourself (got {sorted(keys)})"
         )
-    by_default = set(config.pop("_use_default_values", ()))
     stock = getattr(diffusers, name, None)
     for key, value in ({} if stock is None else _arguments(stock)).items():
         if key not in config:
