@@ -145,12 +145,17 @@ def dpm_solver_2m(step: StepBuilder, final: str = "keep") -> Linear:
 
 
 def _dpm_solver_3m(step: StepBuilder, form: Form, factor: float, start: str, final: str) -> Linear:
-    if len(step.previous) < 2 or lowered(3, step, final) < 3 or step.s.sigma == 0:
-        return adams_step(step, form, 3, start=start, final=final)
     t, s = step.t, step.s
-    one, two = step.previous
+    order, stored = lowered(3, step, final), len(step.previous)
+    if s.sigma == 0 or order == 1 or stored < (1 if start == "euler" or order == 2 else 2):
+        return adams_step(step, form, 3, start=start, final=final)
     f = step.model(step.x, t)
     h = s.lambda_ - t.lambda_
+    if order == 2 or stored == 1:  # a step of order 2 is one of DPM-Solver 2M
+        one = step.previous[0]
+        ratio = h / (t.lambda_ - one.t.lambda_)
+        return form.first(step.x, t, s, f + ratio / 2 * (f - one.outputs[0]))
+    one, two = step.previous
     r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
     d0 = (f - one.outputs[0]) / r0
     d1 = (one.outputs[0] - two.outputs[0]) / r1
@@ -513,13 +518,14 @@ def _unipc(step: StepBuilder, order: int, variant: str, start: str, final: str) 
     if previous and not is_start(len(previous) - 1):
         # The step before again, now with the output at its end: what that changes in its sum.
         up = previous[0].t
-        nodes, z, b = layout(up, t, previous[1:order])
+        order_before = min(order, step.remaining + 1) if final == "lower" else order
+        nodes, z, b = layout(up, t, previous[1:order_before])
         new, *old = _corrector(nodes, z, b)
         changes = [w - v for w, v in zip(old, _predictor(nodes, z, b), strict=True)]
         factor = X0.scale(t) * (t.lambda_ - up.lambda_)
         x = Linear.sum(
             [1.0, factor * new, *(factor * change for change in changes)],
-            [x, x0, *(p.outputs[0] for p in previous[:order])],
+            [x, x0, *(p.outputs[0] for p in previous[:order_before])],
         )
     if s.sigma == 0:
         return X0.first(x, t, s, x0)
