@@ -30,14 +30,14 @@ except ImportError as error:
         "probflow.diffusers needs diffusers: pip install 'probflow-solvers[diffusers]'"
     ) from error
 
+from probflow.adapters import solver_with_plan
 from probflow.adapters.guidance import conditions_of, model_of
 from probflow.adapters.noise_levels import NoiseLevels
 from probflow.integrate.noise import check_seed, normals, sample_indices
 from probflow.integrate.walk import PlanWalk
 from probflow.models import Model
-from probflow.ode.tableaus import TABLEAUS
 from probflow.plan import Plan, Point, Register, Step, conversion
-from probflow.solvers import Solver, get_solver
+from probflow.solvers import Solver
 from probflow.solvers.last_step import plan_to_data
 
 __all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput", "from_pipeline", "from_unet"]
@@ -581,14 +581,7 @@ def _noise_before(step: Step) -> tuple[float, float]:
 
 
 def _chosen(solver: Any, options: Mapping[str, Any] | None) -> Solver:
-    if isinstance(solver, str) and solver.strip().lower().replace("-", "_") in TABLEAUS:
-        name = solver.strip().lower().replace("-", "_")
-        if TABLEAUS[name].adaptive:
-            raise ValueError(
-                f"solver: {solver!r} chooses its steps while it runs and has no timesteps; use "
-                "probflow.diffusers.from_pipeline and pf.odeint, or a solver of pf.solver_names()"
-            )
-    found = get_solver(solver, **dict(options or {}))
+    found = solver_with_plan(solver, options)
     if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):
         found = found.with_options(start="euler")
     return found

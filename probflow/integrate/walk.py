@@ -55,6 +55,16 @@ class PlanWalk:
         """Whether all model calls are made."""
         return self.step == len(self.plan.steps)
 
+    def begin(self, x: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+        """What to feed to the model first, for the state ``x`` at the plan's first time.
+
+        It is ``x`` but for solvers that add noise before they call the model. A caller who has made
+        that input otherwise need not call this.
+        """
+        self._now[_X] = x
+        self._draw(draw)
+        return self._sum(self.plan.steps[0].stages[0].input)
+
     def advance(self, fed: Tensor, output: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
         """What to feed to the model next; after the last call, the final state.
 

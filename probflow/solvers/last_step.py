@@ -8,11 +8,10 @@ result. A grid of a flow model may begin at alpha = 0 as well, where log-SNR is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from math import hypot
+from math import hypot, log, log1p
 from typing import Any
-
-import numpy as np
 
 from probflow.plan import Plan, Point, prediction_weights
 from probflow.solvers.registry import Solver, get_solver
@@ -31,8 +30,8 @@ def plan_to_data(
 
     To sigma = 0 the solver makes its own step if that is finite, draws no noise, evaluates the
     model before the end only, and maps the exact outputs to the exact data; otherwise the last step
-    is a DDIM step, which returns the model's x0. Where a solver has no finite step from alpha = 0,
-    it starts at alpha = :data:`START_ALPHA`.
+    is a DDIM step, which returns the model's x0. Where a solver has no such step from alpha = 0
+    either, it starts at alpha = :data:`START_ALPHA`.
 
     Parameters
     ----------
@@ -52,14 +51,11 @@ def plan_to_data(
     """
     times = [float(t) for t in times]
     if len(times) > 1 and process.alpha(times[0]) == 0:
-        try:
-            return _to_data(solver, process, times, prediction)
-        except ValueError:  # no finite weights; any other error comes again
-            lambda_ = np.log(START_ALPHA) - 0.5 * np.log1p(-(START_ALPHA**2))
-            start = float(process.t(lambda_))
-            if not start > times[1]:
-                raise
-            times[0] = start
+        with suppress(ValueError):  # no finite weights; any other error comes again
+            plan = _to_data(solver, process, times, prediction)
+            if _exact(plan, process, 0):
+                return plan
+        times[0] = float(process.t(log(START_ALPHA) - 0.5 * log1p(-(START_ALPHA**2))))
     return _to_data(solver, process, times, prediction)
 
 
@@ -73,21 +69,22 @@ def _to_data(solver: Solver, process: Any, times: list[float], prediction: str |
         plan = solver.plan(process, times, prediction)
     except ValueError:  # the step to sigma = 0 has a weight that is not finite
         plan = None
-    if plan is not None and _denoises(plan, process):
-        return plan
-    last = get_solver("ddim").plan(process, times[-2:], steps.prediction)
+    if plan is not None and _exact(plan, process, len(times) - 2):
+        used = any(r.kind == "z" for c in plan.steps[-1].combinations() for r, _ in c)
+        last = plan.steps[-1] if used else replace(plan.steps[-1], noises=())
+        return replace(plan, steps=(*plan.steps[:-1], last))
+    ddim = get_solver("ddim").plan(process, times[-2:], steps.prediction)
     before = steps.steps if len(times) > 2 else ()
-    return replace(steps, steps=(*before, *last.steps))
+    return replace(steps, steps=(*before, *ddim.steps))
 
 
-def _denoises(plan: Plan, process: Any) -> bool:
-    """Whether the last step maps outputs that are exact to data that is exact, without noise."""
+def _exact(plan: Plan, process: Any, number: int) -> bool:
+    """Whether a step maps exact states and outputs to the exact state, without noise."""
     clean, noise, size = 0.0, 0.0, 0.0  # the update's parts along x0 and eps
-    for register, weight in plan.steps[-1].update:
-        step = plan.steps[-1 - register.age]
+    for register, weight in plan.steps[number].update:
+        step = plan.steps[number - register.age]
         if register.kind == "z":
-            clean, noise, size = clean, noise + abs(weight), size + abs(weight)
-            continue
+            return False
         time = step.start if register.kind == "x" else step.stages[register.index].time
         point = Point.many(process, [time])[0]
         if point.sigma == 0:
@@ -99,5 +96,6 @@ def _denoises(plan: Plan, process: Any) -> bool:
         )
         clean, noise = clean + weight * of[0], noise + weight * of[1]
         size += abs(weight) * hypot(*of)
-    end = float(process.alpha(plan.times[-1]))
-    return abs(clean - end) < 1e-9 * size and abs(noise) < 1e-9 * size
+    stop = plan.steps[number].stop
+    wrong = abs(clean - float(process.alpha(stop))), abs(noise - float(process.sigma(stop)))
+    return max(wrong) < 1e-9 * size
