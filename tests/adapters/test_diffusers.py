@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -773,3 +775,18 @@ def test_large_noise_before_the_first_call_is_in_the_initial_state() -> None:
     plain = ProbflowScheduler(solver="ddpm")
     plain.set_timesteps(5)
     assert plain.init_noise_sigma == 1.0
+
+
+def test_blocks_of_the_documentation_run(sd: StableDiffusionPipeline) -> None:
+    page = Path(__file__).parents[2] / "docs" / "diffusers.md"
+    pipe = copy.copy(sd)
+    pipe.set_progress_bar_config(disable=True)
+    namespace: dict[str, object] = {"pipe": pipe}
+    blocks = re.findall(
+        r"^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+    for name in ("latents", "noise", "back"):
+        assert torch.isfinite(namespace[name]).all()  # type: ignore[call-overload]
