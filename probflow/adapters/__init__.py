@@ -66,7 +66,7 @@ def solver_with_plan(solver: Any, options: Mapping[str, Any] | None = None) -> S
     ValueError
         For an unknown name or option, or a method that chooses its steps while it runs.
     """
-    from probflow.ode.tableaus import TABLEAUS
+    from probflow.ode.options import TABLEAUS
 
     method = TABLEAUS.get(str(solver).strip().lower().replace("-", "_"))
     if method is not None and method.adaptive:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -37,6 +38,7 @@ from probflow.integrate.noise import check_seed, normals, sample_indices
 from probflow.integrate.walk import PlanWalk
 from probflow.models import Model
 from probflow.plan import Plan, Point, Register, Step, conversion
+from probflow.processes import EDM
 from probflow.solvers import Solver
 from probflow.solvers.last_step import plan_to_data
 
@@ -322,8 +324,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
 
     @property
     def init_noise_sigma(self) -> float:
-        """Standard deviation of the model's first input: 1, unless the solver adds noise before."""
-        factor, added = (1.0, 0.0) if self._plan is None else _noise_before(self._plan.steps[0])
+        """Standard deviation of the model's first input: 1, unless a step begins with a change."""
+        factor, added = (1.0, 0.0) if self._plan is None else _before_call(self._plan.steps[0])
         return hypot(factor, added)
 
     @property
@@ -526,15 +528,15 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``alpha x0 + sigma noise`` at timesteps, which may be fractional, shape (batch,) or (1,).
 
-        Where the model's input of the current step has more noise than its timestep (solvers that
-        add noise before they call the model), so has the result.
+        Where solvers change the state before they call the model, the result is at the level of
+        what they call it with.
         """
         alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         walk = self._walk
         if walk is not None and self._begin_index is not None and not (walk.over or walk.stage):
             step = walk.plan.steps[walk.step]
-            factor, added = _noise_before(step)
-            if added:
+            factor, added = _before_call(step)
+            if (factor, added) != (1.0, 0.0):
                 alpha, sigma = (
                     torch.full_like(alpha, factor * float(level(step.start)))
                     for level in (self.noise_levels.process.alpha, self.noise_levels.process.sigma)
@@ -570,10 +572,10 @@ def _calls(plan: Plan) -> list[float]:
     return [stage.time for step in plan.steps for stage in step.stages]
 
 
-def _noise_before(step: Step) -> tuple[float, float]:
+def _before_call(step: Step) -> tuple[float, float]:
     """What a step does to its state before the first model call: factor, and noise added.
 
-    Where it adds noise, the state that pipelines hold is the noisier one.
+    The state that pipelines hold is the one after that, because they feed it to the model.
     """
     combination = step.stages[0].input
     factor = sum(weight for register, weight in combination if register == Register("x"))
@@ -583,7 +585,10 @@ def _noise_before(step: Step) -> tuple[float, float]:
 def _chosen(solver: Any, options: Mapping[str, Any] | None) -> Solver:
     found = solver_with_plan(solver, options)
     if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):
-        found = found.with_options(start="euler")
+        euler = found.with_options(start="euler")
+        with suppress(ValueError):  # some have other starts only
+            euler.plan(EDM(), [3.0, 2.0, 1.0])
+            return euler
     return found
 
 
