@@ -1,6 +1,9 @@
 """probflow: diffusion sampling as ODE/SDE integration, with measured orders of convergence."""
 
-from probflow import grids
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from probflow import grids, kdiffusion
 from probflow._version import __version__
 from probflow.adapters import register, unregister
 from probflow.encoding import decode, encode
@@ -38,6 +41,9 @@ from probflow.solvers.registry import unregister as unregister_solver
 from probflow.studies import study
 from probflow.targets import Empirical, Gaussian, GaussianMixture
 
+if TYPE_CHECKING:
+    from probflow import diffusers as diffusers
+
 __all__ = [
     "EDM",
     "VE",
@@ -72,6 +78,7 @@ __all__ = [
     "encode",
     "get_solver",
     "grids",
+    "kdiffusion",
     "log_likelihood",
     "ode_stepper",
     "odeint",
@@ -90,3 +97,9 @@ __all__ = [
     "unregister",
     "unregister_solver",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "diffusers":  # needs a package that need not be there
+        return import_module("probflow.diffusers")
+    raise AttributeError(f"module 'probflow' has no attribute {name!r}")

@@ -6,9 +6,12 @@ method that torchdiffeq alone has, ``odeint_adjoint`` calls it.)
 
 from __future__ import annotations
 
-from probflow.solvers import Solver
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["register", "spellings", "unregister"]
+from probflow.solvers import Solver, get_solver
+
+__all__ = ["register", "solver_with_plan", "spellings", "unregister"]
 
 
 def register() -> None:
@@ -53,3 +56,22 @@ def spellings(solver: Solver) -> list[str]:
     """Name and aliases of a solver, with hyphens and with underscores."""
     names = (solver.name, *solver.aliases)
     return [*names, *(name.replace("-", "_") for name in names if "-" in name)]
+
+
+def solver_with_plan(solver: Any, options: Mapping[str, Any] | None = None) -> Solver:
+    """A solver of the registry for a front end that has its own grid.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or option, or a method that chooses its steps while it runs.
+    """
+    from probflow.ode.options import TABLEAUS
+
+    method = TABLEAUS.get(str(solver).strip().lower().replace("-", "_"))
+    if method is not None and method.adaptive:
+        raise ValueError(
+            f"solver: {solver!r} chooses its steps while it runs and has no grid; take a solver of "
+            "pf.solver_names(), or pf.odeint with a model of your network"
+        )
+    return get_solver(solver, **dict(options or {}))

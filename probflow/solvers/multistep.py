@@ -174,12 +174,18 @@ def dpm_solver_pp_2m(
 def dpm_solver_3m_step(
     step: StepBuilder, form: Form, factor: float, start: str, final: str
 ) -> Linear:
-    if len(step.previous) < 2 or lowered(3, step, final) < 3 or step.s.sigma == 0:
-        return adams_step(step, form, 3, start=start, final=final)
+    """x' = L x + S h (phi_1 f + phi_2 D1 + phi_3 D2), after its start; see dpm-solver++-3m."""
     t, s = step.t, step.s
-    one, two = step.previous
+    order, stored = lowered(3, step, final), len(step.previous)
+    if s.sigma == 0 or order == 1 or stored < (1 if start == "euler" or order == 2 else 2):
+        return adams_step(step, form, 3, start=start, final=final)
     f = step.model(step.x, t)
     h = s.lambda_ - t.lambda_
+    if order == 2 or stored == 1:  # a step of order 2 is one of DPM-Solver 2M
+        one = step.previous[0]
+        ratio = h / (t.lambda_ - one.t.lambda_)
+        return form.noisy(step, form.first(step.x, t, s, f + ratio / 2 * (f - one.outputs[0])))
+    one, two = step.previous
     r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
     d0 = (f - one.outputs[0]) / r0
     d1 = (one.outputs[0] - two.outputs[0]) / r1

@@ -62,13 +62,14 @@ def _unipc(step: StepBuilder, order: int, variant: str, start: str, final: str) 
     if previous and not is_start(len(previous) - 1):
         # The step before again, now with the output at its end: what that changes in its sum.
         up = previous[0].t
-        nodes, z, b = layout(up, t, previous[1:order])
+        order_before = min(order, step.remaining + 1) if final == "lower" else order
+        nodes, z, b = layout(up, t, previous[1:order_before])
         new, *old = _corrector(nodes, z, b)
         changes = [w - v for w, v in zip(old, _predictor(nodes, z, b), strict=True)]
         factor = X0.scale(t) * (t.lambda_ - up.lambda_)
         x = Linear.sum(
             [1.0, factor * new, *(factor * change for change in changes)],
-            [x, x0, *(p.outputs[0] for p in previous[:order])],
+            [x, x0, *(p.outputs[0] for p in previous[:order_before])],
         )
     if s.sigma == 0:
         return X0.first(x, t, s, x0)

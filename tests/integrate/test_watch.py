@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from probflow.tableaus import TABLEAUS
 from torch import Tensor
 
 import probflow as pf
@@ -17,6 +16,7 @@ from probflow.integrate.loop import run_plan
 from probflow.integrate.watch import Watch
 from probflow.ode.options import native_methods
 from probflow.plan import trace
+from probflow.tableaus import TABLEAUS
 
 DOUBLE = torch.float64
 Y0 = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=DOUBLE)

@@ -1,0 +1,184 @@
+"""Networks of diffusers as a :class:`probflow.Model`, with conditioning and guidance.
+
+For what a scheduler cannot do: adaptive solvers, likelihoods, encoding, studies. The networks are
+used through their calls alone, so nothing of diffusers is imported here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.adapters.noise_levels import NoiseLevels
+from probflow.models import Model
+
+__all__ = ["Guided", "conditions_of", "model_of"]
+
+
+class Guided(torch.nn.Module):
+    """A network with fixed conditioning, called as ``function(x, t)``.
+
+    Parameters
+    ----------
+    network
+        Called as ``network(x, timestep=t, **conditioning, return_dict=False)[0]``.
+    conditioning
+        Tensors have a first dimension of 1 or the batch size; mappings of tensors may be nested.
+    unconditional
+        The same names for the other branch of classifier-free guidance.
+    guidance_scale
+        w in ``f(x, empty) + w (f(x, conditioning) - f(x, empty))`` (Ho and Salimans 2022, arXiv
+        2207.12598); 1 calls the conditional branch alone.
+    batched
+        Both branches in one call of twice the batch, or in two calls.
+    sign
+        Factor of the output.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        conditioning: Mapping[str, Any],
+        unconditional: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
+        batched: bool = True,
+        sign: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.guidance_scale, self.batched, self.sign = float(guidance_scale), batched, sign
+        self.conditioning = dict(conditioning)
+        if self.guidance_scale != 1.0 and unconditional is None:
+            raise ValueError(
+                f"guidance_scale: {guidance_scale:g} needs the conditioning of the other branch; "
+                "give unconditional={...}"
+            )
+        if unconditional is not None and set(unconditional) != set(conditioning):
+            raise ValueError(
+                f"unconditional: needs the names of the conditioning, {sorted(conditioning)}, got "
+                f"{sorted(unconditional)}"
+            )
+        self.unconditional = None if unconditional is None else dict(unconditional)
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The guided output at ``x``, (batch, ...), and the model's times ``t``, (batch,)."""
+        count = len(x)
+        conditional = {k: _expanded(v, count, k) for k, v in self.conditioning.items()}
+        if self.guidance_scale == 1.0:
+            return self._call(x, t, conditional)
+        assert self.unconditional is not None
+        empty = {k: _expanded(v, count, k) for k, v in self.unconditional.items()}
+        if self.batched:
+            both = {k: _joined(empty[k], conditional[k]) for k in conditional}
+            without, with_ = self._call(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        else:
+            without, with_ = self._call(x, t, empty), self._call(x, t, conditional)
+        return without + self.guidance_scale * (with_ - without)
+
+    def _call(self, x: Tensor, t: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
+        output = self.network(x.to(own), timestep=t, **conditioning, return_dict=False)[0]
+        if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]  # learned variances
+        return self.sign * output.to(x.dtype)
+
+
+def _expanded(value: Any, count: int, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expanded(entry, count, f"{name}[{key!r}]") for key, entry in value.items()}
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == count:
+        return value
+    if len(value) == 1:
+        return value.expand(count, *value.shape[1:])
+    raise ValueError(
+        f"{name}: its first dimension must be 1 or the batch size {count}, got {len(value)}"
+    )
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, Mapping):
+        return {key: _joined(first[key], second[key]) for key in first}
+    if isinstance(first, Tensor) and first.ndim:
+        return torch.cat([first, second])
+    return first
+
+
+def model_of(
+    network: torch.nn.Module,
+    levels: NoiseLevels,
+    conditioning: Mapping[str, Any],
+    unconditional: Mapping[str, Any] | None,
+    guidance_scale: float,
+    batched: bool,
+) -> Model:
+    """The network as a model on the process of the levels."""
+    if not callable(network):
+        raise TypeError(f"unet: need a network, got {type(network).__name__}")
+    guided = Guided(network, conditioning, unconditional, guidance_scale, batched, sign=levels.sign)
+    return Model(guided, levels.process, levels.prediction, time=levels.told)
+
+
+def conditions_of(
+    pipe: Any,
+    network: Any,
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    guided: bool,
+    size: tuple[int, int] | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a pipeline's network is told of a prompt, with and without it.
+
+    Raises
+    ------
+    ValueError
+        If the pipeline has no prompt, or one whose use is not known here.
+    """
+    if prompt is None:
+        return {}, {} if guided else None
+    wanted = set(inspect.signature(network.forward).parameters)
+    if not hasattr(pipe, "encode_prompt") or "encoder_hidden_states" not in wanted:
+        raise ValueError(f"prompt: {type(pipe).__name__} takes none; leave it out")
+    device = next(network.parameters()).device
+    options = {
+        "prompt": prompt,
+        "device": device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": guided,
+        "negative_prompt": negative_prompt,
+    }
+    takes = set(inspect.signature(pipe.encode_prompt).parameters)
+    for extra in ("prompt_2", "prompt_3"):
+        if extra in takes:
+            options[extra] = None
+    with torch.no_grad():
+        encoded = pipe.encode_prompt(**{k: v for k, v in options.items() if k in takes})
+    if "added_cond_kwargs" in wanted and len(encoded) == 2:
+        return _pair("encoder_hidden_states", *encoded)
+    if len(encoded) == 4 and "pooled_projections" in wanted:
+        text, no_text = _pair("encoder_hidden_states", *encoded[:2])
+        pooled, no_pooled = _pair("pooled_projections", *encoded[2:])
+        return {**text, **pooled}, None if no_text is None else {**no_text, **(no_pooled or {})}
+    if len(encoded) == 4 and "added_cond_kwargs" in wanted:  # Stable Diffusion XL
+        text, no_text = _pair("encoder_hidden_states", *encoded[:2])
+        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        height, width = size or (side, side)
+        ids = torch.tensor([[height, width, 0, 0, height, width]], device=device)
+        ids = ids.to(encoded[0].dtype)
+
+        def added(pooled: Tensor) -> dict[str, Any]:
+            return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+
+        empty = None if no_text is None else {**no_text, **added(encoded[3])}
+        return {**text, **added(encoded[2])}, empty
+    raise ValueError(
+        f"pipe: how {type(pipe).__name__} conditions its network is not known here; encode the "
+        "prompt yourself and give the network's arguments to from_unet"
+    )
+
+
+def _pair(name: str, value: Tensor, empty: Tensor | None) -> tuple[dict, dict | None]:
+    return {name: value}, None if empty is None else {name: empty}

@@ -1,0 +1,5 @@
+"""probflow in the place of k-diffusion's samplers; see :mod:`probflow.adapters.kdiffusion`."""
+
+from probflow.adapters.kdiffusion import sample
+
+__all__ = ["sample"]

@@ -1,0 +1,218 @@
+"""The numbers of diffusers' schedulers, in float64 over their own timesteps.
+
+A row per pair of schedulers. The stock scheduler's noise levels are replaced by float64 ones and
+its casts to float32 are undone, so that what is compared are the formulas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+
+import probflow as pf
+from probflow.diffusers import ProbflowScheduler
+from probflow.integrate import run_plan
+from probflow.solvers.last_step import plan_to_data
+
+pytestmark = pytest.mark.peers
+
+DOUBLE = torch.float64
+SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+
+
+class Row(NamedTuple):
+    scheduler: str
+    solver: str
+    stock: dict = {}  # noqa: RUF012
+    options: dict = {}  # noqa: RUF012
+    steps: int = 10
+
+
+EULER_START = {"start": "euler"}
+LOWER = {"final": "lower"}
+ROWS = [
+    Row("DDIM", "ddim", {"clip_sample": False}),
+    Row(
+        "DDIM",
+        "ddim",
+        {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "trailing"},
+    ),
+    Row("EulerDiscrete", "ddim"),
+    Row("EulerDiscrete", "edm-euler"),
+    Row("DDPM", "ddpm-posterior", {"clip_sample": False}),
+    Row("HeunDiscrete", "edm-heun"),
+    Row("KDPM2Discrete", "edm-dpm2"),
+    Row("LMSDiscrete", "lms-4", {}, EULER_START),
+    Row("DPMSolverMultistep", "ddim", {"solver_order": 1}),
+    Row("DPMSolverMultistep", "dpm-solver++-2m", {"solver_order": 2}),
+    Row("DPMSolverMultistep", "dpm-solver++-2m", {"solver_order": 2}, {}, 20),
+    Row("DPMSolverMultistep", "dpm-solver++-2m", {"solver_order": 2, **SIGMA_MIN}, LOWER),
+    Row("DPMSolverMultistep", "dpm-solver++-2m", {"solver_order": 2, **SIGMA_MIN}, {}, 20),
+    Row(
+        "DPMSolverMultistep",
+        "dpm-solver-2m",
+        {"solver_order": 2, "algorithm_type": "dpmsolver", **SIGMA_MIN},
+        LOWER,
+    ),
+    Row(
+        "DPMSolverMultistep",
+        "dpm-solver++-3m",
+        {"solver_order": 3},
+        {"factor": 1.0, **EULER_START, **LOWER},
+    ),
+    Row(
+        "DPMSolverMultistep",
+        "dpm-solver++-3m",
+        {"solver_order": 3, **SIGMA_MIN},
+        {"factor": 1.0, **EULER_START},
+        20,
+    ),
+    Row(
+        "DPMSolverMultistep",
+        "dpm-solver-3m",
+        {"solver_order": 3, "algorithm_type": "dpmsolver", **SIGMA_MIN},
+        {"factor": 1.0, **EULER_START, **LOWER},
+    ),
+    *(
+        Row(
+            "UniPCMultistep",
+            f"unipc-{order}",
+            {"solver_order": order, "solver_type": variant, **end},
+            {"variant": variant, **LOWER, **(EULER_START if order > 2 else {})},
+        )
+        for order in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+        # To sigma = 0 the stock scheduler with bh1 returns NaN: its B is infinite there.
+        for end in (({}, SIGMA_MIN) if variant == "bh2" else (SIGMA_MIN,))
+    ),
+    Row("DEISMultistep", "ddim", {"solver_order": 1}),
+    Row("DEISMultistep", "exponential-ab2", {"solver_order": 2}, LOWER),
+    Row("DEISMultistep", "exponential-ab2", {"solver_order": 2}, {}, 20),
+    Row("DEISMultistep", "exponential-ab3", {"solver_order": 3}, {**EULER_START, **LOWER}),
+    Row("DEISMultistep", "exponential-ab3", {"solver_order": 3}, EULER_START, 20),
+    # Solvers that the registry does not have everywhere yet.
+    Row("EulerAncestralDiscrete", "euler-ancestral"),
+    Row(
+        "DPMSolverMultistep",
+        "sde-dpm-solver++-1",
+        {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"},
+    ),
+    Row(
+        "DPMSolverMultistep",
+        "sde-dpm-solver++-2m",
+        {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+    ),
+    Row("PNDM", "pndm", {"skip_prk_steps": True}),
+]
+
+
+class Wide(torch.Tensor):
+    """A float64 tensor that is not cast to float32."""
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        if torch.float32 in args or kwargs.get("dtype") == torch.float32:
+            return self
+        return super().to(*args, **kwargs)
+
+
+def network(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(0.8 * x - 0.1) + 0.1 * x
+
+
+def stock_run(row: Row, levels, x: torch.Tensor, noises: list, monkeypatch) -> tuple:
+    """Result of the stock scheduler, its timesteps at the steps' starts, and where it ends."""
+    kind = getattr(diffusers, f"{row.scheduler}Scheduler")
+    other = kind(**row.stock)
+    module = importlib.import_module(kind.__module__)
+    if hasattr(module, "randn_tensor"):
+        drawn = iter(noises)
+        monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(drawn))
+    other.set_timesteps(row.steps)
+    times = np.unique(other.timesteps.double().numpy())[::-1]
+    two_calls = hasattr(other, "sigmas_interpol")
+    if two_calls:
+        times = other.timesteps[::2].double().numpy()
+    assert (times == times.round()).all()
+    process = levels.process
+    other.alphas_cumprod = torch.tensor(process.ab(np.arange(levels.count, dtype=float)))
+    other.alphas = torch.cat(
+        [other.alphas_cumprod[:1], other.alphas_cumprod[1:] / other.alphas_cumprod[:-1]]
+    )
+    other.betas = 1 - other.alphas
+    if hasattr(other, "final_alpha_cumprod"):
+        one = row.stock.get("set_alpha_to_one", row.scheduler != "PNDM")
+        other.final_alpha_cumprod = torch.tensor(1.0) if one else other.alphas_cumprod[0]
+        end = -1.0 if one else 0.0
+    elif hasattr(other, "sigmas"):
+        end = -1.0 if float(other.sigmas[-1]) == 0 else 0.0
+        rho = np.exp(-process.lambda_(np.append(times, 0.0)))
+        rho[-1] = 0.0 if end < 0 else rho[-1]
+        rho = torch.tensor(rho)
+        if two_calls:
+            middle = (0.5 * (rho.log() + rho.roll(1).log())).exp()
+            other.sigmas_interpol = torch.cat(
+                [rho[:1], middle[1:].repeat_interleave(2), middle[-1:]]
+            )
+        if len(other.sigmas) > len(rho):
+            rho = torch.cat([rho[:1], rho[1:-1].repeat_interleave(2), rho[-1:]])
+        if row.scheduler == "KDPM2Discrete":
+            rho = torch.cat([rho, rho[-1:]])[: len(other.sigmas)]
+        other.sigmas = rho
+    else:
+        end = -1.0
+    exploding = row.scheduler in (
+        "EulerDiscrete", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete", "EulerAncestralDiscrete",
+    )  # fmt: skip
+    y = x / x.new_tensor(process.alpha(times[0])) if exploding else x
+    y = y.as_subclass(Wide)
+    for t in other.timesteps:
+        scaled = other.scale_model_input(y, t)
+        y = other.step(network(scaled), t, y, return_dict=False)[0].as_subclass(Wide)
+    return y.as_subclass(torch.Tensor), times, end
+
+
+def describe(row: Row) -> str:
+    words = [row.scheduler, row.solver, *(str(v) for v in row.stock.values()), str(row.steps)]
+    return "-".join(words)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", ROWS, ids=describe)
+def test_numbers_of_the_stock_scheduler(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    if row.solver not in pf.solver_names(aliases=True):
+        pytest.skip(f"{row.solver} is not registered")
+    solver = pf.get_solver(row.solver)
+    if "final" in row.options and "final" not in solver.options:
+        pytest.skip(f"{row.solver} has no option final")
+    kind = getattr(diffusers, f"{row.scheduler}Scheduler")
+    levels = ProbflowScheduler.from_config(kind(**row.stock).config).noise_levels
+    generator = torch.Generator().manual_seed(0)
+    x, *noises = torch.randn(row.steps + 2, 5, 3, dtype=DOUBLE, generator=generator).unbind(0)
+    torch.set_default_dtype(DOUBLE)
+    try:
+        theirs, times, end = stock_run(row, levels, x, noises, monkeypatch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    class Given:
+        def __call__(self, start: float, stop: float) -> torch.Tensor:
+            return next(self.rest)
+
+        def restart(self) -> None:
+            self.rest = iter(noises)
+
+    plan = plan_to_data(
+        solver.with_options(**row.options), levels.process, [*times, end], levels.prediction
+    )
+    model = pf.Model(lambda x, t: network(x), levels.process, levels.prediction)
+    ours = run_plan(plan, model, x, noise=Given() if plan.stochastic else None)
+    error = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    assert error < 1e-10

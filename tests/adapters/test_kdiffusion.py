@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import probflow as pf
+from probflow.integrate import SeededNoise, run_plan
+
+DOUBLE = torch.float64
+SOLVERS = pf.solver_names()
+TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
+EDM = pf.EDM()
+EXACT = TARGET.model(EDM).as_prediction("x0")
+X = 20.0 * torch.randn(6, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+SIGMAS = torch.tensor([20.0, 8.0, 3.0, 1.2, 0.5, 0.2, 0.0], dtype=DOUBLE)
+
+
+def denoise(x: torch.Tensor, sigma: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+    assert sigma.shape == (len(x),)
+    return EXACT(x, sigma) + shift
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_is_a_sampling_function(name: str) -> None:
+    sample_fn = pf.kdiffusion.sample(name)
+    result = sample_fn(denoise, X, SIGMAS[:-1], disable=True, seed=3)
+    plan = pf.get_solver(name).plan(EDM, SIGMAS[:-1].tolist(), "x0")
+    noise = SeededNoise(3, X.shape, DOUBLE)
+    noise()
+
+    class After:
+        def __call__(self, start: float, stop: float) -> torch.Tensor:
+            return noise(start, stop)
+
+        def restart(self) -> None:
+            noise.restart()
+            noise()
+
+    expected = run_plan(plan, EXACT, X, noise=After() if plan.stochastic else None)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("process", [pf.EDM(), pf.FlowMatching()], ids=["edm", "flow"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_end_has_no_noise(name: str, process: pf.processes.Process) -> None:
+    flow = isinstance(process, pf.FlowMatching)
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]) if flow else SIGMAS
+    data = torch.tensor([0.3, -0.7], dtype=DOUBLE).expand(6, 2)
+    sample_fn = pf.kdiffusion.sample(name, process=process)
+    x = sample_fn(lambda x, sigma: data, X / 20 if flow else X, sigmas, disable=True, seed=1)
+    torch.testing.assert_close(x, data, rtol=0, atol=1e-9)
+
+
+def euler(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Karras et al. 2022, Algorithm 1 without correction."""
+    for sigma, after in pairwise(sigmas):
+        x = x + (after - sigma) * (x - denoise(x, sigma.expand(len(x)))) / sigma
+    return x
+
+
+def heun(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Karras et al. 2022, Algorithm 1."""
+    for sigma, after in pairwise(sigmas):
+        d = (x - denoise(x, sigma.expand(len(x)))) / sigma
+        y = x + (after - sigma) * d
+        if after > 0:
+            d = (d + (y - denoise(y, after.expand(len(x)))) / after) / 2
+        x = x + (after - sigma) * d
+    return x
+
+
+def dpmpp_2m(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Lu et al. 2022 (arXiv 2211.01095), Algorithm 2 with alpha = 1."""
+    old = None
+    for i, (sigma, after) in enumerate(pairwise(sigmas)):
+        new = denoised = denoise(x, sigma.expand(len(x)))
+        if old is not None and after > 0:
+            r = (sigmas[i - 1] / sigma).log() / (sigma / after).log()
+            denoised = new + (new - old) / (2 * r)
+        x, old = after / sigma * x + (1 - after / sigma) * denoised, new
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("ddim", euler), ("edm-heun", heun), ("dpm-solver++-2m", dpmpp_2m)]
+)
+def test_numbers_of_the_usual_samplers(name: str, reference) -> None:
+    result = pf.kdiffusion.sample(name)(denoise, X, SIGMAS, disable=True)
+    torch.testing.assert_close(result, reference(X, SIGMAS), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++-2m", "edm-heun", "unipc-3"])
+def test_callback_and_extra_arguments(name: str) -> None:
+    seen = []
+    result = pf.kdiffusion.sample(name)(
+        denoise, X, SIGMAS, extra_args={"shift": 0.25}, callback=seen.append, disable=True
+    )
+    assert [entry["i"] for entry in seen] == list(range(6))
+    for entry in seen:
+        assert entry["sigma"] == SIGMAS[entry["i"]]
+        assert entry["sigma_hat"] == pytest.approx(float(entry["sigma"]))
+        expected = denoise(entry["x"], entry["sigma"].expand(6), 0.25)
+        torch.testing.assert_close(entry["denoised"], expected)
+    # The last step returns what the model says there, up to UniPC's correction.
+    if name != "unipc-3":
+        torch.testing.assert_close(result, seen[-1]["denoised"], rtol=0, atol=1e-11)
+
+
+def test_noise_by_sampler_seed_generator() -> None:
+    sample_fn = pf.kdiffusion.sample("ddpm-posterior")
+    asked = []
+    kept = torch.randn(6, 6, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
+
+    def noise_sampler(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        asked.append((float(sigma), float(sigma_next)))
+        return kept[len(asked) - 1]
+
+    given = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise_sampler)
+    # None is drawn for the last step: it has no noise, and trees have no such interval.
+    assert asked == list(zip(SIGMAS[:-2].tolist(), SIGMAS[1:-1].tolist(), strict=True))
+    generator = torch.Generator().manual_seed(5)
+    drawn = sample_fn(denoise, X, SIGMAS, disable=True, generator=generator)
+    assert drawn.shape == given.shape
+    seeded = sample_fn(denoise, X, SIGMAS, disable=True, seed=4)
+    part = sample_fn(denoise, X[:2], SIGMAS, disable=True, seed=4)
+    assert torch.equal(part, seeded[:2])
+    tree = pf.BrownianNoiseSampler(X, 0.2, 20.0, seed=0)
+    assert torch.isfinite(sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=tree)).all()
+    torch.manual_seed(1)
+    first = sample_fn(denoise, X, SIGMAS, disable=True)
+    torch.manual_seed(1)
+    assert torch.equal(sample_fn(denoise, X, SIGMAS, disable=True), first)
+    with pytest.raises(ValueError, match="noise_sampler, seed: give one"):
+        sample_fn(denoise, X, SIGMAS, disable=True, seed=1, noise_sampler=tree)
+
+
+def test_half_precision_and_errors() -> None:
+    sample_fn = pf.kdiffusion.sample("dpm-solver++-2m")
+    x = sample_fn(lambda x, sigma: 0.5 * x, X.half(), SIGMAS.float(), disable=True)
+    assert x.dtype == torch.float16
+    for sigmas in ([1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.5], [np.nan, 0.0]):
+        with pytest.raises(ValueError, match="sigmas"):
+            sample_fn(denoise, X, torch.tensor(sigmas), disable=True)
+    with pytest.raises(ValueError, match="near names"):
+        pf.kdiffusion.sample("dpmpp-2n")
+    with pytest.raises(ValueError, match="chooses its steps"):
+        pf.kdiffusion.sample("dopri5")
+    with pytest.raises(ValueError, match="unknown option"):
+        pf.kdiffusion.sample("ddim", eta=1.0)
