@@ -32,10 +32,10 @@ def _no_sde(options: Mapping[str, Any]) -> None:
 )
 def edm_churn(
     step: StepBuilder,
-    S_churn: float = 5.0,  # noqa: N803
-    S_tmin: float = 0.0,  # noqa: N803
-    S_tmax: float = inf,  # noqa: N803
-    S_noise: float = 1.0,  # noqa: N803
+    S_churn: float = 5.0,
+    S_tmin: float = 0.0,
+    S_tmax: float = inf,
+    S_noise: float = 1.0,
 ) -> Linear:
     """y^ = y + S_noise sqrt(r^2 - rho^2) Z, r = (1 + gamma) rho; then ``edm-heun`` from r to rho'.
 

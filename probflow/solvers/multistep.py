@@ -144,7 +144,10 @@ def dpm_solver_2m(step: StepBuilder, final: str = "keep") -> Linear:
     return EPS.first(step.x, t, s, average)
 
 
-def dpm_solver_3m_step(step: StepBuilder, form: Form, factor: float, start: str, final: str) -> Linear:
+def dpm_solver_3m_step(
+    step: StepBuilder, form: Form, factor: float, start: str, final: str
+) -> Linear:
+    """x' = L x + S h (phi_1 f + phi_2 D1 + phi_3 D2), after its start; see dpm-solver++-3m."""
     if len(step.previous) < 2 or lowered(3, step, final) < 3 or step.s.sigma == 0:
         return adams_step(step, form, 3, start=start, final=final)
     t, s = step.t, step.s
