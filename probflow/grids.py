@@ -2,7 +2,8 @@ r"""Time grids, from noise to data.
 
 A :class:`Grid` is a recipe; ``grid.times(process, steps)`` gives its ``steps + 1`` strictly
 decreasing process times (:func:`restart`: more, with rises). End points may be given in time, in
-log-SNR, in sigma/alpha or in :math:`-\ln\bar\alpha`, and default to the process's own sampling interval.
+log-SNR, in sigma/alpha or in :math:`-\ln\bar\alpha`, and default to the process's own sampling
+interval.
 """
 
 from __future__ import annotations
