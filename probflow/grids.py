@@ -1,8 +1,9 @@
 r"""Time grids, from noise to data.
 
 A :class:`Grid` is a recipe; ``grid.times(process, steps)`` gives its ``steps + 1`` strictly
-decreasing process times (:func:`restart`: more, with rises). End points may be given in time, in log-SNR, in sigma/alpha or in
-:math:`-\ln\bar\alpha`, and default to the process's own sampling interval.
+decreasing process times (:func:`restart`: more, with rises). End points may be given in time, in
+log-SNR, in sigma/alpha or in :math:`-\ln\bar\alpha`, and default to the process's own sampling
+interval.
 """
 
 from __future__ import annotations
@@ -345,8 +346,8 @@ def restart(base: Grid, *intervals: Sequence[float | None], unit: str = "t") -> 
     base
         Grid of the main way down, of any kind with ends.
     intervals
-        Each ``(low, high, repeats)`` or ``(low, high, repeats, steps)``, in ``unit``. At the time of
-        the base nearest to ``low``, go up to ``high`` and down again in ``steps`` steps of the
+        Each ``(low, high, repeats)`` or ``(low, high, repeats, steps)``, in ``unit``. At the base's
+        time nearest to ``low``, go up to ``high`` and down again in ``steps`` steps of the
         base's kind (by default as many as the base takes there), ``repeats`` times.
     unit
         Of ``low`` and ``high``: a key of :data:`UNITS`.

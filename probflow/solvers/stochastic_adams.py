@@ -67,7 +67,7 @@ def sa_solver(
     evaluation serves a correction and the next prediction. ``tau`` is a number or a function of
     sigma/alpha, such as 1 in an interval and 0 outside. The first steps are Runge-Kutta steps
     until the outputs suffice for the order at tau = 0, or (``start="euler"``) of low order.
-    With tau = 0 predictor 3 and corrector 4 are ``unipc-3``.
+    With tau = 0 predictor 3 and corrector 4 are ``unipc-3``, but for its first two steps.
     """
     _order("predictor", predictor, 1)
     _order("corrector", corrector, 0)
@@ -89,7 +89,7 @@ def sa_solver(
 
     t, s, previous, x = step.t, step.s, step.previous, step.x
     if len(previous) < needed:
-        return starting_step(step, form(t, s), min(max(predictor, 2), 3))
+        return starting_step(step, form(t, s), min(predictor if corrector else predictor - 1, 3))
     x0 = step.model(x, t)
     if corrector and previous and len(previous) - 1 >= needed:
         up = previous[0].t
@@ -180,8 +180,9 @@ def _er_sde(step: StepBuilder, order: int, phi: Callable[[float], float], s_nois
     if s.sigma == 0:
         return x0
     r = _phi_at(phi, s.rho) / _phi_at(phi, t.rho)
-    variance = s.rho**2 - (r * t.rho) ** 2
-    if variance < -1e-12 * s.rho**2:
+    q = _phi_at(phi, s.rho) / s.rho / (_phi_at(phi, t.rho) / t.rho)
+    variance = s.rho**2 * (1.0 - q) * (1.0 + q)  # rho'^2 - r^2 rho^2
+    if q > 1 + 1e-12:
         raise ValueError("phi: phi(rho)/rho must not decrease, or there is no reverse SDE with it")
     stored = step.previous[: order - 1]
     nodes = [0.0, *((p.t.rho - t.rho) / (s.rho - t.rho) for p in stored)]

@@ -128,7 +128,8 @@ def measure(
     settings
         Seed and number of samples, for the measures that sample.
     reference
-        What :func:`reference_flow` or :func:`reference_path` returned, where :func:`needs_reference` says so.
+        What :func:`reference_flow` or :func:`reference_path` returned, where
+        :func:`needs_reference` says so.
 
     Raises
     ------

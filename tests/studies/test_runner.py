@@ -93,7 +93,12 @@ def test_local_orders_skip_refused_cells() -> None:
     ("solver", "name", "target", "reason"),
     [
         ("ddim", "path-kl", MIXTURE, "refused: ddim is deterministic: its kernel is a point mass"),
-        ("ddpm", "strong", MIXTURE, "refused: ddpm is stochastic: its strong error needs"),
+        (
+            "edm-churn",
+            "strong",
+            MIXTURE,
+            "refused: edm-churn is stochastic: its strong error needs",
+        ),
         ("ddpm", "tv", PLANE, "refused: the marginal law of a stochastic solver in 2 dimensions"),
         ("accelerated-sde", "path-kl", PLANE, "refused: accelerated-sde adds noise before"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),

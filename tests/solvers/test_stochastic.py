@@ -1,0 +1,489 @@
+"""Stochastic samplers: identities, exact laws on normal targets, orders, restarts, options."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from refused import REFUSED
+from scipy.interpolate import make_interp_spline
+from scipy.special import ndtr
+from torch import Tensor
+
+import probflow as pf
+from probflow.integrate import run_plan
+from probflow.integrate.noise import GeneratorNoise
+from probflow.laws.gaussian import gaussian_law, true_law
+from probflow.plan import Combination, Plan, Point, Register, X
+from probflow.processes import Process
+from probflow.studies import assert_order, study
+from probflow.studies.builtin import mixture
+from probflow.studies.order import fit_order
+
+VP = pf.VP.linear()
+GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+STOCHASTIC = [s for s in pf.all_solvers() if s.stochastic]
+NEW = [s for s in STOCHASTIC if s.family != "chain" and s.name != "euler-maruyama"]
+PROCESSES: list[Process] = [VP, pf.VE(), pf.EDM(), pf.FlowMatching()]
+TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
+STATE = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def name(solver: pf.Solver) -> str:
+    return solver.name
+
+
+def run(
+    solver: str | pf.Solver, process: Process, times: np.ndarray, *, rises: bool = False
+) -> Tensor:
+    """A run with noises of a fixed seed, the same for every solver that draws one a step."""
+    plan = pf.get_solver(solver).plan(process, times, "eps", rises=rises)
+    generator = torch.Generator().manual_seed(1)
+    noise = GeneratorNoise(generator, STATE.shape, torch.float64, "cpu")
+    x = STATE * process.prior_std(times[0])
+    return run_plan(plan, TARGET.model(process), x, noise=noise)
+
+
+# Identities --------------------------------------------------------------------------------------
+
+
+def get(solver: str, **options: object) -> pf.Solver:
+    return pf.get_solver(solver, **options)
+
+
+IDENTITIES = [
+    ("ddpm-posterior", get("ddim-eta")),
+    ("ddpm-posterior", get("euler-ancestral")),
+    ("ddpm-posterior", get("sde-dpm-solver++-1")),
+    ("ddpm-posterior", get("er-sde-1", phi=lambda rho: rho**2)),
+    (get("ddim-eta", eta=0.4), get("euler-ancestral", eta=0.4)),
+    (get("sde-dpm-solver++-1", eta=0.4), get("er-sde-1", phi=lambda rho: rho**1.4)),
+    (get("sde-dpm-solver++-2m", solver_type="heun"), "sde-exponential-ab2"),
+    (get("sde-exponential-ab2", eta=0.49), get("sa-solver", predictor=2, corrector=0, tau=0.7)),
+    ("sde-dpm-solver++-3m", "sde-exponential-ab3"),
+    (get("sde-dpm-solver++-3m", eta=0.49), get("sa-solver", predictor=3, corrector=0, tau=0.7)),
+    (get("sa-solver", tau=0.0), get("sa-solver", tau=lambda rho: 0.0)),
+    # eta = 0: the ODE methods.
+    ("ddim", get("ddim-eta", eta=0.0)),
+    ("ddim", get("euler-ancestral", eta=0.0)),
+    ("ddim", get("sde-dpm-solver++-1", eta=0.0)),
+    ("ddim", get("seeds-1", eta=0.0)),
+    ("ddim", get("er-sde-1", phi=lambda rho: rho)),
+    ("edm-dpm2", get("dpm2-ancestral", eta=0.0)),
+    ("dpm-solver++-2s", get("dpm-solver++-2s-ancestral", eta=0.0)),
+    ("dpm-solver++-2s", get("dpm-solver++-sde", eta=0.0)),
+    (get("dpm-solver++-2s", r1=0.7), get("dpm-solver++-sde", eta=0.0, r=0.7)),
+    ("dpm-solver-2", get("seeds-2", eta=0.0)),
+    ("dpm-solver-3", get("seeds-3", eta=0.0)),
+    ("dpm-solver++-2m", get("sde-dpm-solver++-2m", eta=0.0)),
+    ("dpm-solver++-3m", get("sde-dpm-solver++-3m", eta=0.0)),
+    ("exponential-ab2-x0", get("sde-exponential-ab2", eta=0.0)),
+    ("exponential-ab3-x0", get("sde-exponential-ab3", eta=0.0)),
+    ("edm-heun", get("edm-churn", S_churn=0.0)),
+    ("edm-heun", get("edm-churn", S_tmax=0.0)),
+]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    IDENTITIES,
+    ids=lambda s: s if isinstance(s, str) else f"{s.name}",
+)
+def test_identities(one: str | pf.Solver, other: pf.Solver, process: Process) -> None:
+    times = pf.grids.log_snr().times(process, 10)
+    exact = run(one, process, times)
+    allowed = 1e-9 * float(exact.abs().max())
+    torch.testing.assert_close(run(other, process, times), exact, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_sa_solver_is_unipc_of_order_3(variant: str) -> None:
+    """The same weights in every step that no start has a part in, on any grid."""
+    times = pf.grids.quadratic().times(VP, 10)
+    ours = get("sa-solver", tau=0.0).plan(VP, times)
+    theirs = get("unipc-3", variant=variant).plan(VP, times)
+    for one, other in zip(ours.steps[4:], theirs.steps[4:], strict=True):
+        assert one.stages == other.stages
+        update = dict(other.update)
+        assert dict(one.update) == pytest.approx(update, rel=1e-9, abs=1e-12)
+
+
+def test_seeds_2_is_the_eps_form_of_dpm_solver_pp_sde() -> None:
+    """Both are midpoint methods; of eps and of x0, so that they differ, with eta = 0 as well."""
+    times = GRID.times(VP, 10)
+    for eta in (0.0, 1.0):
+        one, other = (run(get(s, eta=eta), VP, times) for s in ("seeds-2", "dpm-solver++-sde"))
+        assert float((one - other).abs().max()) > 1e-3
+
+
+# Exactness ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [s for s in NEW if s.name not in ("sde-heun", "edm-churn")])
+def test_one_point_target_has_the_exact_law(solver: pf.Solver) -> None:
+    """x0 is constant, so that exponential methods on x0, and ancestral ones, have no error."""
+    if solver.prediction != "x0" and "ancestral" not in solver.name and solver.name != "ddim-eta":
+        pytest.skip("on eps, which is not constant along the paths of the reverse SDE")
+    target = pf.Gaussian([0.7], 1e-12)
+    for eta in (1.0, 0.3):
+        changed = solver.with_options(eta=eta) if "eta" in solver.options else solver
+        for steps in (2, 5):
+            plan = changed.plan(VP, GRID.times(VP, steps), "eps")
+            law, true = gaussian_law(plan, VP, target), true_law(VP, target, plan.times[-1])
+            assert law.variance[0] == pytest.approx(true.variance[0], rel=1e-8)
+            assert law.mean[0] == pytest.approx(true.mean[0], rel=1e-8)
+
+
+@pytest.mark.parametrize("process", [VP, pf.EDM(), pf.FlowMatching()], ids=repr)
+@pytest.mark.parametrize("solver", NEW, ids=name)
+def test_last_step_to_no_noise(solver: pf.Solver, process: Process) -> None:
+    """It draws none and ends at a finite state; from a plan of one step it is x0 itself."""
+    times = [0.9, 0.5, 0.2, 0.1, 0.0]
+    plan = solver.plan(process, times, "eps")
+    churn = solver.name == "edm-churn"
+    assert bool(plan.steps[-1].noises) == churn
+    assert run(solver, process, np.array(times)).isfinite().all()
+    if not churn:
+        x = STATE * float(process.sigma(0.2))
+        model = TARGET.model(process, "x0")
+        single = run_plan(solver.plan(process, [0.2, 0.0], "x0"), model, x)
+        torch.testing.assert_close(single, float(process.alpha(0.0)) * model(x, 0.2))
+
+
+# Orders of laws ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", NEW, ids=name)
+def test_variance_on_a_normal_target(solver: pf.Solver) -> None:
+    """Exact moments. Necessary only: F'' = 0 there, and SEEDS-1's leading error is small."""
+    counts = (32, 64, 128, 256, 512, 1024)
+    target, errors = pf.Gaussian([0.4], 0.25), []
+    for steps in counts:
+        plan = solver.plan(VP, GRID.times(VP, steps), "eps")
+        law, true = gaussian_law(plan, VP, target), true_law(VP, target, plan.times[-1])
+        errors.append(abs(float(law.variance[0] - true.variance[0])))
+    order = math.log2(errors[-2] / errors[-1])
+    assert order == pytest.approx(solver.orders["tv"], abs=0.15)
+
+
+#: Smooth functions of the state whose means are compared.
+FUNCTIONS: list[Callable[[np.ndarray], np.ndarray]] = [
+    lambda y: ndtr((y - 0.3) / 0.3),
+    lambda y: np.cos(2 * y + 1),
+    lambda y: ndtr((y + 0.8) / 0.2),
+]
+
+
+def weak_errors(plan: Plan, nodes: int = 12, points: int = 201) -> np.ndarray:
+    """Errors of the means of :data:`FUNCTIONS`, for one-step plans on the line, by quadrature.
+
+    Backwards: u(x) = E u'(x') is smooth, so a quintic spline holds it, and Gauss-Hermite sums over
+    all noises of a step give the mean.
+    """
+    assert plan.memory == 0
+    target = mixture()
+    model = target.model(VP, plan.prediction).function
+    x = np.linspace(-9.0, 9.0, points)
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    functions = list(FUNCTIONS)
+    for step in reversed(plan.steps):
+        grids = list(itertools.product(range(nodes), repeat=len(step.noises)))
+        weights = np.array([math.prod(w[i] for i in index) for index in grids])
+        values = {X: np.repeat(x[:, None], len(grids), 1)}
+        for j in range(len(step.noises)):
+            row = np.array([z[index[j]] for index in grids])
+            values[Register("z", j)] = np.repeat(row[None], points, 0)
+
+        def combine(combination: Combination, values: dict = values) -> np.ndarray:
+            return sum(weight * values[register] for register, weight in combination)
+
+        for index, stage in enumerate(step.stages):
+            u = combine(stage.input)
+            flat = torch.from_numpy(u.reshape(-1, 1))
+            times = torch.full((u.size,), stage.time, dtype=torch.float64)
+            values[Register("u", index)] = u
+            values[Register("f", index)] = model(flat, times).numpy().reshape(u.shape)
+        y = np.clip(combine(step.update), x[0], x[-1])
+        means = [function(y) @ weights / weights.sum() for function in functions]
+        functions = [make_interp_spline(x, mean, k=5) for mean in means]
+
+    def mean_of(values: list[np.ndarray], time: float, at: np.ndarray) -> np.ndarray:
+        point = Point.many(VP, [time])[0]
+        q = target.log_prob(torch.from_numpy(at)[:, None], point.alpha, point.sigma).exp().numpy()
+        return np.array([np.sum(q * value) * (at[1] - at[0]) for value in values])
+
+    fine = np.linspace(-6.0, 6.0, 4001)
+    exact = mean_of([function(fine) for function in FUNCTIONS], plan.times[-1], fine)
+    return mean_of([function(x) for function in functions], plan.times[0], x) - exact
+
+
+ONE_STEP = [s for s in NEW if s.memory == 0 and s.name in REFUSED]
+QUICK = {"sde-heun", "edm-churn", "dpm-solver++-sde"}
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(s, id=s.name, marks=[] if s.name in QUICK else pytest.mark.slow)
+        for s in ONE_STEP
+    ],
+)
+def test_weak_order(solver: pf.Solver) -> None:
+    """On a mixture, where F'' matters; errors of several means, lest one should change its sign."""
+    counts = (64, 128) if solver.nfe < 3 else (16, 32)
+    nodes = 12 if solver.nfe < 3 else 8
+    errors = [
+        float(np.abs(weak_errors(solver.plan(VP, GRID.times(VP, n), "x0"), nodes)).sum())
+        for n in counts
+    ]
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert orders[-1] == pytest.approx(solver.orders["tv"], abs=0.4)
+
+
+def test_weak_errors_know_order_1() -> None:
+    errors = [
+        np.abs(weak_errors(get("seeds-1").plan(VP, GRID.times(VP, n), "x0"))).sum()
+        for n in (64, 128)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.slow  # 3 minutes
+@pytest.mark.parametrize("solver", [s for s in NEW if s.name in REFUSED and s.memory], ids=name)
+def test_multistep_weak_order_by_coupled_samples(solver: pf.Solver) -> None:
+    """E f(x_T) against E f(x_2T) on one path, which removes most of the sampling error."""
+    target, n = mixture(), 400_000
+    counts = (8, 16, 32, 64)
+    times = GRID.times(VP, counts[-1])
+    start = Point.many(VP, [times[0]])[0]
+    x = target.sample(n, start.alpha, start.sigma, generator=torch.Generator().manual_seed(2))
+    increments = torch.randn(
+        counts[-1], n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+    lengths = torch.from_numpy(-np.diff(times)).sqrt()[:, None, None]
+    path = torch.cat([torch.zeros(1, n, 1, dtype=torch.float64), (increments * lengths).cumsum(0)])
+    index = {float(t): i for i, t in enumerate(times)}
+
+    class OnPath:
+        def __call__(self, start: float, stop: float) -> Tensor:
+            if stop not in index or start not in index:  # the second noise of a start
+                return torch.randn(n, 1, dtype=torch.float64)
+            return (path[index[stop]] - path[index[start]]) / math.sqrt(start - stop)
+
+        def restart(self) -> None:
+            pass
+
+    euler = solver.with_options(start="euler") if "start" in solver.options else solver
+    finals = []
+    for count in counts:
+        plan = euler.plan(VP, times[:: counts[-1] // count], "eps")
+        with torch.no_grad():
+            finals.append(run_plan(plan, target.model(VP), x, noise=OnPath())[:, 0].numpy())
+    gaps, bars = [], []
+    for coarse, fine in itertools.pairwise(finals):
+        moved = np.stack([function(coarse) - function(fine) for function in FUNCTIONS])
+        gaps.append(np.abs(moved.mean(1)).sum())
+        bars.append(moved.std(1).sum() / math.sqrt(n))
+    assert bars[-1] < 0.25 * gaps[-1]
+    assert math.log2(gaps[-2] / gaps[-1]) > 2 - 0.5
+
+
+# Strong orders -----------------------------------------------------------------------------------
+
+MILD = pf.GaussianMixture([0.35, 0.65], [-0.6, 0.5], stds=[0.5, 0.6])
+
+
+@pytest.mark.parametrize("solver", ["euler-ancestral", "sde-heun"])
+def test_strong_order_on_one_path(solver: str) -> None:
+    curve = study(
+        MILD, solver, (4, 8, 16, 32, 64), "strong", grid=GRID, samples=512, reference_steps=512
+    )
+    errors = [row.error for row in curve.rows]
+    slope = -np.polyfit(np.log([row.steps for row in curve.rows]), np.log(errors), 1)[0]
+    assert slope == pytest.approx(1, abs=0.12)
+    assert curve.estimates[0].verdict in ("consistent", "inconclusive")
+
+
+@pytest.mark.slow  # 5 minutes
+@pytest.mark.parametrize("solver", [s for s in NEW if "strong" in s.orders], ids=name)
+def test_strong_orders(solver: pf.Solver) -> None:
+    assert_order(
+        solver, "strong", target=MILD, steps=(4, 8, 16, 32, 64, 128), samples=8192, grid=GRID
+    )
+
+
+@pytest.mark.parametrize(
+    "solver", [get("edm-churn"), get("sde-heun", s_noise=1.1), get("sa-solver", s_noise=0.9)]
+)
+def test_without_a_reverse_sde_there_is_no_strong_error(solver: pf.Solver) -> None:
+    assert solver.eta is None
+    [row] = study(MILD, solver, (4,), "strong", grid=GRID).rows
+    assert "its strong error needs the path of a reverse SDE" in row.status
+
+
+def test_eta_of_solvers() -> None:
+    assert get("ddim").eta == 0
+    assert get("ddpm").eta == 1
+    assert get("euler-ancestral", eta=0.5).eta == 0.25
+    assert get("seeds-2", eta=0.5).eta == 0.5
+    assert get("sa-solver", tau=0.5).eta == 0.25
+    assert get("sa-solver", tau=lambda rho: 3.0).eta(0.1) == 9
+    assert get("er-sde-2", phi=lambda rho: rho**2).eta(0.3) == pytest.approx(1)
+
+
+# Restart -----------------------------------------------------------------------------------------
+
+
+def test_restart_grid() -> None:
+    grid = pf.grids.restart(pf.grids.karras(), (0.05, 0.3, 2, 3), unit="sigma")
+    times = grid.times(pf.EDM(), 18)
+    assert len(times) == 19 + 2 * 4
+    rises = np.flatnonzero(np.diff(times) > 0)
+    assert len(rises) == 2
+    assert times[rises + 1] == pytest.approx([0.3, 0.3])
+    base = pf.grids.karras().times(pf.EDM(), 18)
+    assert set(base) <= set(times)
+    assert times[rises[0]] == times[rises[1]] == base[np.abs(base - 0.05).argmin()]
+    assert "restart 0.05 to 0.3 x2" in grid.label
+    plan = get("edm-heun").plan(pf.EDM(), times, rises=True)
+    assert plan.stochastic
+    assert plan.nfe == 2 * (18 + 6)
+    noising = plan.steps[rises[0]]
+    assert noising.stages == ()
+    assert noising.noises == ((times[rises[0]], times[rises[0] + 1]),)
+
+
+def test_a_rise_is_the_forward_process() -> None:
+    """A whole plan of one step down, and one rise: the law at the top is that of the process."""
+    target = pf.Gaussian([0.4], 0.25)
+    times = [*GRID.times(VP, 400), float(VP.t_of_neg_log_ab(1.0))]
+    plan = get("ddim").plan(VP, times, "eps", rises=True)
+    law, true = gaussian_law(plan, VP, target), true_law(VP, target, times[-1])
+    before = gaussian_law(Plan("", "eps", plan.steps[:-1]), VP, target)
+    exact = true_law(VP, target, times[-2])
+    ratio = float(VP.alpha(times[-1]) / VP.alpha(times[-2]))
+    gap = law.variance - true.variance
+    assert gap == pytest.approx(ratio**2 * (before.variance - exact.variance), rel=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm-solver++-2m", "sde-heun"])
+def test_restart_keeps_the_order(solver: str) -> None:
+    # Both ends of the interval are times of the base, so that its steps halve, too.
+    low, high = (float(VP.lambda_(GRID.times(VP, 4)[k])) for k in (3, 1))
+    grid = pf.grids.restart(GRID, (low, high, 2), unit="lambda")
+    target, counts, errors = pf.Gaussian([0.4], 0.25), (16, 32, 64, 128, 256), []
+    for count in counts:
+        plan = get(solver).plan(VP, grid.times(VP, count), "eps", rises=True)
+        law, true = gaussian_law(plan, VP, target), true_law(VP, target, plan.times[-1])
+        errors.append(abs(float(law.variance[0] - true.variance[0])))
+    claim = get(solver).orders["tv"]
+    assert fit_order(counts, errors, claim=claim, floor=1e-14).estimate.verdict == "consistent"
+
+
+def test_restart_samples() -> None:
+    grid = pf.grids.restart(pf.grids.karras(), (0.1, 1.0, 2, 4), unit="sigma")
+    model = TARGET.model(pf.EDM())
+    one, two = (pf.sample(model, (6, 2), "edm-heun", 8, grid=grid, seed=s) for s in (0, 1))
+    assert not torch.allclose(one, two)
+    assert torch.equal(one, pf.sample(model, (6, 2), "edm-heun", 8, grid=grid, seed=0))
+    plain = pf.sample(model, (6, 2), "edm-heun", 8, grid="karras", seed=0)
+    assert not torch.allclose(one, plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: pf.grids.restart("karras", (0.1, 1, 2)), TypeError, "base: need a Grid"),
+        (
+            lambda: pf.grids.restart(pf.grids.explicit([1, 0]), (0.1, 1, 2)),
+            ValueError,
+            "base: need a grid whose ends can be chosen",
+        ),
+        (lambda: pf.grids.restart(GRID), ValueError, "intervals: need at least one"),
+        (lambda: pf.grids.restart(GRID, (0.1, 1)), ValueError, "intervals: each is"),
+        (lambda: pf.grids.restart(GRID, (0.1, 1, 0)), ValueError, "intervals: repeats must be"),
+        (lambda: pf.grids.restart(GRID, (0.1, 1, 1, 2.5)), ValueError, "intervals: steps must"),
+        (
+            lambda: pf.grids.restart(GRID, (0.5, 0.1, 2)).times(VP, 8),
+            ValueError,
+            "needs a step down before it, and its upper end",
+        ),
+        (
+            lambda: pf.grids.restart(GRID, (1.0, 2.0, 2)).times(VP, 8),
+            ValueError,
+            "intervals: 2 lies outside the process|intervals",
+        ),
+        (
+            lambda: get("heun").plan(None, [1.0, 0.5, 0.8, 0.2], rises=True),
+            TypeError,
+            "rises: noise is added by a process",
+        ),
+        (
+            lambda: get("heun").plan(VP, [1.0, 0.5, 0.8, 0.2]),
+            ValueError,
+            "times: must be finite and strictly",
+        ),
+        (
+            lambda: get("heun").plan(VP, [0.5, 0.8, 0.2], rises=True),
+            ValueError,
+            "times: must be finite and strictly",
+        ),
+    ],
+)
+def test_wrong_restarts(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("ddim-eta", {"eta": 1.5}),
+        ("euler-ancestral", {"eta": -0.1}),
+        ("euler-ancestral", {"s_noise": -1.0}),
+        ("dpm2-ancestral", {"s_noise": math.nan}),
+        ("dpm-solver++-2s-ancestral", {"eta": math.nan}),
+        ("sde-dpm-solver++-1", {"eta": -1.0}),
+        ("sde-dpm-solver++-1", {"eta": "1"}),
+        ("sde-heun", {"eta": lambda rho: -1.0}),
+        ("sde-dpm-solver++-2m", {"s_noise": math.inf}),
+        ("sde-dpm-solver++-2m", {"solver_type": "euler"}),
+        ("sde-dpm-solver++-3m", {"start": "heun"}),
+        ("dpm-solver++-sde", {"r": 0.0}),
+        ("sde-exponential-rk2", {"c2": 2.0}),
+        ("edm-churn", {"S_churn": -1.0}),
+        ("edm-churn", {"S_noise": math.inf}),
+        ("edm-churn", {"S_tmin": 2.0, "S_tmax": 1.0}),
+        ("sa-solver", {"predictor": 0}),
+        ("sa-solver", {"predictor": 5}),
+        ("sa-solver", {"corrector": 2.0}),
+        ("sa-solver", {"tau": -1.0}),
+        ("sa-solver", {"s_noise": -1.0}),
+        ("sa-solver", {"start": "heun"}),
+        ("er-sde-2", {"phi": 3.0}),
+        ("er-sde-2", {"phi": lambda rho: -rho}),
+        ("er-sde-2", {"phi": lambda rho: rho**0.5}),
+        ("er-sde-3", {"s_noise": -1.0}),
+    ],
+)
+def test_wrong_options(solver: str, options: dict[str, object]) -> None:
+    named = next(iter(options))
+    with pytest.raises(ValueError, match=named):
+        pf.get_solver(solver, **options).plan(VP, [0.9, 0.7, 0.5, 0.3])
+
+
+def test_churn_reaches_the_top_of_the_process_at_most() -> None:
+    """The stages lie at the raised level; at the noisiest time there is nothing to add."""
+    plan = get("edm-churn", S_churn=1e9).plan(VP, [1.0, 0.99, 0.9, 0.5])
+    assert not plan.steps[0].noises
+    assert plan.steps[1].stages[0].time == pytest.approx(1.0, abs=1e-12)
+    raised = Point.many(VP, [plan.steps[3 - 1].stages[0].time, 0.9])
+    assert raised[0].rho == pytest.approx(math.sqrt(2) * raised[1].rho, rel=1e-9)
