@@ -327,6 +327,7 @@ def test_custom_timesteps_and_sigmas() -> None:
         ({}, {}, "num_inference_steps"),
         ({"timestep_spacing": "trailing"}, {"num_inference_steps": 1001}, "at most 1000"),
         ({"timestep_spacing": "leading"}, {"num_inference_steps": 600}, "would start"),
+        ({}, {"num_inference_steps": 5, "mu": 0.5}, "mu: shifts"),
         ({}, {"timesteps": [10, 20]}, "decrease"),
         ({}, {"timesteps": [2000, 20]}, "outside"),
         ({"final_sigmas_type": "sigma_min"}, {"timesteps": [20, 0]}, "two levels"),
