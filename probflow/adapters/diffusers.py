@@ -347,7 +347,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             If no step begins with that model call, or the rest would need other calls than those
             in ``timesteps``.
         """
-        self._begin_index = int(begin_index)
+        self._begin_index, self._index = int(begin_index), None
         if self._plan is not None:
             self._begin(self._rest(self._begin_index))
 
@@ -499,7 +499,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
 
     def _seeded(self, draw: int, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
         samples = sample_indices(self.config.first_sample, shape[0], device)
-        draws = torch.tensor([draw], device=device)
+        draws = torch.full((1,), draw, device=device)
         count = int(np.prod(shape[1:]))
         return normals(self.config.seed, samples, draws, count, dtype).view(shape)
 

@@ -304,6 +304,8 @@ class NoiseLevels:
         given = [n for n, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None]
         if len(given) > 1:
             raise ValueError("timesteps, sigmas: give one of them, not both")
+        if mu is not None and self.family != "flow":
+            raise ValueError("mu: shifts the levels of flow models; this is none")
         if not given:
             if steps is None:
                 raise ValueError("num_inference_steps: give it, or timesteps, or sigmas")

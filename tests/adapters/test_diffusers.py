@@ -27,7 +27,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
-from tiny_pipelines import flux, stable_diffusion, stable_diffusion_3, unet
+from tiny_pipelines import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unet
 
 import probflow as pf
 from probflow.diffusers import ProbflowScheduler, from_pipeline, from_unet
@@ -327,6 +327,7 @@ def test_custom_timesteps_and_sigmas() -> None:
         ({}, {}, "num_inference_steps"),
         ({"timestep_spacing": "trailing"}, {"num_inference_steps": 1001}, "at most 1000"),
         ({"timestep_spacing": "leading"}, {"num_inference_steps": 600}, "would start"),
+        ({}, {"num_inference_steps": 5, "mu": 0.5}, "mu: shifts"),
         ({}, {"timesteps": [10, 20]}, "decrease"),
         ({}, {"timesteps": [2000, 20]}, "outside"),
         ({"final_sigmas_type": "sigma_min"}, {"timesteps": [20, 0]}, "two levels"),
@@ -537,6 +538,48 @@ def test_stable_diffusion_3(name: str) -> None:
     with torch.no_grad():
         expected = run_plan(pipe.scheduler.plan, model, x)
     assert (result - expected).abs().max() < 2e-4 * expected.std()
+
+
+def test_stable_diffusion_xl_with_two_experts(tmp_path) -> None:
+    pipe = stable_diffusion_xl(tmp_path)
+    pipe.scheduler = ProbflowScheduler.from_config(pipe.scheduler.config, solver="unipc-3")
+    x = normal(2, 4, 8, 8)
+    result = latents_of(pipe, latents=x)
+    model = from_pipeline(pipe, PROMPTS, guidance_scale=3.0)
+    with torch.no_grad():
+        expected = run_plan(pipe.scheduler.plan, model, x)
+    assert (result - expected).abs().max() < 2e-4 * expected.std()
+    # The first expert stops early; its latents are those of the plan there.
+    half = latents_of(pipe, latents=x, denoising_end=0.5)
+    done = int((pipe.scheduler.timesteps >= 500).sum())
+    with torch.no_grad():
+        states = run_plan(pipe.scheduler.plan, model, x, trajectory=True)
+    assert (half - states[done]).abs().max() < 2e-4 * states[done].std()
+
+
+def test_stable_diffusion_3_with_a_prompt() -> None:
+    pipe = stable_diffusion_3()
+    encoded = [normal(1, 5, 16, seed=1), normal(1, 5, 16, seed=2), normal(1, 16), normal(1, 16)]
+    asked = {}
+
+    def encode_prompt(prompt, prompt_2, prompt_3, device=None, negative_prompt=None):
+        asked.update(prompt=prompt, negative_prompt=negative_prompt)
+        return tuple(encoded)
+
+    pipe.encode_prompt = encode_prompt
+    model = from_pipeline(pipe, "a cat", guidance_scale=2.0, negative_prompt="a dog")
+    assert asked == {"prompt": "a cat", "negative_prompt": "a dog"}
+    direct = from_unet(
+        pipe.transformer,
+        pipe.scheduler,
+        guidance_scale=2.0,
+        unconditional={"encoder_hidden_states": encoded[1], "pooled_projections": encoded[3]},
+        encoder_hidden_states=encoded[0],
+        pooled_projections=encoded[2],
+    )
+    x = normal(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(x, 0.4), direct(x, 0.4))
 
 
 def test_flux_with_its_shift_by_resolution() -> None:

@@ -86,7 +86,11 @@ ROWS = [
             "UniPCMultistep",
             f"unipc-{order}",
             {"solver_order": order, "solver_type": variant, **end},
-            {"variant": variant, **LOWER, **(EULER_START if order > 2 else {})},
+            {
+                "variant": variant,
+                **(LOWER if order > 1 else {}),
+                **(EULER_START if order > 2 else {}),
+            },
         )
         for order in (1, 2, 3)
         for variant in ("bh1", "bh2")
@@ -110,7 +114,12 @@ ROWS = [
         "sde-dpm-solver++-2m",
         {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
     ),
-    Row("PNDM", "pndm", {"skip_prk_steps": True}),
+    Row(
+        "PNDM",
+        "pndm",
+        {"skip_prk_steps": True, "steps_offset": 1},
+        {"start": "heun", "weights": "constant"},
+    ),
 ]
 
 
@@ -148,7 +157,7 @@ def stock_run(row: Row, levels, x: torch.Tensor, noises: list, monkeypatch) -> t
     )
     other.betas = 1 - other.alphas
     if hasattr(other, "final_alpha_cumprod"):
-        one = row.stock.get("set_alpha_to_one", row.scheduler != "PNDM")
+        one = row.stock.get("set_alpha_to_one", row.scheduler != "PNDM")  # their defaults
         other.final_alpha_cumprod = torch.tensor(1.0) if one else other.alphas_cumprod[0]
         end = -1.0 if one else 0.0
     elif hasattr(other, "sigmas"):

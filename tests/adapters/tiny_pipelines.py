@@ -15,10 +15,16 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 WORDS = ["a", "cat", "dog", "on", "the", "moon"]
 
@@ -72,6 +78,21 @@ def vae(channels: int = 4) -> AutoencoderKL:
     ).eval()
 
 
+def text_config(tokens: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        projection_dim=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
 def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     tokens = tokenizer(folder)
     torch.manual_seed(1)
@@ -87,19 +108,7 @@ def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
         cross_attention_dim=16,
         attention_head_dim=4,
     ).eval()
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokens),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-        )
-    ).eval()
+    text = CLIPTextModel(text_config(tokens)).eval()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -117,6 +126,38 @@ def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
+    tokens = tokenizer(folder)
+    torch.manual_seed(5)
+    network = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    ).eval()
+    pipe = StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(tokens)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokens)).eval(),
+        tokenizer=tokens,
+        tokenizer_2=tokens,
+        unet=network,
+        scheduler=DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear"),
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
