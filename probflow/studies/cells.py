@@ -132,12 +132,12 @@ def cell_keys(task: Task) -> dict[str, str]:
 
     A key is the hash of the plan (every weight and time), of the process at the plan's times and
     at those of the reference, target, grid, measure, settings, of the code that measures, and of
-    the versions of the libraries that compute.
+    the versions of the libraries that compute. There is none for what may end otherwise next time.
     """
     try:
         process, plan = task.curve.plan(task.steps)
-    except (ValueError, ArithmeticError) as reason:
-        return _keys(task, None, f"failed: {reason}")
+    except Exception as problem:
+        return _keys(task, None, _status(problem)) if isinstance(problem, _LASTING) else {}
     return _keys(task, process, plan)
 
 
@@ -168,7 +168,10 @@ def _reference_levels(curve: Curve) -> list[list[np.ndarray]]:
     if not wants_reference(curve):
         return []
     process, steps = curve.process_at(curve.steps[-1]), curve.settings.reference_steps
-    grids = [curve.grid.times(process, count) for count in (steps // 2, steps)]
+    try:
+        grids = [curve.grid.times(process, count) for count in (steps // 2, steps)]
+    except ValueError:  # the reference fails for the same reason
+        return []
     return [_levels(process, np.append(t, 0.5 * (t[:-1] + t[1:]))) for t in grids]
 
 

@@ -162,7 +162,7 @@ def _verdicts(path: Path) -> dict[CurveName, OrderEstimate]:
             if entry["verdict"] not in get_args(Verdict):
                 raise ValueError(f"got the verdict {entry['verdict']!r}")
             said = {"verdict": entry["verdict"], "reason": str(entry["reason"])}
-            estimates.append(OrderEstimate(**{**numbers, **texts, **said}))  # type: ignore[arg-type]
+            estimates.append(OrderEstimate(**{**numbers, **texts, **said}))
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"--compare: {path} is no orders.json of a report ({problem})") from None
     return {curve_name(estimate): estimate for estimate in estimates}

@@ -112,12 +112,23 @@ def _feed(hasher: Any, value: Any, above: tuple[int, ...]) -> None:
         _feed(hasher, (value.func, value.args, value.keywords), above)
     elif isinstance(value, (type, types.BuiltinFunctionType, np.ufunc)):
         tag("named", getattr(value, "__module__", ""), value.__name__)
-    elif hasattr(value, "__dict__"):
-        tag("object", type(value).__module__, type(value).__qualname__)
-        content = {name: item for name, item in vars(value).items() if name not in _CACHES}
-        _feed(hasher, content, above)
     else:
+        tag("object", type(value).__module__, type(value).__qualname__)
+        _feed(hasher, _content(value), above)
+
+
+def _content(value: Any) -> Any:
+    """What an object is made of, as pickle sees it, without its caches."""
+    try:
+        parts = value.__reduce_ex__(4)
+    except TypeError:
         raise TypeError(
             f"cannot tell the content of a {type(value).__module__}.{type(value).__qualname__}, "
             "so its results cannot be kept in a folder; use numbers, arrays and plain objects"
-        )
+        ) from None
+    if isinstance(parts, str):
+        return parts
+    make, arguments, state, *more = (*parts, None)[: max(len(parts), 3)]
+    if isinstance(state, Mapping):
+        state = {name: item for name, item in state.items() if name not in _CACHES}
+    return [make, arguments, state, *(None if part is None else list(part) for part in more)]

@@ -210,7 +210,7 @@ def make_curves(
         for name in solvers
     ]
     for count in counts:  # a grid that does not fit the process fails here, before any work
-        curves[0].plan(count)
+        grid.times(curves[0].process_at(count), count)
     return curves
 
 
@@ -261,8 +261,8 @@ def run_curves(
                 if isinstance(task, _Reference):
                     continue
                 run.take(task, outcome)
+                bar.set_postfix_str(f"{run.failed} failed", refresh=False)
                 bar.update(len(run.tasks[task].measures))
-                bar.set_postfix_str(f"{run.failed} failed")
         except KeyboardInterrupt:
             raise StudyInterrupted(run.study()) from None
         if store is not None:
