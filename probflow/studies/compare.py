@@ -155,6 +155,8 @@ def _row(line: str) -> Row:
 def _verdicts(path: Path) -> dict[CurveName, OrderEstimate]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise ValueError("it is no list")
         estimates = []
         for entry in entries:
             numbers = {k: math.nan if entry[k] is None else float(entry[k]) for k in _NUMBERS}

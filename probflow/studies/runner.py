@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from probflow.grids import Grid, as_grid, check_steps
+from probflow.integrate.noise import check_seed
 from probflow.processes import Process
 from probflow.solvers import Solver, get_solver
 from probflow.studies.cells import (
@@ -199,6 +200,7 @@ def make_curves(
             f"targets: names must differ, got {', '.join(names)}; set target.name to tell them "
             "apart"
         )
+    check_seed(settings.seed)
     if settings.samples < 2 or settings.reference_steps < 2:
         raise ValueError(
             f"samples, reference_steps: need at least 2, got {settings.samples}, "
