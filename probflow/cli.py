@@ -20,7 +20,10 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (2 for bad input, 130 if interrupted)."""
+    """Run a command; returns the exit code.
+
+    It is 1 if ``--compare`` finds a verdict that got worse, 2 for bad input, 130 if interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -44,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     rates.add_argument("study", nargs="?", help="study file (TOML); the built-in study without one")
     rates.add_argument("--out", default="probflow-report", help="folder of the report")
     rates.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
+    rates.add_argument(
+        "--resume", action="store_true", help="keep what was finished in --out, measure the rest"
+    )
+    rates.add_argument(
+        "--compare",
+        metavar="OLD.jsonl",
+        help="cells.jsonl or results.jsonl of an earlier run; exit code 1 if a verdict got worse",
+    )
     rates.add_argument("--seed", type=int, default=None, help="overrides the study's seed")
     rates.add_argument("--no-progress", action="store_true", help="no progress bar")
     rates.set_defaults(run=_rates)
@@ -89,10 +100,12 @@ def _rates(arguments: argparse.Namespace) -> int:
     from probflow.integrate.noise import check_seed
     from probflow.report import check_writable, summary_table, to_markdown
     from probflow.studies import builtin
+    from probflow.studies.compare import compare, read_baseline
     from probflow.studies.config import read_study
     from probflow.studies.runner import StudyInterrupted, run_curves
 
     check_writable(arguments.out)
+    baseline = None if arguments.compare is None else read_baseline(arguments.compare)
     if arguments.seed is not None:
         check_seed(arguments.seed)
     if arguments.study is None:
@@ -105,7 +118,14 @@ def _rates(arguments: argparse.Namespace) -> int:
             curves = [replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves]
     interrupted = False
     try:
-        result = run_curves(curves, jobs=arguments.jobs, progress=not arguments.no_progress)
+        result = run_curves(
+            curves,
+            jobs=arguments.jobs,
+            progress=not arguments.no_progress,
+            out=arguments.out,
+            resume=arguments.resume,
+            notify=lambda text: print(f"probflow: {text}", file=sys.stderr),
+        )
     except StudyInterrupted as stop:
         if not stop.study.rows:
             raise
@@ -115,7 +135,12 @@ def _rates(arguments: argparse.Namespace) -> int:
     print(f"\nReport: {Path(arguments.out) / 'report.md'}")
     if interrupted:
         print("probflow: interrupted; the report holds what was finished", file=sys.stderr)
-    return 130 if interrupted else 0
+        return 130
+    if baseline is None:
+        return 0
+    comparison = compare(baseline, result)
+    print(f"\n{comparison.text()}")
+    return 1 if comparison.worse else 0
 
 
 def _write_rates(

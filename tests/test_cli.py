@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import probflow as pf
+from probflow import cli
 from probflow.cli import main
 
 STUDY = """
@@ -245,3 +246,64 @@ def test_checkpoint_that_is_none(tmp_path: Path, capsys) -> None:
     assert "--shape: need whole numbers" in capsys.readouterr().err
     assert run("sample", "--checkpoint", path, "--shape", "3,8,8", "--out", tmp_path) == 2
     assert "neither TorchScript nor torch.export" in capsys.readouterr().err
+
+
+# Resuming and comparing -------------------------------------------------------------------------
+
+
+def test_rates_resumes_and_compares(study_file: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """An interrupted study keeps its cells, is refused without --resume, and ends the same."""
+    from probflow.studies import runner
+
+    study_file.write_text(STUDY.replace(", 64, 128]", "]"))
+    common = ("rates", study_file, "--jobs", 1, "--no-progress", "--out")
+    assert run(*common, tmp_path / "whole") == 0
+    out = tmp_path / "out"
+    append = runner.Store.append
+    with monkeypatch.context() as patch:
+
+        def full(self, cell):
+            if len(self) == 6:
+                raise OSError(28, "No space left on device")
+            append(self, cell)
+
+        patch.setattr(runner.Store, "append", full)
+        assert run(*common, out) == 2
+    capsys.readouterr()
+    assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl"]
+    assert run(*common, out) == 2
+    assert "holds an unfinished study; resume it, or remove" in capsys.readouterr().err
+    with open(out / "cells.partial.jsonl", "a") as file:
+        file.write("half a li")
+    old = tmp_path / "whole" / "results.jsonl"
+    assert run(*common, out, "--resume", "--compare", old) == 0
+    captured = capsys.readouterr()
+    assert "damaged in line 7; what stood there is measured again" in captured.err
+    assert "12 cells, 0 changed beyond noise, 0 verdicts worse" in captured.out
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (out / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_rates_compare_says_what_got_worse(
+    study_file: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """A baseline in which a solver was of a higher order than now."""
+    study_file.write_text(STUDY.replace('"ddim", ', "").replace(', "path-kl"', ""))
+    out = tmp_path / "out"
+    common = ("rates", study_file, "--jobs", 1, "--no-progress", "--out", out, "--resume")
+    assert run(*common) == 0
+    old = tmp_path / "old.jsonl"
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["error"] = 1.0 / row["steps"]  # consistent with order 1, which now is undecided
+    old.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(cli, "_write_rates", lambda *_: None)  # the same report again
+    capsys.readouterr()
+    assert run(*common, "--compare", old) == 1
+    text = capsys.readouterr().out
+    assert "5 changed beyond noise, 1 verdicts worse" in text
+    assert "consistent -> inconclusive" in text
+    (tmp_path / "torn.jsonl").write_text(old.read_text()[:-5])
+    for wrong, message in ((tmp_path / "torn.jsonl", "line 5 is torn"), (out, "cannot be read")):
+        assert run(*common, "--compare", wrong) == 2
+        assert message in capsys.readouterr().err

@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..studies.rows import MEASURES, OrderEstimate, Row
+from ..studies.rows import MEASURES, STORE_FILES, OrderEstimate, Row
 from .page import save_figure
 from .tables import (
     FORMATS,
@@ -304,7 +304,12 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _own_files(out: Path) -> list[str]:
-    """Files of the earlier report in ``out``, from its provenance; raise if there is none."""
+    """Files of the earlier report in ``out``, from its provenance; raise if there is none.
+
+    Without a report, a folder may hold the cells of a study that is running or was killed.
+    """
+    if all(path.name in STORE_FILES for path in out.iterdir()):
+        return []
     try:
         known = json.loads((out / _PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,9 +11,10 @@ from probflow.grids import Grid
 from probflow.integrate.sample import sample
 from probflow.processes import VP
 from probflow.solvers import Solver, get_solver
+from probflow.studies.cells import Curve
 from probflow.studies.config import digits
 from probflow.studies.measure import Settings
-from probflow.studies.runner import Curve, make_curves
+from probflow.studies.runner import make_curves
 from probflow.targets import GaussianMixture
 
 __all__ = ["builtin_curves", "digit_pictures", "mixture"]

@@ -13,10 +13,11 @@ import numpy as np
 
 from probflow.grids import GRIDS, Grid
 from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.studies.cells import Curve
 from probflow.studies.learned import Learned
 from probflow.studies.measure import Settings
 from probflow.studies.rows import MEASURES
-from probflow.studies.runner import Curve, make_curves
+from probflow.studies.runner import make_curves
 from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
 from probflow.words import near
 

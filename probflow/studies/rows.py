@@ -12,6 +12,12 @@ from typing import Literal
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
+#: Files of :mod:`probflow.studies.store`: cells while a study runs, all of them, these while they
+#: are written, the lock. They may stand in the folder of a report.
+PARTIAL, COMPLETE, NEW, LOCK = STORE_FILES = (
+    *("cells.partial.jsonl", "cells.jsonl", "cells.new.jsonl", "study.lock"),
+)
+
 #: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.
 #: ``q`` is the true law, ``p`` the sampler's.
 MEASURES: dict[str, str] = {

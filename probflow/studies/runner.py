@@ -4,169 +4,43 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from probflow.grids import Grid, as_grid, check_steps
-from probflow.integrate.loop import NonFiniteError
-from probflow.laws.registers import Refusal
-from probflow.plan import Plan
-from probflow.processes import VP, Process
+from probflow.integrate.noise import check_seed
+from probflow.processes import Process
 from probflow.solvers import Solver, get_solver
-from probflow.studies.measure import (
-    Measurement,
-    Reference,
-    Settings,
-    log_covariance,
-    measure,
-    needs_reference,
-    reference_flow,
-    reference_path,
+from probflow.studies.cells import (
+    Cell,
+    Curve,
+    Task,
+    cell_keys,
+    h_max,
+    measure_cells,
+    named,
+    reference_of,
+    unmeasured,
+    wants_reference,
 )
-from probflow.studies.order import fit_order
+from probflow.studies.curves import finish_curve
+from probflow.studies.executors import Failure, Job, Workers, run_jobs
+from probflow.studies.fingerprint import digest
+from probflow.studies.measure import Settings
 from probflow.studies.rows import MEASURES, OrderEstimate, Row
+from probflow.studies.store import Store
 from probflow.targets import Target
 
-__all__ = ["Curve", "Study", "run_curve", "study"]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The task of one worker: a solver on a target and grid, all step counts and measures."""
-
-    target: Target
-    solver: Solver
-    grid: Grid
-    steps: tuple[int, ...]
-    measures: tuple[str, ...]
-    process: Process | None
-    settings: Settings
-    reference: Reference | None = None
-
-    def plan(self, steps: int) -> tuple[Process, Plan]:
-        """Process and plan at one step count."""
-        process = self.process
-        if process is None:
-            process = _process_for(self.grid, steps)
-        times = self.grid.times(process, steps)
-        return process, self.solver.plan(process, times, "eps", rises=self.grid.rises)
-
-
-def _process_for(grid: Grid, steps: int) -> Process:
-    """The linear VP process; the paper's own schedule where the grid is the paper's."""
-    if grid.kind == "paper":
-        return VP.paper(steps + 1, **grid.options)
-    return _VP_LINEAR
-
-
-_VP_LINEAR = VP.linear()
-
-
-def h_max(plan: Plan, process: Process) -> float:
-    """Largest ``1 - alpha_ratio`` of a plan: the founding paper's step size."""
-    levels = np.asarray(process.neg_log_ab(np.asarray(plan.times)))
-    return float(-np.expm1(np.diff(levels)).min())
-
-
-def run_curve(curve: Curve) -> tuple[list[Row], list[OrderEstimate]]:
-    """Measure one curve in each of its measures, and estimate the orders.
-
-    A cell that cannot be measured is a row with its reason in ``status``; it does not stop the
-    others.
-    """
-    rows: list[Row] = []
-    orders: list[OrderEstimate] = []
-    for name in curve.measures:
-        cells: list[Row] = []
-        measured: list[Measurement | None] = []
-        for steps in curve.steps:
-            row, result = _run_cell(curve, name, steps)
-            cells.append(row)
-            measured.append(result)
-        cells, estimate = _with_order(curve, name, cells, measured)
-        rows += cells
-        orders.append(estimate)
-    return rows, orders
-
-
-def _run_cell(curve: Curve, name: str, steps: int) -> tuple[Row, Measurement | None]:
-    empty = Row(
-        target=curve.target.name,
-        solver=curve.solver.name,
-        grid=curve.grid.label,
-        steps=steps,
-        nfe=0,
-        h_max=math.nan,
-        measure=name,
-        error=math.nan,
-    )
-    try:
-        process, plan = curve.plan(steps)
-        empty = replace(empty, nfe=plan.nfe, h_max=h_max(plan, process))
-        result = measure(name, plan, process, curve.target, curve.settings, curve.reference)
-    except Refusal as reason:
-        return replace(empty, status=f"refused: {reason}"), None
-    except (NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError) as reason:
-        return replace(empty, status=f"failed: {reason}"), None
-    return replace(empty, error=result.error, se=result.se, floor=result.floor), result
-
-
-def _log_power(grid: Grid, measure: str, claim: float) -> float:
-    """The largest power of ln T that may come with T^-claim.
-
-    On the paper's schedule h = c1 ln(T)/T, and the range of -ln ab grows like ln T: a solver that
-    makes an error of h^(p + 1) on every step, the pure-noise ones included, has T^-p (ln T)^(p+1)
-    in all. The root of the path KL, a sum of h^(2p + 1) over T steps, has T^-p (ln T)^(p + 1/2).
-    """
-    if grid.kind != "paper":
-        return 0.0
-    return 1.5 if measure == "path-kl" or math.isnan(claim) else claim + 1.0
-
-
-def _with_order(
-    curve: Curve, name: str, cells: list[Row], measured: list[Measurement | None]
-) -> tuple[list[Row], OrderEstimate]:
-    declared = curve.solver.order(name)
-    claim = math.nan if declared is None else declared
-    log_power = _log_power(curve.grid, name, claim)
-
-    def named(estimate: OrderEstimate) -> OrderEstimate:
-        return replace(
-            estimate,
-            target=curve.target.name,
-            solver=curve.solver.name,
-            grid=curve.grid.label,
-            measure=name,
-        )
-
-    known = [m for m in measured if m is not None]
-    if not known:
-        reason = next((c.status for c in cells if c.status != "ok"), "no cell was measured")
-        nothing = OrderEstimate(math.nan, math.nan, math.nan, claim, "inconclusive", reason, "T")
-        return cells, named(nothing)
-    kept = [i for i, m in enumerate(measured) if m is not None]
-    fit = fit_order(
-        [cells[i].steps for i in kept],
-        [cells[i].error for i in kept],
-        claim=claim,
-        covariance=log_covariance(known),
-        floor=np.array([m.floor for m in known]),
-        max_log_power=log_power,
-    )
-    cells = list(cells)
-    for position, i in enumerate(kept):
-        adjacent = position > 0 and kept[position - 1] == i - 1
-        eoc = float(fit.local_orders[position]) if adjacent else math.nan
-        cells[i] = replace(cells[i], eoc=eoc, in_window=bool(fit.in_window[position]))
-    return cells, named(fit.estimate)
+__all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
 
 
 @dataclass(frozen=True)
@@ -234,6 +108,9 @@ def study(
     reference_steps: int = 256,
     jobs: int = 1,
     progress: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    executor: Executor | None = None,
 ) -> Study:
     """Measure solvers on targets and fit orders of convergence.
 
@@ -258,12 +135,23 @@ def study(
         Number of worker processes; 1 measures in this process. With more, a script needs the
         usual ``if __name__ == "__main__"`` guard.
     progress
-        Show a progress bar of curves.
+        Show a progress bar of cells.
+    out
+        Folder that keeps every cell as soon as it is measured, in ``cells.partial.jsonl``, and all
+        of them in ``cells.jsonl`` at the end (:mod:`probflow.studies.store`).
+    resume
+        Take from ``out`` the cells that would be measured in the same way again: same weights,
+        target, measure, settings and versions. Without it an unfinished study there is refused.
+    executor
+        A :class:`concurrent.futures.Executor` that measures the cells, in the place of ``jobs``:
+        a thread pool, or ``client.get_executor()`` of a dask cluster.
 
     Raises
     ------
     TypeError, ValueError
         For unknown names, or values out of range, before anything is measured.
+    OSError
+        If a cell cannot be written to ``out``; those before it are kept.
     """
     curves = make_curves(
         targets=[targets] if isinstance(targets, Target) else list(targets),
@@ -274,7 +162,9 @@ def study(
         process=process,
         settings=Settings(seed, samples, reference_steps),
     )
-    return run_curves(curves, jobs=jobs, progress=progress)
+    return run_curves(
+        curves, jobs=jobs, progress=progress, out=out, resume=resume, executor=executor
+    )
 
 
 def default_grid() -> Grid:
@@ -310,6 +200,7 @@ def make_curves(
             f"targets: names must differ, got {', '.join(names)}; set target.name to tell them "
             "apart"
         )
+    check_seed(settings.seed)
     if settings.samples < 2 or settings.reference_steps < 2:
         raise ValueError(
             f"samples, reference_steps: need at least 2, got {settings.samples}, "
@@ -321,24 +212,64 @@ def make_curves(
         for name in solvers
     ]
     for count in counts:  # a grid that does not fit the process fails here, before any work
-        curves[0].plan(count)
+        grid.times(curves[0].process_at(count), count)
     return curves
 
 
-def run_curves(curves: Sequence[Curve], *, jobs: int = 1, progress: bool = False) -> Study:
-    """Measure curves, in this process or in workers; the result is the same for any ``jobs``."""
+def run_curves(
+    curves: Sequence[Curve],
+    *,
+    jobs: int = 1,
+    progress: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    executor: Executor | None = None,
+    notify: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2),
+) -> Study:
+    """Measure curves; the result is the same for any number and order of workers.
+
+    Arguments are those of :func:`study`; ``notify`` is called with a sentence for everything that
+    was repaired in the folder ``out``.
+
+    Raises
+    ------
+    StudyInterrupted
+        On Ctrl-C, with the curves that are complete.
+    """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: need a whole number >= 1, got {jobs!r}")
-    results: dict[int, tuple[list[Row], list[OrderEstimate]]] = {}
-    try:
-        with tqdm(total=len(curves), unit="curve", disable=not progress) as bar:
-            for index, result in _results(curves, jobs):
-                results[index] = result
-                bar.set_postfix_str(curves[index].solver.name)
-                bar.update()
-    except KeyboardInterrupt:
-        raise StudyInterrupted(_collect(results, curves)) from None
-    return _collect(results, curves)
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(
+            f"executor: need a concurrent.futures.Executor, got {type(executor).__name__}; of a "
+            "dask client take client.get_executor()"
+        )
+    if resume and out is None:
+        raise ValueError("resume: needs out, the folder of the study that is to be resumed")
+    if jobs > 1 and executor is None:
+        _check_picklable(curves)
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        store = None
+        if out is not None:
+            store = stack.enter_context(Store(out, resume=resume, notify=notify))
+        run = _Run(curves, store)
+        bar = tqdm(total=run.cells, unit="cell", disable=not progress, initial=run.found)
+        stack.callback(bar.close)
+        workers = Workers.of(jobs, executor)
+        stack.callback(workers.close)
+        try:
+            for task, outcome in run_jobs(run.jobs(), workers):
+                if isinstance(task, _Reference):
+                    continue
+                run.take(task, outcome)
+                bar.set_postfix_str(f"{run.failed} failed", refresh=False)
+                bar.update(len(run.tasks[task].measures))
+        except KeyboardInterrupt:
+            raise StudyInterrupted(run.study()) from None
+        if store is not None:
+            store.complete(run.keys())
+        return run.study()
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -349,54 +280,121 @@ class StudyInterrupted(KeyboardInterrupt):
         self.study = finished
 
 
-def _collect(results: Mapping[int, Any], curves: Sequence[Curve]) -> Study:
-    done = [results[index] for index in sorted(results)]
-    return Study(
-        tuple(row for rows, _ in done for row in rows),
-        tuple(order for _, orders in done for order in orders),
-        curves[0].settings,
-    )
+@dataclass(frozen=True)
+class _Reference:
+    """Name of the job that computes a reference: what curves with the same one share."""
+
+    target: int
+    grid: Grid
+    settings: Settings
+    eta: Any
+    largest: int  # step count, for a path
 
 
-def _reference(curve: Curve) -> Reference:
-    process, eta = curve.plan(curve.steps[-1])[0], curve.solver.eta
-    if eta == 0:
-        return reference_flow(process, curve.target, curve.grid, curve.settings)
-    return reference_path(
-        process, curve.target, curve.grid, curve.settings, eta, largest=curve.steps[-1]
-    )
+class _Run:
+    """A study on its way: tasks to do, cells of curves that are not complete, finished curves.
+
+    Only incomplete curves hold their cells (with the samples), so memory does not grow with the
+    number of cells.
+    """
+
+    def __init__(self, curves: Sequence[Curve], store: Store | None) -> None:
+        self.curves, self.store = curves, store
+        self.tasks: dict[tuple[int, int], Task] = {}  # by curve and steps
+        self.cells = sum(len(c.steps) * len(c.measures) for c in curves)
+        self.found = self.failed = 0
+        self._open: list[dict[tuple[str, int], Cell]] = [{} for _ in curves]
+        self._done: dict[int, tuple[list[Row], list[OrderEstimate]]] = {}
+        self._keys: dict[tuple[int, str, int], str] = {}  # by curve, measure and steps
+        targets: dict[int, str] = {}
+        for index, curve in enumerate(curves):
+            if store is not None and id(curve.target) not in targets:
+                targets[id(curve.target)] = digest(curve.target)
+            # Fine grids take longest: they go first, so that no worker is left with one at the end.
+            for steps in reversed(curve.steps):
+                key = targets.get(id(curve.target), "")
+                self._plan_task(index, Task(curve, steps, curve.measures, key))
+
+    def _plan_task(self, index: int, task: Task) -> None:
+        missing = list(task.measures)
+        if self.store is not None and len(self.store):
+            for name, key in cell_keys(task).items():
+                cell = self.store.get(key)
+                if cell is not None:
+                    missing.remove(name)
+                    self.found += 1
+                    self._add(index, cell)
+        if missing:
+            self.tasks[index, task.steps] = replace(task, measures=tuple(missing))
+
+    def keys(self) -> list[str]:
+        """The keys of all cells, in the study's order."""
+        return [
+            self._keys[index, name, steps]
+            for index, curve in enumerate(self.curves)
+            for name in curve.measures
+            for steps in curve.steps
+        ]
+
+    def jobs(self) -> list[Job]:
+        """The tasks, and the references that some of them need."""
+        first: dict[_Reference, Job] = {}
+        jobs = []
+        for name, task in self.tasks.items():
+            reference = None
+            if "strong" in task.measures and wants_reference(task.curve):
+                curve = task.curve
+                eta = curve.solver.eta
+                largest = curve.steps[-1] if eta else 0
+                known = id(curve.target), curve.grid, curve.settings
+                reference = _Reference(*known, eta, largest)
+                first.setdefault(reference, Job(reference, reference_of, curve))
+            jobs.append(Job(name, measure_cells, task, reference))
+        return [*first.values(), *jobs]
+
+    def take(self, name: tuple[int, int], outcome: Any) -> None:
+        """Store what a task ended with."""
+        if isinstance(outcome, Failure):
+            status = f"failed: {named(outcome.problem)}"
+            outcome = unmeasured(self.tasks[name], status)
+        for cell in outcome:
+            if self.store is not None and cell.lasting:
+                self.store.append(cell)
+            self._add(name[0], cell)
+
+    def _add(self, index: int, cell: Cell) -> None:
+        curve, cells = self.curves[index], self._open[index]
+        cells[cell.row.measure, cell.row.steps] = cell
+        self.failed += cell.row.status.startswith("failed")
+        self._keys[index, cell.row.measure, cell.row.steps] = cell.key
+        if len(cells) < len(curve.steps) * len(curve.measures):
+            return
+        rows: list[Row] = []
+        estimates = []
+        for name in curve.measures:
+            own, estimate = finish_curve(curve, name, [cells[name, T] for T in curve.steps])
+            rows += own
+            estimates.append(estimate)
+        self._done[index] = rows, estimates
+        self._open[index] = {}
+
+    def study(self) -> Study:
+        """The curves that are complete, in the study's order."""
+        done = [self._done[index] for index in sorted(self._done)]
+        return Study(
+            tuple(row for rows, _ in done for row in rows),
+            tuple(order for _, orders in done for order in orders),
+            self.curves[0].settings,
+        )
 
 
-def _reference_key(curve: Curve) -> tuple[Any, ...] | None:
-    """What curves with the same reference share; ``None`` for those that need none."""
-    eta = curve.solver.eta
-    if eta is None or not needs_reference(curve.target, curve.measures, eta):
-        return None
-    return id(curve.target), curve.grid, curve.settings, eta, curve.steps[-1] if eta else 0
-
-
-def _results(curves: Sequence[Curve], jobs: int) -> Iterator[tuple[int, Any]]:
-    keys = [_reference_key(curve) for curve in curves]
-    first = {key: curve for key, curve in reversed(list(zip(keys, curves, strict=True))) if key}
-    if jobs == 1:
-        references = {key: _reference(curve) for key, curve in first.items()}
-        for index, (key, curve) in enumerate(zip(keys, curves, strict=True)):
-            yield index, run_curve(replace(curve, reference=references[key]) if key else curve)
-        return
-    pool = ProcessPoolExecutor(
-        min(jobs, len(curves)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-    try:
-        pending = {key: pool.submit(_reference, curve) for key, curve in first.items()}
-        futures = {pool.submit(run_curve, c): i for i, c in enumerate(curves) if not keys[i]}
-        for index, (key, curve) in enumerate(zip(keys, curves, strict=True)):
-            if key:
-                reference = pending[key].result()
-                futures[pool.submit(run_curve, replace(curve, reference=reference))] = index
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _check_picklable(curves: Iterable[Curve]) -> None:
+    """Processes import a solver's function by name; one that has none cannot be sent."""
+    for curve in curves:
+        try:
+            pickle.dumps((curve.solver, curve.process))
+        except (pickle.PicklingError, AttributeError, TypeError) as problem:
+            raise ValueError(
+                f"jobs: {curve.solver.name} and its process cannot be sent to another process "
+                f"({problem}); define their functions at the top level of a module, or use jobs=1"
+            ) from None

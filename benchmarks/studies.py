@@ -1,0 +1,103 @@
+"""A study of 2 000 small cells on one and on two worker processes: time and memory.
+
+    python benchmarks/studies.py [--cells 2000] [--repeats 1]
+
+Workers are started before the clock. The ratio says whether both are kept busy; it needs two idle
+cores, and a third of one for the process that hands out work and writes the cells down. Memory is
+the resident set of that process (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+import probflow as pf
+from probflow.studies.cells import Curve, Task, measure_cells
+from probflow.studies.executors import _start_worker
+from probflow.studies.measure import Settings
+from probflow.studies.runner import default_grid, make_curves, run_curves
+
+STEPS = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
+SOLVERS = ("ddim", "heun", "accelerated-ode", "dpm-solver++-2m", "rk4")
+
+
+def small_curves(cells: int) -> list[Curve]:
+    """Total variation of deterministic solvers on mixtures in the plane, 50 samples."""
+    rng = np.random.default_rng(0)
+    targets = []
+    for number in range(max(1, cells // (len(STEPS) * len(SOLVERS)))):
+        target = pf.GaussianMixture([1, 2], rng.normal(size=(2, 2)), stds=[0.5, 0.7])
+        target.name = f"mixture-{number}"
+        targets.append(target)
+    return make_curves(
+        targets=targets,
+        solvers=SOLVERS,
+        steps=STEPS,
+        measures=("tv",),
+        grid=default_grid(),
+        process=None,
+        settings=Settings(samples=50),
+    )
+
+
+def resident() -> float:
+    """Resident memory of this process in MiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def warm(_: int) -> int:
+    """Import everything in a worker."""
+    [curve] = small_curves(1)[:1]
+    measure_cells(Task(curve, 4, ("tv",)))
+    time.sleep(0.5)
+    return os.getpid()
+
+
+def run(curves: list[Curve], workers: int, out: str | None) -> tuple[float, list[float]]:
+    """Seconds of the study, and memory before it and after it."""
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+        while len(set(pool.map(warm, range(2 * workers)))) < workers:
+            pass
+        memory = [resident()]
+        start = time.perf_counter()
+        folder = None if out is None else Path(out) / str(workers)
+        run_curves(curves, executor=pool, out=folder)
+        seconds = time.perf_counter() - start
+        return seconds, [*memory, resident()]
+
+
+def main() -> None:
+    """Print times, the ratio, and the growth of memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    curves = small_curves(arguments.cells)
+    count = sum(len(curve.steps) for curve in curves)
+    run(curves[: len(SOLVERS)], 1, None)  # what is loaded once
+    for _ in range(arguments.repeats):
+        seconds = {}
+        for workers in (1, 2):
+            with tempfile.TemporaryDirectory() as out:
+                seconds[workers], memory = run(curves, workers, out)
+                size = sum(path.stat().st_size for path in Path(out).rglob("*")) / 2**20
+            print(
+                f"{count} cells, {workers} workers: {seconds[workers]:.1f} s, "
+                f"{1e3 * seconds[workers] / count:.1f} ms a cell; memory {memory[0]:.0f} -> "
+                f"{memory[1]:.0f} MiB, {size:.1f} MiB on disk"
+            )
+        print(f"two workers are {seconds[1] / seconds[2]:.2f} times as fast as one")
+
+
+if __name__ == "__main__":
+    main()

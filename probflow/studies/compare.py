@@ -1,0 +1,256 @@
+"""Baselines: what changed between an earlier run and a study, beyond noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from probflow.studies.cells import Cell
+from probflow.studies.curves import fit_cells, unfitted
+from probflow.studies.points import FLOOR_FACTOR
+from probflow.studies.rows import MEASURES, OrderEstimate, Row, Verdict
+from probflow.studies.runner import Study
+from probflow.studies.store import read_cell
+
+__all__ = ["Baseline", "Comparison", "compare", "read_baseline"]
+
+#: Exact measures agree to this part of the error over library versions and machines.
+ROUND_OFF = 1e-6
+#: A change of a sampled error counts from this many standard errors of the difference on.
+SIGNIFICANT = 3.0
+
+#: The larger, the better; a claim that holds is not bettered by one that is not sharp.
+_RANK: dict[str, int] = {"slower": 0, "inconclusive": 1, "consistent": 2, "faster": 2}
+
+CurveName = tuple[str, str, str, str]  # target, solver, grid, measure
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An earlier run.
+
+    Parameters
+    ----------
+    rows
+        Its rows.
+    samples
+        Per-sample contributions of its cells where the file has them, by curve and steps.
+    verdicts
+        Its estimates where the file has some beside it, by curve.
+    """
+
+    rows: tuple[Row, ...]
+    samples: Mapping[tuple[CurveName, int], Cell] = field(default_factory=dict)
+    verdicts: Mapping[CurveName, OrderEstimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed: cells, verdicts (``worse`` and others), and what only one side has."""
+
+    compared: int
+    cells: tuple[str, ...]
+    worse: tuple[str, ...]
+    verdicts: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def text(self) -> str:
+        """The changes as Markdown."""
+        parts = [
+            f"Compared with the baseline: {self.compared} cells, {len(self.cells)} changed beyond "
+            f"noise, {len(self.worse)} verdicts worse."
+        ]
+        for heading, lines in (
+            ("Worse verdicts", self.worse),
+            ("Other verdicts", self.verdicts),
+            ("Cells", self.cells),
+            ("On one side only", self.missing),
+        ):
+            if lines:
+                parts.append(f"{heading}:\n" + "\n".join(f"- {line}" for line in lines))
+        return "\n\n".join(parts)
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def read_baseline(path: str | Path) -> Baseline:
+    """Read ``cells.jsonl`` or ``results.jsonl`` of an earlier run.
+
+    With ``results.jsonl`` the verdicts come from the ``orders.json`` beside it.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or a line is damaged, of another kind or format, or one of two
+        different results of a cell: a baseline is not repaired. The message names the line.
+    """
+    path = Path(path)
+    cells: dict[tuple[CurveName, int], Cell] = {}
+    try:
+        data = path.read_bytes()
+        lines = data.decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"--compare: {path} cannot be read ({problem})") from None
+    if data and not data.endswith(b"\n"):
+        raise ValueError(f"--compare: {path}, line {len(lines)} is torn: it has no end")
+    stored = False
+    for number, line in enumerate(lines, 1):
+        try:
+            stored = stored or '"format"' in line
+            cell = read_cell(line) if stored else Cell(_row(line))
+            name = (curve_name(cell.row), cell.row.steps)
+            if name in cells and cell_text(cells[name]) != cell_text(cell):
+                raise ValueError("a second, different result of a cell")
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ValueError(f"--compare: {path}, line {number}: {problem}") from None
+        cells[name] = cell
+    if not cells:
+        raise ValueError(f"--compare: {path} holds no rows")
+    rows = tuple(cell.row for cell in cells.values())
+    if stored:
+        return Baseline(rows, cells)
+    orders = path.parent / "orders.json"
+    return Baseline(rows, verdicts=_verdicts(orders) if orders.is_file() else {})
+
+
+def curve_name(item: Row | OrderEstimate) -> CurveName:
+    """What names a curve."""
+    return (item.target, item.solver, item.grid, item.measure)
+
+
+def cell_text(cell: Cell) -> str:
+    """A text that differs where cells differ (NaN is equal to itself)."""
+    return repr(cell.row) + repr(None if cell.samples is None else cell.samples.tolist())
+
+
+_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+
+
+def _row(line: str) -> Row:
+    """A line of ``results.jsonl``; no number stands for NaN."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    fields = dataclasses.fields(Row)
+    if not isinstance(values, dict) or set(values) != {f.name for f in fields}:
+        raise ValueError("it is no row of results.jsonl")
+    for f in fields:
+        if f.type == "float" and values[f.name] is None:
+            values[f.name] = math.nan
+        value, kind = values[f.name], _TYPES[str(f.type)]
+        if not isinstance(value, kind) or (isinstance(value, bool) and f.type != "bool"):
+            raise ValueError(f"{f.name} has the wrong type, got {value!r}")
+    if values["measure"] not in MEASURES or values["steps"] < 1:
+        raise ValueError("its measure or steps are none of a study")
+    return Row(**values)
+
+
+def _verdicts(path: Path) -> dict[CurveName, OrderEstimate]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise ValueError("it is no list")
+        estimates = []
+        for entry in entries:
+            numbers = {k: math.nan if entry[k] is None else float(entry[k]) for k in _NUMBERS}
+            texts = {k: str(entry[k]) for k in ("target", "solver", "grid", "measure")}
+            if entry["verdict"] not in get_args(Verdict):
+                raise ValueError(f"got the verdict {entry['verdict']!r}")
+            said = {"verdict": entry["verdict"], "reason": str(entry["reason"])}
+            estimates.append(OrderEstimate(**{**numbers, **texts, **said}))
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"--compare: {path} is no orders.json of a report ({problem})") from None
+    return {curve_name(estimate): estimate for estimate in estimates}
+
+
+_NUMBERS = ("order", "low", "high", "claim")
+
+
+# Comparing --------------------------------------------------------------------------------------
+
+
+def compare(baseline: Baseline, study: Study) -> Comparison:
+    """What a study has other than a baseline.
+
+    An error has changed if the two differ by more than 3 standard errors of both, 20 floors and
+    1e-6 of the error together, or if one of the two has no number. A verdict is worse if
+    ``consistent`` or ``faster`` became ``inconclusive`` or ``slower``, or ``inconclusive`` became
+    ``slower``. Where a baseline has no verdicts of its own, its rows are judged as the study's
+    are, against the study's claims.
+    """
+    old = {(curve_name(row), row.steps): row for row in baseline.rows}
+    new = {(curve_name(row), row.steps): row for row in study.rows}
+    common = [key for key in new if key in old]
+    cells = [text for key in common if (text := _changed(old[key], new[key]))]
+    worse, others = [], []
+    for estimate in study.estimates:
+        name = curve_name(estimate)
+        rows = [row for row in baseline.rows if curve_name(row) == name]
+        if not rows:
+            continue
+        before, now = _estimates(baseline, rows, estimate, study)
+        text = (
+            f"{_label(name)}: {before.verdict} -> {now.verdict} (claim {before.claim:g}, order "
+            f"{before.order:.2f} -> claim {now.claim:g}, order {now.order:.2f}): {now.reason}"
+        )
+        if _RANK[now.verdict] < _RANK[before.verdict]:
+            worse.append(text)
+        elif now.verdict != before.verdict or not _same(now.claim, before.claim):
+            others.append(text)
+    missing = [f"{_cell_label(k)}: not in the baseline" for k in new if k not in old]
+    missing += [f"{_cell_label(k)}: in the baseline only" for k in old if k not in new]
+    return Comparison(len(common), tuple(cells), tuple(worse), tuple(others), tuple(missing))
+
+
+def _changed(old: Row, new: Row) -> str:
+    """What changed in a cell; empty if nothing did."""
+    label = _cell_label((curve_name(new), new.steps))
+    if (old.status == "ok") != (new.status == "ok"):
+        return f"{label}: {old.status} -> {new.status}"
+    if old.status != "ok":
+        return ""
+    noise = SIGNIFICANT * math.hypot(old.se, new.se) + FLOOR_FACTOR * (old.floor + new.floor)
+    if not abs(new.error - old.error) > noise + ROUND_OFF * max(old.error, new.error):
+        return ""
+    return f"{label}: {old.error:.4g} -> {new.error:.4g} ({new.error / old.error - 1:+.1%})"
+
+
+def _estimates(
+    baseline: Baseline, rows: Sequence[Row], now: OrderEstimate, study: Study
+) -> tuple[OrderEstimate, OrderEstimate]:
+    """Estimates of the baseline and of the study that may be compared."""
+    name = curve_name(now)
+    if name in baseline.verdicts:
+        return baseline.verdicts[name], now
+    cells = [baseline.samples[name, r.steps] for r in rows if (name, r.steps) in baseline.samples]
+    if len(cells) == len(rows):
+        return _judge(cells, now.claim), now
+    # Rows alone know standard errors, not what correlates them: judge both sides by these.
+    own = [row for row in study.rows if curve_name(row) == name]
+    return _judge(map(Cell, rows), now.claim), _judge(map(Cell, own), now.claim)
+
+
+def _judge(cells: Iterable[Cell], claim: float) -> OrderEstimate:
+    ordered = sorted(cells, key=lambda cell: cell.row.steps)
+    fit = fit_cells(ordered, claim, ordered[0].row.grid.split(",")[0])
+    return unfitted(ordered, claim) if fit is None else fit.estimate
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def _label(name: CurveName) -> str:
+    target, solver, grid, measure = name
+    return f"{solver}, {measure} on {target}, {grid}"
+
+
+def _cell_label(key: tuple[CurveName, int]) -> str:
+    return f"{_label(key[0])}, T = {key[1]}"

@@ -1,0 +1,144 @@
+"""Study files of every kind: a study, or one sentence that names the file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from probflow.studies.config import PROCESSES, read_study
+from probflow.studies.rows import MEASURES
+
+quick = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+GOOD: dict[str, Any] = {
+    "name": "a study",
+    "solvers": ["ddim", "accelerated-sde"],
+    "measures": ["tv", "path-kl"],
+    "seed": 3,
+    "samples": 16,
+    "reference_steps": 32,
+    "target": {
+        "kind": "gaussian-mixture",
+        "weights": [0.35, 0.65],
+        "means": [-1.2, 0.8],
+        "stds": [0.3, 0.45],
+    },
+    "process": {"kind": "vp-linear"},
+    "grid": {"kind": "log-snr", "start": 3.0, "end": 0.01, "steps": [2, 4, 8]},
+}
+
+scalars = (
+    st.booleans()
+    | st.integers(-5, 10**20)
+    | st.floats(allow_nan=True, allow_infinity=True)
+    | st.text(st.characters(codec="ascii"), max_size=6)
+    | st.sampled_from(["tv", "ddim", "karras", "paper", "gaussian", "empirical", "digits", "edm"])
+)
+values = scalars | st.lists(scalars, max_size=3) | st.lists(st.lists(scalars, max_size=2))
+places = st.sampled_from(
+    [(key,) for key in GOOD]
+    + [(table, key) for table in ("target", "process", "grid") for key in GOOD[table]]
+)
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value).replace("\\u007f", "\\u007F")
+
+
+def text_of(study: dict[str, Any]) -> str:
+    return "".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in study.items())
+
+
+def check(path: Path) -> bool:
+    """Read a file: a sound study (True), or a ValueError of one line that names the file."""
+    try:
+        study = read_study(path)
+    except ValueError as refusal:
+        message = str(refusal)
+        assert str(path) in message
+        assert len(message.splitlines()) <= 3
+        return False
+    for curve in study.curves:
+        assert all(name in MEASURES for name in curve.measures)
+        assert list(curve.steps) == sorted(set(curve.steps))
+        assert curve.steps[0] >= 1
+        assert curve.settings.samples >= 2
+        assert 0 <= curve.settings.seed < 2**64
+        assert all(math.isfinite(x) for x in (curve.grid.start or 0, curve.grid.end or 0))
+    assert study.curves
+    return True
+
+
+def test_the_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text_of(GOOD))
+    assert check(path)
+    for kind in PROCESSES:
+        if kind not in ("ve", "edm"):  # there -ln ab = 3 is another noise level, and allowed, too
+            path.write_text(text_of({**GOOD, "process": {"kind": kind}}))
+            assert check(path)
+
+
+@quick
+@given(place=places, value=values, delete=st.booleans(), rename=st.booleans())
+def test_one_thing_wrong(tmp_path: Path, place, value, delete: bool, rename: bool) -> None:
+    study = copy.deepcopy(GOOD)
+    table = study
+    for key in place[:-1]:
+        table = table[key]
+    old = table.pop(place[-1])
+    if not delete:
+        table[place[-1] + ("x" if rename else "")] = old if rename else value
+    path = tmp_path / "study.toml"
+    path.write_text(text_of(study))
+    read = check(path)
+    if rename and not delete:
+        assert not read
+
+
+@quick
+@given(cut=st.integers(0, 400), junk=st.binary(max_size=12))
+def test_damaged_files(tmp_path: Path, cut: int, junk: bytes) -> None:
+    """Cut off, or overwritten by any bytes."""
+    whole = text_of(GOOD).encode()
+    path = tmp_path / "study.toml"
+    path.write_bytes(whole[:cut] + junk)
+    check(path)
+    path.write_bytes(whole[:cut] + junk + whole[cut + len(junk) :])
+    check(path)
+
+
+@quick
+@given(
+    st.dictionaries(
+        st.sampled_from([*GOOD, "more"]),
+        values | st.dictionaries(st.sampled_from(["kind", "start", "steps", "data"]), values),
+    )
+)
+def test_any_table(tmp_path: Path, study: dict[str, Any]) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text_of(study))
+    check(path)
+
+
+@pytest.mark.parametrize("name", ["folder", "none.toml"])
+def test_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    assert not check(tmp_path / name)
