@@ -16,10 +16,10 @@ laws, total variation among them) cheap. Let F be what multiplies h, with slope 
 Within a step the solution has F' INT W dt, whose covariance with the step's own noise is h^2/2,
 and the mean h^2/4 F'' of the second-order term. A Runge-Kutta stage at c, with the path's noise
 there and the weight 1/(2c), has both, whatever c. A multistep method extrapolates through the
-outputs of earlier steps, so that the noise of a step enters F one step late; the sum over the steps has the
-same covariances but for the last step's, once h^2. So both kinds have order 2. No polynomial
-through more points goes further: the variance h^3/3 of INT W dt takes noises of its own. On one
-path all have strong order 1: what one increment per interval says of the exact noise term
+outputs of earlier steps, so that the noise of a step enters F one step late; the sum over the
+steps has the same covariances but for the last step's, once h^2. So both kinds have order 2.
+More points do not help: the variance h^3/3 of INT W dt takes noises of its own.
+On one path all have strong order 1: what one increment per interval says of the exact noise term
 is right to a relative h, and INT W dt is unknown.
 """
 

@@ -76,15 +76,19 @@ def test_generators() -> None:
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_a_brownian_path_couples_step_counts(solver: str) -> None:
-    """With one path the samples of finer and finer grids converge."""
+    """With one path the samples of finer and finer grids converge.
+
+    By the median distance: a few of the 400 paths end in another component on the coarse grid, and
+    would decide the mean square.
+    """
     x = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     path = pf.BrownianInterval(1e-3, 1.0, (400, 2), torch.float64, entropy=0)
     results = [
         pf.sample(MODEL, x=x, solver=solver, steps=n, noise=path, grid="quadratic")
         for n in (8, 32, 128)
     ]
-    coarse = (results[0] - results[2]).square().mean().sqrt()
-    fine = (results[1] - results[2]).square().mean().sqrt()
+    coarse = (results[0] - results[2]).norm(dim=1).median()
+    fine = (results[1] - results[2]).norm(dim=1).median()
     assert fine < 0.5 * coarse
 
 
