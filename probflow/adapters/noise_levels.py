@@ -337,8 +337,7 @@ class NoiseLevels:
                     )
             return np.append(self.times(values), self._end())
         if self.family == "flow":
-            values = values[values > 0] if values[-1] == 0 else values
-            return np.append(self._shifted(values, mu), self._end_of(values))
+            return self._flow_ends(values[values > 0], mu)
         with np.errstate(divide="ignore"):
             levels = self.process.t(-np.log(values))
         if not np.isfinite(levels).all():
@@ -358,9 +357,6 @@ class NoiseLevels:
         if self._to_zero():
             return self.process.t_min
         return {"vp": 0.0, "edm": self.process.end, "flow": 1.0 / self.count}[self.family]
-
-    def _end_of(self, sigmas: np.ndarray) -> float:
-        return self._end() if self._end() < sigmas[-1] else 0.0
 
     def _levels(self, steps: int, mu: float | None) -> np.ndarray:
         if self.family == "edm":
@@ -445,10 +441,15 @@ class NoiseLevels:
             dynamic, shift = self.config["use_dynamic_shifting"], float(self.config["shift"])
             least = least if dynamic else shift * least / (1.0 + (shift - 1.0) * least)
             sigmas = np.linspace(1.0, least, steps)
+        return self._flow_ends(sigmas, mu)
+
+    def _flow_ends(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
+        """All levels, for sigmas before the shift."""
         sigmas = self._shifted(sigmas, mu)
         if self._curve is not None:
-            sigmas = self._between(self._curve, sigmas[0], sigmas[-1], steps)
-        return np.append(sigmas, self._end_of(sigmas))
+            sigmas = self._between(self._curve, sigmas[0], sigmas[-1], len(sigmas))
+        # To the smallest trained sigma only if that lies below.
+        return np.append(sigmas, self._end() if self._end() < sigmas[-1] else 0.0)
 
     def _shifted(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
         """The shift of flow models by resolution (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
@@ -460,8 +461,8 @@ class NoiseLevels:
         else:
             shift = config["flow_shift"] if config["use_flow_sigmas"] else config["shift"]
         sigmas = shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
-        if config["shift_terminal"]:
-            rest = 1.0 - sigmas
+        rest = 1.0 - sigmas
+        if config["shift_terminal"] and rest[-1] > 0:
             sigmas = 1.0 - rest * ((1.0 - config["shift_terminal"]) / rest[-1])
         return sigmas
 

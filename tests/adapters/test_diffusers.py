@@ -181,9 +181,12 @@ def test_flow_matching_sigmas_are_those_of_the_stock_scheduler(options: dict) ->
     assert torch.allclose(ours.timesteps, other.timesteps, atol=1e-3)
 
 
+@pytest.mark.parametrize("karras", [False, True])
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
-def test_dynamic_shifting(kind: str) -> None:
-    other = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+def test_dynamic_shifting(kind: str, karras: bool) -> None:
+    other = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type=kind, use_karras_sigmas=karras
+    )
     ours = ProbflowScheduler.from_config(other.config, solver="euler")
     sigmas = np.linspace(1.0, 1 / 6, 6)
     for s in (other, ours):
@@ -210,6 +213,21 @@ def test_edm_schedulers_keep_sigmas_and_noise_conditioning(name: str) -> None:
     ours.set_timesteps(8)
     assert torch.allclose(ours.sigmas, other.sigmas, rtol=1e-5)
     assert torch.allclose(ours.timesteps, other.timesteps.float(), atol=1e-6)
+
+
+def test_continuous_timesteps_of_stable_video_diffusion() -> None:
+    other = EulerDiscreteScheduler(
+        timestep_type="continuous",
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    )
+    ours = ProbflowScheduler.from_config(other.config)
+    other.set_timesteps(8)
+    ours.set_timesteps(8)
+    assert torch.allclose(ours.sigmas, other.sigmas, rtol=1e-5)
+    assert torch.allclose(ours.timesteps, other.timesteps.float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
