@@ -26,7 +26,7 @@ from probflow.targets import Target
 __all__ = ["certificate"]
 
 
-def certificate(plan: Plan, process: Any, target: Target, points: int = 401) -> float:
+def certificate(plan: Plan, process: Any, target: Target, points: int = 201) -> float:
     """The bound above, on the line.
 
     Raises
