@@ -144,7 +144,8 @@ class Normals:
             self._blocks.clear()
         return normal.view(len(draws), len(self._keys), self._count)
 
-    def _block(self, *sizes: int) -> _Block:
+    def _block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:
+        sizes = n, hashes, columns, sines
         if sizes not in self._blocks:
             if len(self._blocks) >= 16:
                 self._blocks.clear()

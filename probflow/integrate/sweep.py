@@ -111,8 +111,7 @@ def _subtree(
         left, right = split(chosen, *columns, motion._drawn(middles, source), own=True)
         # In order: both halves of what was cut, and what was a step already.
         every = nodes + left_nodes + right_nodes
-        order = set(range(len(every))).difference(wide)
-        order = sorted(order, key=every.__getitem__)
+        order = sorted(set(range(len(every))).difference(wide), key=every.__getitem__)
         nodes = [every[k] for k in order]
         level = tuple(torch.cat(parts)[order] for parts in zip(level, left, right, strict=True))
     yield from zip(*(part.unbind(0) for part in level), strict=True)
