@@ -120,7 +120,11 @@ class Tableau:
         """
 
         def weighted(weights: Row, result: bool = False) -> str:
-            terms = [(f"k{j}", f"h * {w!r}") for j, w in enumerate(weights) if w != 0.0]
+            terms = [
+                (f"k{j}", "h" if w == 1.0 else f"h * {w!r}")
+                for j, w in enumerate(weights)
+                if w != 0.0
+            ]
             (k, alpha), *rest = terms
             chain = "".join(f".add_({k}, alpha={alpha})" for k, alpha in rest)
             # The increment first: added to the state term by term it would be rounded each time.

@@ -15,7 +15,7 @@ import operator
 import struct
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.levy import State, inside, join, levy_area, split
-from probflow.integrate.noise import _BLOCK, check_seed, normals, sample_indices
+from probflow.integrate.noise import _BLOCK, Normals, check_seed, normals, sample_indices
+from probflow.integrate.sweep import Sweep
 from probflow.words import near
 
 __all__ = ["BaseBrownian", "BrownianInterval", "Sweep"]
 
 Address = tuple[int, float]  # number of a leaf and the position in it, 0 <= u < 1
 
-_SUBTREE = 2**17  # elements of the states of a subtree that is made at once
 _AREAS = ("none", "space-time", "davie", "foster")
 _MOST_STEPS = 2**40  # the names of leaves have 61 bits
 SLACK = 2.0**-20  # of the times' size: float32 times at the ends are forgiven that much
@@ -224,15 +224,6 @@ class BrownianInterval(BaseBrownian):
         inside = position - leaf
         return (cell << self._depth) + leaf, inside if inside > 1 / 16 else 0.0
 
-    def _is_step(self, number: int, a: float, b: float) -> bool:
-        """Whether [a, b] is the step of this number."""
-        if number << self._inner >= self._leaves:
-            return False
-        start, stop = self._t0 + number * self._step, self._t0 + (number + 1) * self._step
-        slack = self._step * 0.5**self._inner / 16
-        last = (number + 1) << self._inner == self._leaves
-        return abs(a - start) <= slack and abs(b - (self._t1 if last else stop)) <= slack
-
     def _length(self, first: int, last: int) -> float:
         cell, cells = first >> self._depth, self._leaves >> self._depth
         length = self._last_cell if cell == cells - 1 else self._cell
@@ -273,12 +264,15 @@ class BrownianInterval(BaseBrownian):
     def _draw(self, names: Sequence[int]) -> list[State]:
         return list(zip(*(z.unbind(0) for z in self._drawn(names)), strict=True))
 
-    def _drawn(self, names: Sequence[int]) -> State:
+    def _drawn(self, names: Sequence[int], source: Normals | None = None) -> State:
         """Unit normals of the names as tensors (names, *shape)."""
         draws = _on_device([-1 - self._name(number) for number in names], self.device)
-        made = normals(self.entropy, self._samples, draws, self._parts * self._count, self._wide)
+        made = (source or self._source())(draws)
         made = made.view(len(names), len(self._samples), self._parts, self._count)
         return tuple(z.reshape(len(names), *self.shape) for z in made.unbind(2))
+
+    def _source(self) -> Normals:
+        return Normals(self.entropy, self._samples, self._parts * self._count, self._wide)
 
     def _name(self, number: int) -> int:
         """Name of a cut, or of leaf ``number - leaves``: the one of the cut in its middle."""
@@ -312,6 +306,8 @@ class BrownianInterval(BaseBrownian):
         self, state: State, a: float, b: float, sign: int, return_U: bool, return_A: bool
     ) -> Any:
         w, h = state[0], b - a
+        if not (return_U or return_A):
+            return (w if sign > 0 else -w).to(self.dtype)
         result: list[Tensor | None] = [w if sign > 0 else -w]
         if return_U:
             # U = h (W/2 + H); backwards, W changes its sign and the integral its direction, too.
@@ -319,69 +315,11 @@ class BrownianInterval(BaseBrownian):
             result.append(area)
         if return_A:
             result.append(self._levy_area(state, a, b, sign))
-        result = [None if x is None else x.to(self.dtype) for x in result]
-        return result[0] if len(result) == 1 else tuple(result)
-
-    # A sweep over the steps, in order.
+        return tuple(None if x is None else x.to(self.dtype) for x in result)
 
     def sweep(self) -> Sweep:
         """The same motion for queries one step of ``dt`` after the other, which cost least so."""
         return Sweep(self)
-
-    def steps(self) -> Iterator[State]:
-        """States of the steps of length ``dt``, from t0 on.
-
-        The tree is walked depth first; where a subtree is small, all of it is made at once.
-        """
-        size = max(1, math.prod(self.shape) * self._parts)
-        stack: list[tuple[int, int, State]] = [(0, self._leaves, self._root)]
-        while stack:
-            first, last, state = stack.pop()
-            count = (last - first) >> self._inner
-            if count == 1:
-                yield state
-            elif count * size <= _SUBTREE:
-                yield from self._subtree(first, last, state)
-            else:
-                middle, h = self._middle(first, last), self._length(first, last)
-                share = self._length(first, middle) / h
-                left, right = split(state, h, share, self._draw([middle])[0])
-                stack += [(middle, last, right), (first, middle, left)]
-
-    def _subtree(self, first: int, last: int, state: State) -> Iterator[State]:
-        """States of all steps of a node, level by level."""
-        nodes = [(first, last)]
-        level = tuple(part[None] for part in state)
-        step = 1 << self._inner
-        while any(last - first > step for first, last in nodes):
-            wide = [k for k, (first, last) in enumerate(nodes) if last - first > step]
-            middles = [self._middle(*nodes[k]) for k in wide]
-            h = [self._length(*nodes[k]) for k in wide]
-            shares = [
-                self._length(nodes[k][0], middle) / whole
-                for k, middle, whole in zip(wide, middles, h, strict=True)
-            ]
-            z = self._drawn(middles)
-            chosen = tuple(part[wide] for part in level) if len(wide) < len(nodes) else level
-            left, right = split(chosen, self._column(h), self._column(shares), z)
-            # In order: both halves of what was cut, and what was a cell already.
-            after, order, cut = [], [], dict(zip(wide, range(len(wide)), strict=True))
-            for k, (first, last) in enumerate(nodes):
-                if k in cut:
-                    middle = middles[cut[k]]
-                    after += [(first, middle), (middle, last)]
-                    order += [len(nodes) + cut[k], len(nodes) + len(wide) + cut[k]]
-                else:
-                    after.append((first, last))
-                    order.append(k)
-            level = tuple(torch.cat(parts)[order] for parts in zip(level, left, right, strict=True))
-            nodes = after
-        yield from zip(*(part.unbind(0) for part in level), strict=True)
-
-    def _column(self, values: Sequence[float]) -> Tensor:
-        """Numbers for many nodes, to broadcast against their states."""
-        column = torch.tensor(values, dtype=torch.float64).to(self._wide).to(self.device)
-        return column.view(-1, *(1,) * len(self.shape))
 
     def _levy_area(self, state: State, a: float, b: float, sign: int) -> Tensor | None:
         if self.levy_area_approximation not in ("davie", "foster"):
@@ -467,31 +405,6 @@ class BrownianInterval(BaseBrownian):
         while len(self._pairs) > self._capacity:
             self._pairs.popitem(last=False)
         return pairs, z[len(missing) :]
-
-
-class Sweep:
-    """A motion's steps one after the other; any other query is passed on to the motion.
-
-    Attributes are the motion's.
-    """
-
-    def __init__(self, motion: BrownianInterval) -> None:
-        self._motion, self._steps, self._next = motion, motion.steps(), 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._motion, name)
-
-    def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-    ) -> Any:
-        """As the motion's."""
-        motion = self._motion
-        if tb is not None:
-            a, b = motion.check_time(ta), motion.check_time(tb)
-            if motion._is_step(self._next, a, b):
-                self._next += 1
-                return motion._answer(next(self._steps), a, b, 1, return_U, return_A)
-        return motion(ta, tb, return_U, return_A)
 
 
 # Arguments.

@@ -19,18 +19,19 @@ __all__ = ["State", "inside", "join", "levy_area", "split", "without"]
 State = tuple[Tensor, ...]  # (W,) or (W, H) of an interval
 
 
-def split(state: State, h: Any, r: Any, z: State) -> tuple[State, State]:
+def split(state: State, h: Any, r: Any, z: State, own: bool = False) -> tuple[State, State]:
     """States of both parts of an interval of length h, cut at r*h, 0 < r < 1, from unit normals z.
 
     Their law given the whole: W_i and H_i are independent with variances h_i and h_i/12, and the
-    whole is their linear combination :func:`join`. The memory of z is used for the result. For many
-    intervals at once, h and r are tensors that broadcast against the states.
+    whole is their linear combination :func:`join`. The memory of z is used for the result, with
+    ``own`` that of the state, too. For many intervals at once, h and r are tensors that broadcast
+    against the states.
     """
     q = 1.0 - r
     if len(state) == 1:
         (w,) = state
         left = _plus(z[0].mul_((h * r * q) ** 0.5), w, r)
-        return (left,), (w - left,)
+        return (left,), (w.sub_(left) if own else w - left,)
     (w, area), (swing, twist) = state, z
     d = 1.0 - 3.0 * r * q  # = r^3 + q^3
     v = (h * r * q / d) ** 0.5

@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["GeneratorNoise", "NoiseSource", "PathNoise", "SeededNoise", "normals"]
+__all__ = ["GeneratorNoise", "NoiseSource", "Normals", "PathNoise", "SeededNoise", "normals"]
 
 _BLOCK = 2**16  # normals drawn at a time, so that small states do not pay per call
 _CACHE = 2**17  # pairs made at a time on a CPU, 16 bytes each: few calls, and still in its cache
@@ -67,47 +66,91 @@ def _mix(z: Tensor, scratch: Tensor | None = None) -> Tensor:
 def normals(
     seed: int, samples: Tensor, draws: Tensor, count: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Standard normals for every (draw, sample) pair.
+    """Standard normals for every (draw, sample) pair; for one tensor of draws.
 
     Parameters
     ----------
-    seed
-        Whole number, 0 <= seed < 2**63.
-    samples, draws
-        int64 tensors (B,) and (D,) on one device: indices that name the tensor wanted.
-    count
-        Number of normals for each pair.
-    dtype
-        float32 or float64; the values agree to float32's precision.
+    seed, samples, count, dtype
+        As of :class:`Normals`.
+    draws
+        As of :meth:`Normals.__call__`.
 
     Returns
     -------
     Tensor
         Shape (D, B, count).
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: normals are float32 or float64, got {dtype}")
-    key = _mix(torch.full((1,), seed, dtype=torch.int64, device=samples.device).add_(_GOLDEN))
-    key = _mix(key + samples * _GOLDEN)
-    key = _mix(key ^ _mix(draws * _GOLDEN)[:, None]).view(-1, 1, 1)
-    normal = torch.empty(len(key), count, dtype=dtype, device=key.device)
-    # A row is made of pairs (radius, angle), whose cosines are its first half; the number of
-    # pairs is even, because one hash gives two 32-bit words, for two radii or for two angles.
-    pairs = 2 * ((count + 3) // 4)
-    block = _CACHE if key.device.type == "cpu" else max(1, pairs * len(key))
-    width = max(1, min(pairs, block))
-    rows = max(1, block // width)
-    scratch = torch.empty(4, min(rows, len(key)) * width, dtype=dtype, device=key.device)
-    for first in range(0, min(pairs, count), width):
-        last = min(first + width, pairs)
-        hashes = torch.arange(first // 2, last // 2, device=key.device)
-        counter = torch.stack((hashes, hashes + pairs // 2)).add_(1).mul_(_GOLDEN)
-        targets = normal[:, first:last], normal[:, pairs + first : pairs + last]
-        columns = [target.shape[1] for target in targets]
-        block_of = cache(_Block)  # two sizes: full, and the last
-        for some in zip(*(t.split(rows) for t in (key, *targets)), strict=True):
-            block_of(len(some[0]), counter, *columns, scratch)(*some)
-    return normal.view(len(draws), len(samples), count)
+    return Normals(seed, samples, count, dtype)(draws)
+
+
+class Normals:
+    """Standard normals for (draw, sample) pairs, asked draw by draw.
+
+    What does not depend on the draw (keys of samples, counters, scratch and the views of it) is
+    made once. One object must not be called by two threads at a time.
+
+    Parameters
+    ----------
+    seed
+        Whole number, 0 <= seed < 2**63.
+    samples
+        int64 tensor (B,): indices of the samples.
+    count
+        Number of normals for each pair.
+    dtype
+        float32 or float64; the values agree to float32's precision.
+    """
+
+    def __init__(
+        self, seed: int, samples: Tensor, count: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype: normals are float32 or float64, got {dtype}")
+        key = _mix(torch.full((1,), seed, dtype=torch.int64, device=samples.device).add_(_GOLDEN))
+        self._keys = _mix(key + samples * _GOLDEN)
+        self._count = count
+        # A row is made of pairs (radius, angle), whose cosines are its first half; the number of
+        # pairs is even, because one hash gives two 32-bit words, for two radii or for two angles.
+        self._pairs = 2 * ((count + 3) // 4)
+        self._width = max(1, self._pairs)
+        if samples.device.type == "cpu":
+            self._width = min(self._width, _CACHE)
+        hashes = torch.arange(self._width // 2, device=samples.device)
+        self._counter = torch.stack((hashes, hashes + self._pairs // 2)).add_(1).mul_(_GOLDEN)
+        self._scratch = torch.empty(4, 0, dtype=dtype, device=samples.device)
+        self._blocks: dict[tuple[int, ...], _Block] = {}
+
+    def __call__(self, draws: Tensor) -> Tensor:
+        """Normals (D, B, count) of ``draws``, an int64 tensor (D,) on the samples' device."""
+        keys = _mix(self._keys ^ _mix(draws * _GOLDEN)[:, None]).view(-1, 1, 1)
+        normal = self._scratch.new_empty(len(keys), self._count)
+        on_cpu, pairs, width = keys.device.type == "cpu", self._pairs, self._width
+        rows = max(1, min(len(keys), _CACHE // width) if on_cpu else len(keys))
+        if self._scratch.shape[1] < rows * width:
+            self._scratch = self._scratch.new_empty(4, rows * width)
+            self._blocks.clear()
+        for start in range(0, len(keys), rows):
+            key, target = keys[start : start + rows], normal[start : start + rows]
+            for first in range(0, min(pairs, self._count), width):
+                last = min(first + width, pairs)
+                counter = self._counter[:, : (last - first) // 2]
+                if first:
+                    counter = counter + _signed(first // 2 * _GOLDEN)
+                cosines, sines = target[:, first:last], target[:, pairs + first : pairs + last]
+                block = self._block(len(key), counter.shape[1], cosines.shape[1], sines.shape[1])
+                block(key, counter, cosines, sines)
+        if not on_cpu:  # as large as the result; its allocator is quick
+            self._scratch = self._scratch.new_empty(4, 0)
+            self._blocks.clear()
+        return normal.view(len(draws), len(self._keys), self._count)
+
+    def _block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:
+        sizes = n, hashes, columns, sines
+        if sizes not in self._blocks:
+            if len(self._blocks) >= 16:
+                self._blocks.clear()
+            self._blocks[sizes] = _Block(*sizes, self._scratch)
+        return self._blocks[sizes]
 
 
 class _Block:
@@ -117,9 +160,8 @@ class _Block:
     once: for small blocks they would cost more than the arithmetic.
     """
 
-    def __init__(self, n: int, counter: Tensor, columns: int, sines: int, scratch: Tensor) -> None:
-        shape = (n, *counter.shape)
-        self.counter = counter
+    def __init__(self, n: int, hashes: int, columns: int, sines: int, scratch: Tensor) -> None:
+        shape = (n, 2, hashes)
         self.bits, self.spare = (
             half.view(-1).view(torch.int64)[: math.prod(shape)].view(shape)
             for half in (scratch[:2], scratch[2:])
@@ -132,9 +174,9 @@ class _Block:
         # u^2 of the word 0, as if u were 2^-32.
         self.tiny = torch.full((), 2.0**-64, dtype=scratch.dtype, device=scratch.device)
 
-    def __call__(self, key: Tensor, cosines: Tensor, sines: Tensor) -> None:
-        """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1, 1)."""
-        _mix(torch.bitwise_xor(key, self.counter, out=self.bits), self.spare)
+    def __call__(self, key: Tensor, counter: Tensor, cosines: Tensor, sines: Tensor) -> None:
+        """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1, 1), counter (2, hashes)."""
+        _mix(torch.bitwise_xor(key, counter, out=self.bits), self.spare)
         radius, angle = self.radius.copy_(self.words[0]), self.angle.copy_(self.words[1])
         # -ln u^2 for u = |word|/2^31. Small u, the far tails, keep their relative precision in
         # float32; near u = 1 it rounds the radii below 1e-3 or so.
@@ -187,10 +229,13 @@ class SeededNoise:
         device: torch.device | str = "cpu",
         first_sample: int = 0,
     ) -> None:
-        self._seed, self._shape, self._dtype = check_seed(seed), tuple(shape), dtype
-        self._samples = sample_indices(first_sample, self._shape[0], device)
-        self._count = math.prod(self._shape[1:])
-        self._most = max(1, _BLOCK // max(1, self._shape[0] * self._count))
+        self._shape, count = tuple(shape), math.prod(shape[1:])
+        samples = sample_indices(first_sample, self._shape[0], device)
+        self._device, self._normals = (
+            samples.device,
+            Normals(check_seed(seed), samples, count, dtype),
+        )
+        self._most = max(1, _BLOCK // max(1, self._shape[0] * count))
         self._draw = 0
         self._block: Iterator[Tensor] = iter(())
 
@@ -199,8 +244,8 @@ class SeededNoise:
         tensor = next(self._block, None)
         if tensor is None:
             ahead = min(self._most, max(8, self._draw))  # blocks that double
-            draws = torch.arange(self._draw, self._draw + ahead, device=self._samples.device)
-            block = normals(self._seed, self._samples, draws, self._count, self._dtype)
+            draws = torch.arange(self._draw, self._draw + ahead, device=self._device)
+            block = self._normals(draws)
             self._draw += ahead
             self._block = iter(block.reshape(ahead, *self._shape).unbind(0))
             tensor = next(self._block)

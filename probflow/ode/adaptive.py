@@ -209,9 +209,11 @@ class AdaptiveStepper:
             time = torch.nextafter(time, time + self.sign)
         return self.problem(time, y)
 
-    @torch.no_grad()
     def _error(self, after: Tensor, stages: list[Tensor], h: float) -> float:
         """Estimated error in units of the tolerance; the one wait for the device."""
+        if torch.is_grad_enabled():  # switching costs as much as an operation
+            with torch.no_grad():
+                return self._error(after, stages, h)
         control, y = self.control, self.y
         norms = []
         for weights in self.tableau.error:

@@ -252,7 +252,7 @@ def error_norm(problem: Problem, norm: Norm | None) -> Callable[[Tensor], Tensor
 
 
 def _rms(error: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(error) * (1.0 / math.sqrt(max(1, error.numel())))
+    return torch.linalg.vector_norm(error).mul_(1.0 / math.sqrt(max(1, error.numel())))
 
 
 def _largest(error: Tensor, sizes: Sequence[int]) -> Tensor:

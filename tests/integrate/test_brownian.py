@@ -362,14 +362,14 @@ def test_a_sweep_makes_one_normal_for_each_step(
     area: str, ahead: int, backwards: bool, refine: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    original = interval_module.normals
 
-    def counted(seed: int, samples: Tensor, draws: Tensor, *rest: Any) -> Tensor:
-        nonlocal made
-        made += len(draws)
-        return original(seed, samples, draws, *rest)
+    class Counted(interval_module.Normals):
+        def __call__(self, draws: Tensor) -> Tensor:
+            nonlocal made
+            made += len(draws)
+            return super().__call__(draws)
 
-    monkeypatch.setattr(interval_module, "normals", counted)
+    monkeypatch.setattr(interval_module, "Normals", Counted)
     monkeypatch.setattr(interval_module, "_BLOCK", ahead * 2 * (1 if area == "none" else 2))
     n = 200 * refine
     bm = motion(2, dt=0.01, levy_area_approximation=area)
@@ -377,6 +377,26 @@ def test_a_sweep_makes_one_normal_for_each_step(
     for a, b in reversed(steps) if backwards else steps:
         bm(a, b)
     assert made == n
+
+
+@pytest.mark.parametrize("area", ["none", "space-time"])
+@pytest.mark.parametrize("shape", [(2,), (2, 50_000)])
+def test_the_states_of_a_sweep_are_the_callers(area: str, shape: tuple[int, ...]) -> None:
+    """What is written on a step's increment shows neither in later steps nor in the motion."""
+    for n in (1, 5, 8):
+        bm, exact = (
+            pf.BrownianInterval(
+                0.0, 2.0, shape, DOUBLE, entropy=7, dt=2.0 / n, levy_area_approximation=area
+            )
+            for _ in range(2)
+        )
+        sweep = bm.sweep()
+        for k in range(n):
+            a, b = 2.0 * k / n, 2.0 * (k + 1) / n
+            w = sweep(a, b)
+            torch.testing.assert_close(w, exact(a, b), rtol=0, atol=1e-12)
+            w.fill_(torch.nan)
+        assert torch.equal(bm(0.0, 2.0), exact(0.0, 2.0))
 
 
 def test_a_step_in_single_precision_gives_whole_cells() -> None:
