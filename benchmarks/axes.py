@@ -82,11 +82,15 @@ def main() -> None:
         options = {"samples": arguments.samples}
         result = scan("dimension", DIMENSIONS, family, "accelerated-ode", 64, "tv", **options)
         show(family.__name__, result)
-    small = [0.001 * 2**k for k in range(7)]
-    print("score, jacobian", *small)
-    for solver in ("rk4", "accelerated-sde"):
-        for axis in ("score", "jacobian"):
-            show(axis, scan(axis, small, LINE, solver, 64 if solver == "rk4" else 1024))
+    for solver, axis, first in (
+        ("rk4", "score", 0.001),
+        ("rk4", "jacobian", 0.001),
+        ("accelerated-sde", "score", 0.012),
+        ("accelerated-sde", "jacobian", 0.16),
+    ):
+        sizes = [first * 2**k for k in range(6)]
+        print(axis, *sizes)
+        show(axis, scan(axis, sizes, LINE, solver, 64 if solver == "rk4" else 1024))
     starts = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     print("initial", *starts)
     show("initial", scan("initial", starts, LINE, "rk4", 128))

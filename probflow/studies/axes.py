@@ -32,23 +32,25 @@ class Axis:
     """An axis: what its values are, and the quantity in which a slope is taken.
 
     ``x`` is that quantity; the slope is that of ``ln error`` against ``ln x``, in the limit of
-    large x (``grows``) or small x.
+    large x (``grows``) or small x. ``wrong`` says that something is made wrong, which the solver's
+    own error must not hide.
     """
 
     meaning: str
     x: Callable[[float], float]
     grows: bool = False
+    wrong: bool = True
 
 
 AXES: dict[str, Axis] = {
-    "dimension": Axis("dimension d", lambda d: d, grows=True),
+    "dimension": Axis("dimension d", lambda d: d, grows=True, wrong=False),
     "score": Axis("L2 size of the score error", lambda e: e),
     "jacobian": Axis("size of the score error's Jacobian", lambda e: e),
     "initial": Axis("-ln ab where N(0, I) stands for the law", lambda v: math.exp(-0.5 * v)),
     "early": Axis(
         "-ln ab of the end, compared with the data", lambda v: math.sqrt(-math.expm1(-v))
     ),
-    "smoothness": Axis("smallest length of the target", lambda s: s),
+    "smoothness": Axis("smallest length of the target", lambda s: s, wrong=False),
 }
 
 
@@ -61,7 +63,8 @@ class Scan:
     axis, values, x
         Name of the axis, its values, and the quantity of each in which the slope is taken.
     rows
-        One row a value.
+        One row a value. On the axes where something is wrong, ``floor`` is at least the error that
+        the solver makes without it: what lies within 20 of it does not count for the slope.
     slope, low, high
         ``error ~ x^slope`` at the far end of the axis, with the interval of
         :func:`probflow.studies.order.fit_order`; NaN where there is none.
@@ -105,8 +108,8 @@ def scan(
 ) -> Scan:
     """Measure a solver along an axis, and fit the slope.
 
-    Every other source of error stays in the result: take a solver and a number of steps whose own
-    error is small beside the one that is looked at.
+    The solver's own error stays in the result: take a solver and a number of steps whose error is
+    small beside the one that is looked at.
 
     Parameters
     ----------
@@ -143,40 +146,57 @@ def scan(
     if not all(0 < value < math.inf for value in values) or len(set(values)) < len(values):
         raise ValueError(f"values: need different positive finite numbers, got {list(values)}")
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
-    curves: list[Curve] = []
-    for value in ordered:
-        made = target if isinstance(target, Target) else target(value)
-        own, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
-        curves += make_curves(
-            targets=[own],
+
+    def curve(target: Target, grid: Grid) -> Curve:
+        [made] = make_curves(
+            targets=[target],
             solvers=[solver],
             steps=[steps],
             measures=[measure],
-            grid=own_grid,
+            grid=grid,
             process=process,
             settings=Settings(seed, samples),
         )
+        return made
+
+    curves: list[Curve] = []
+    right: list[Curve] = []
+    for value in ordered:
+        made = target if isinstance(target, Target) else target(value)
+        wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
+        curves.append(curve(wrong, own_grid))
+        if kind.wrong and (own_grid is not base or not right):
+            right.append(curve(made, own_grid))
     result = run_curves(
-        curves, jobs=jobs, out=out, resume=resume, executor=executor, progress=progress
+        [*curves, *right], jobs=jobs, out=out, resume=resume, executor=executor, progress=progress
     )
+    rows = result.rows[: len(curves)]
+    if right:
+        own = [row.error for row in result.rows[len(curves) :]]
+        floors = own if len(own) == len(rows) else own * len(rows)
+        rows = tuple(
+            replace(row, floor=max(row.floor, floor))
+            for row, floor in zip(rows, floors, strict=True)
+        )
     x = tuple(kind.x(value) for value in ordered)
     sign = -1.0 if kind.grows else 1.0
     estimate = fit_order(
         range(1, len(x) + 1),
-        [row.error for row in result.rows],
-        se=[row.se for row in result.rows],
-        floor=[row.floor for row in result.rows],
+        [row.error for row in rows],
+        se=[row.se for row in rows],
+        floor=[row.floor if math.isfinite(row.floor) else 0.0 for row in rows],
         axis="h",
         h=[v**sign for v in x],
     ).estimate
     low, high = sorted((sign * estimate.low, sign * estimate.high))
-    reason = "" if math.isfinite(estimate.order) else _reason(result.rows, estimate.reason)
-    return Scan(axis, tuple(ordered), x, result.rows, sign * estimate.order, low, high, reason)
+    reason = "" if math.isfinite(estimate.order) else _reason(rows, estimate.reason)
+    return Scan(axis, tuple(ordered), x, rows, sign * estimate.order, low, high, reason)
 
 
 def _reason(rows: Sequence[Row], reason: str) -> str:
     """The first row that has no number says more than how many are left."""
-    return next((row.status for row in rows if row.status != "ok"), reason)
+    statuses = (row.status for row in rows if row.status != "ok")
+    return next(statuses, reason.removeprefix("no claim; "))
 
 
 def _at(
