@@ -11,7 +11,7 @@ import numpy as np
 
 import probflow as pf
 from probflow.studies.axes import Scan, scan
-from probflow.studies.perturbed import Product
+from probflow.studies.perturbed import Product, ScoreError
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32)
 
@@ -23,6 +23,7 @@ def line(scale: float = 1.0) -> pf.GaussianMixture:
 
 
 LINE, NORMAL = line(), pf.Gaussian([0.3], [0.5])
+GRID = pf.grids.log_snr(3.0, -np.log(0.99), unit="neg_log_ab")
 
 
 def independent(d: int) -> Product:
@@ -91,6 +92,16 @@ def main() -> None:
         sizes = [first * 2**k for k in range(6)]
         print(axis, *sizes)
         show(axis, scan(axis, sizes, LINE, solver, 64 if solver == "rk4" else 1024))
+    waves = [0.01 * 2**k for k in range(6)]
+    print("Jacobian at L2 size 0.01", *waves)
+    for solver, steps in (("rk4", 256), ("accelerated-sde", 1024)):
+        errors = [
+            pf.study(ScoreError(LINE, 0.01, wave), solver, [steps], grid=GRID).rows[0].error
+            for wave in waves
+        ]
+        print(
+            f"| `{solver}` | " + " | ".join(f"{error:.2e}" for error in errors) + " |", flush=True
+        )
     starts = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     print("initial", *starts)
     show("initial", scan("initial", starts, LINE, "rk4", 128))

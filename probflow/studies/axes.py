@@ -19,6 +19,7 @@ from probflow.studies.order import fit_order
 from probflow.studies.perturbed import OtherLaws, ScoreError
 from probflow.studies.rows import Row
 from probflow.studies.runner import make_curves, run_curves
+from probflow.studies.verdict import MAX_HALF_WIDTH
 from probflow.targets import Target
 
 __all__ = ["AXES", "Scan", "scan"]
@@ -67,7 +68,10 @@ class Scan:
         the solver makes without it: what lies within 20 of it does not count for the slope.
     slope, low, high
         ``error ~ x^slope`` at the far end of the axis, with the interval of
-        :func:`probflow.studies.order.fit_order`; NaN where there is none.
+        :func:`probflow.studies.order.fit_order`; NaN where there is none. An interval that is more
+        than 0.2 away from the local slope at the end is none: the errors follow no power.
+    local
+        Slope between the last two values.
     reason
         Why there is no slope; empty where there is one.
     """
@@ -79,6 +83,7 @@ class Scan:
     slope: float
     low: float
     high: float
+    local: float
     reason: str
 
     def __str__(self) -> str:
@@ -189,8 +194,14 @@ def scan(
         h=[v**sign for v in x],
     ).estimate
     low, high = sorted((sign * estimate.low, sign * estimate.high))
-    reason = "" if math.isfinite(estimate.order) else _reason(rows, estimate.reason)
-    return Scan(axis, tuple(ordered), x, rows, sign * estimate.order, low, high, reason)
+    local = sign * estimate.eoc[-1] if estimate.eoc else math.nan
+    slope, reason = sign * estimate.order, ""
+    if math.isnan(slope):
+        reason = _reason(rows, estimate.reason)
+    elif not low - MAX_HALF_WIDTH <= local <= high + MAX_HALF_WIDTH:
+        reason = f"no power: fitted is [{low:.2f}, {high:.2f}], but the local slope is {local:.2f}"
+        slope = low = high = math.nan
+    return Scan(axis, tuple(ordered), x, rows, slope, low, high, local, reason)
 
 
 def _reason(rows: Sequence[Row], reason: str) -> str:

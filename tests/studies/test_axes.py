@@ -165,6 +165,20 @@ def scan_grid() -> pf.grids.Grid:
     return pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
 
 
+def test_errors_that_follow_no_power() -> None:
+    """Stopped at sigma = 0.1, ddim hardly sees how much narrower than that a component is."""
+
+    def narrow(s: float) -> pf.GaussianMixture:
+        return pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[s, s])
+
+    result = scan("smoothness", [0.025 * 2**k for k in range(5)], narrow, "accelerated-ode", 64)
+    errors = [row.error for row in result.rows]
+    assert errors == sorted(errors)
+    assert -0.2 < result.local < 0.0
+    assert math.isnan(result.slope)
+    assert "no power" in result.reason or "not asymptotic" in result.reason
+
+
 def test_a_scan_without_a_slope_says_why() -> None:
     few = scan("score", [0.1, 0.2], LINE, "ddim", 8)
     assert math.isnan(few.slope)
