@@ -62,18 +62,18 @@ def warm(_: int) -> int:
     return os.getpid()
 
 
-def run(curves: list[Curve], workers: int, out: str | None) -> tuple[float, list[float]]:
-    """Seconds of the study, and memory before it and after it."""
+def run(curves: list[Curve], workers: int, out: str | None) -> tuple[float, float, list[float]]:
+    """Seconds of the study, of this process's CPU, and memory before it and after it."""
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
         while len(set(pool.map(warm, range(2 * workers)))) < workers:
             pass
         memory = [resident()]
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         folder = None if out is None else Path(out) / str(workers)
         run_curves(curves, executor=pool, out=folder)
-        seconds = time.perf_counter() - start
-        return seconds, [*memory, resident()]
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        return seconds, busy, [*memory, resident()]
 
 
 def main() -> None:
@@ -89,11 +89,12 @@ def main() -> None:
         seconds = {}
         for workers in (1, 2):
             with tempfile.TemporaryDirectory() as out:
-                seconds[workers], memory = run(curves, workers, out)
+                seconds[workers], own, memory = run(curves, workers, out)
                 size = sum(path.stat().st_size for path in Path(out).rglob("*")) / 2**20
             print(
                 f"{count} cells, {workers} workers: {seconds[workers]:.1f} s, "
-                f"{1e3 * seconds[workers] / count:.1f} ms a cell; memory {memory[0]:.0f} -> "
+                f"{1e3 * seconds[workers] / count:.1f} ms a cell, of which "
+                f"{1e3 * own / count:.2f} ms of this process; memory {memory[0]:.0f} -> "
                 f"{memory[1]:.0f} MiB, {size:.1f} MiB on disk"
             )
         print(f"two workers are {seconds[1] / seconds[2]:.2f} times as fast as one")

@@ -272,7 +272,10 @@ def test_rates_resumes_and_compares(study_file: Path, tmp_path: Path, capsys, mo
     capsys.readouterr()
     assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl"]
     assert run(*common, out) == 2
-    assert "holds an unfinished study; resume it, or remove" in capsys.readouterr().err
+    assert (
+        "holds an unfinished study; resume it (resume=True, --resume), or remove"
+        in capsys.readouterr().err
+    )
     with open(out / "cells.partial.jsonl", "a") as file:
         file.write("half a li")
     old = tmp_path / "whole" / "results.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from probflow.laws.path import path_kl, path_kl_samples
 from probflow.laws.registers import Refusal
 from probflow.plan import Plan, Point
 from probflow.solvers import get_solver
+from probflow.studies.perturbed import Product
 from probflow.studies.rows import MEASURES
 from probflow.targets import Gaussian, Target
 
@@ -139,6 +141,9 @@ def measure(
     ValueError
         For an unknown measure.
     """
+    by_factors = name != "tv" or target.dim == 1
+    if isinstance(target, Product) and by_factors and not (name == "strong" and plan.stochastic):
+        return _product(name, plan, process, target, settings)
     if name in ("tv", "kl", "w2"):
         return _marginal(name, plan, process, target, settings)
     if name == "path-kl":
@@ -200,6 +205,21 @@ def _path(plan: Plan, process: Any, target: Target, settings: Settings) -> Measu
     return Measurement.of_samples(samples, 0.5, math.sqrt(0.5), FLOORS["path-kl"])
 
 
+def _product(
+    name: str, plan: Plan, process: Any, target: Product, settings: Settings
+) -> Measurement:
+    """From the factors: KL adds up, and so do the squares of the others (TV of one is itself)."""
+    power = 1 if name == "kl" else 2
+    counts = Counter(target.factors)
+    of = {factor: measure(name, plan, process, factor, settings) for factor in counts}
+    total, floor = (
+        sum(count * getattr(of[f], key) ** power for f, count in counts.items()) ** (1 / power)
+        for key in ("error", "floor")
+    )
+    mean = math.sqrt(target.dim) if name == "strong" else 1.0  # RMS per coordinate
+    return Measurement(total / mean, floor=floor / mean)
+
+
 def _strong(
     plan: Plan, process: Any, target: Target, settings: Settings, reference: Reference | None
 ) -> Measurement:
@@ -249,7 +269,7 @@ def _path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
 
 def needs_reference(target: Target, measures: Sequence[str], eta: Any = 0.0) -> bool:
     """Whether a strong error on this target has no exact solution to be measured against."""
-    flow = target.dim == 1 or isinstance(target, Gaussian)
+    flow = target.dim == 1 or isinstance(target, (Gaussian, Product))
     return "strong" in measures and not (eta == 0 and flow)
 
 

@@ -152,7 +152,8 @@ class Store:
                         self._read(path)
             elif partial.exists() and partial.stat().st_size:
                 raise ValueError(
-                    f"{self.folder} holds an unfinished study; resume it, or remove {partial}"
+                    f"{self.folder} holds an unfinished study; resume it (resume=True, --resume), "
+                    f"or remove {partial}"
                 )
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._file = os.open(partial, flags, 0o644)

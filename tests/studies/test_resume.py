@@ -106,11 +106,11 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(
 
 @pytest.mark.slow  # workers import torch
 def test_killed_with_workers(tmp_path: Path) -> None:
-    """The command line with two processes, killed three times; the workers end, too."""
+    """The command line with two processes, killed twice; the workers end, too."""
     study_file = tmp_path / "study.toml"
     study_file.write_text(
         """
-        solvers = ["ddim", "heun", "accelerated-ode"]
+        solvers = ["ddim", "heun"]
         measures = ["tv", "strong"]
         [target]
         kind = "gaussian-mixture"
@@ -121,16 +121,16 @@ def test_killed_with_workers(tmp_path: Path) -> None:
         kind = "log-snr"
         start = 3.0
         end = 0.01
-        steps = [4, 8, 16, 32, 64, 128]
+        steps = [4, 8, 16, 32, 64]
         """
     )
     out = tmp_path / "out"
     command = [sys.executable, "-m", "probflow.cli", "rates", str(study_file), "--no-progress"]
     command += ["--jobs", "2", "--out"]
-    for more in (2, 8, 16):
+    for more in (2, 8):
         process = subprocess.Popen([*command, str(out), "--resume"])
         before = lines(out / PARTIAL)
-        wait_for(lambda b=before, m=more, p=process: lines(out / PARTIAL) >= min(b + m, 30))
+        wait_for(lambda b=before, m=more, p=process: lines(out / PARTIAL) >= b + m)
         workers = children(process.pid)
         process.kill()
         process.wait()

@@ -1,0 +1,234 @@
+"""Errors along axes other than the number of steps, and the slopes there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from probflow.grids import Grid, log_snr
+from probflow.plan import Point
+from probflow.processes import VP, Process
+from probflow.solvers import Solver
+from probflow.studies.cells import Curve
+from probflow.studies.measure import Settings
+from probflow.studies.order import fit_order
+from probflow.studies.perturbed import OtherLaws, ScoreError
+from probflow.studies.rows import Row
+from probflow.studies.runner import make_curves, run_curves
+from probflow.studies.verdict import MAX_HALF_WIDTH
+from probflow.targets import Target
+
+__all__ = ["AXES", "Scan", "scan"]
+
+#: Waves per unit of the error on the axis ``jacobian``, times 2 pi.
+WAVE = 4.0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: what its values are, and the quantity in which a slope is taken.
+
+    ``x`` is that quantity; the slope is that of ``ln error`` against ``ln x``, in the limit of
+    large x (``grows``) or small x. ``wrong`` says that something is made wrong, which the solver's
+    own error must not hide.
+    """
+
+    meaning: str
+    x: Callable[[float], float]
+    grows: bool = False
+    wrong: bool = True
+
+
+AXES: dict[str, Axis] = {
+    "dimension": Axis("dimension d", lambda d: d, grows=True, wrong=False),
+    "score": Axis("L2 size of the score error", lambda e: e),
+    "jacobian": Axis("size of the score error's Jacobian", lambda e: e),
+    "initial": Axis("-ln ab where N(0, I) stands for the law", lambda v: math.exp(-0.5 * v)),
+    "early": Axis(
+        "-ln ab of the end, compared with the data", lambda v: math.sqrt(-math.expm1(-v))
+    ),
+    "smoothness": Axis("smallest length of the target", lambda s: s, wrong=False),
+}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Errors along an axis, and their slope.
+
+    Parameters
+    ----------
+    axis, values, x
+        Name of the axis, its values, and the quantity of each in which the slope is taken.
+    rows
+        One row a value. On the axes where something is wrong, ``floor`` is at least the error that
+        the solver makes without it: what lies within 20 of it does not count for the slope.
+    slope, low, high
+        ``error ~ x^slope`` at the far end of the axis, with the interval of
+        :func:`probflow.studies.order.fit_order`; NaN where there is none. An interval that is more
+        than 0.2 away from the local slope at the end is none: the errors follow no power.
+    local
+        Slope between the last two values.
+    reason
+        Why there is no slope; empty where there is one.
+    """
+
+    axis: str
+    values: tuple[float, ...]
+    x: tuple[float, ...]
+    rows: tuple[Row, ...]
+    slope: float
+    low: float
+    high: float
+    local: float
+    reason: str
+
+    def __str__(self) -> str:
+        head = f"{self.rows[0].solver}, {self.rows[0].measure}, axis {self.axis}: "
+        if math.isnan(self.slope):
+            return head + self.reason
+        return head + f"slope {self.slope:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def scan(
+    axis: str,
+    values: Sequence[float],
+    target: Target | Callable[[Any], Target],
+    solver: str | Solver,
+    steps: int,
+    measure: str = "tv",
+    *,
+    grid: Grid | None = None,
+    process: Process | None = None,
+    seed: int = 0,
+    samples: int = 128,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    resume: bool = False,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> Scan:
+    """Measure a solver along an axis, and fit the slope.
+
+    The solver's own error stays in the result: take a solver and a number of steps whose error is
+    small beside the one that is looked at.
+
+    Parameters
+    ----------
+    axis
+        - ``dimension``: values are d, and ``target`` a function of d;
+        - ``score``: L2 sizes of a constant error of the score
+          (:class:`~probflow.studies.perturbed.ScoreError`);
+        - ``jacobian``: sizes of the Jacobian of an error that is a wave, 4 times its L2 size;
+        - ``initial``: ``-ln ab`` at the start, where the sampler is given N(0, I) in the place of
+          the true law; the slope is taken in alpha;
+        - ``early``: ``-ln ab`` at the end, where the sampler's law is compared with the data's; the
+          slope is taken in sigma;
+        - ``smoothness``: values are the smallest length s of the target, and ``target`` a function
+          of s.
+    values
+        In any order; a slope needs five that span a factor of 8 in the quantity above.
+    target
+        A target, or a function that makes one of a value.
+    solver, steps, measure, process, seed, samples, jobs, out, resume, executor, progress
+        As in :func:`probflow.studies.study`, one number of steps.
+    grid
+        By default log-SNR evenly spaced from ``-ln ab`` = 3 to -ln(0.99). The axes ``initial`` and
+        ``early`` replace one of its ends.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For unknown names and values that are out of range.
+    """
+    if axis not in AXES:
+        raise ValueError(f"axis: got {axis!r}, allowed are {', '.join(AXES)}")
+    kind = AXES[axis]
+    ordered = sorted(values, key=kind.x, reverse=not kind.grows)
+    if not all(0 < value < math.inf for value in values) or len(set(values)) < len(values):
+        raise ValueError(f"values: need different positive finite numbers, got {list(values)}")
+    base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
+
+    def curve(target: Target, grid: Grid) -> Curve:
+        [made] = make_curves(
+            targets=[target],
+            solvers=[solver],
+            steps=[steps],
+            measures=[measure],
+            grid=grid,
+            process=process,
+            settings=Settings(seed, samples),
+        )
+        return made
+
+    curves: list[Curve] = []
+    right: list[Curve] = []
+    for value in ordered:
+        made = target if isinstance(target, Target) else target(value)
+        wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
+        curves.append(curve(wrong, own_grid))
+        if kind.wrong and (own_grid is not base or not right):
+            right.append(curve(made, own_grid))
+    result = run_curves(
+        [*curves, *right], jobs=jobs, out=out, resume=resume, executor=executor, progress=progress
+    )
+    rows = result.rows[: len(curves)]
+    if right:
+        own = [row.error for row in result.rows[len(curves) :]]
+        floors = own if len(own) == len(rows) else own * len(rows)
+        rows = tuple(
+            replace(row, floor=max(row.floor, floor))
+            for row, floor in zip(rows, floors, strict=True)
+        )
+    x = tuple(kind.x(value) for value in ordered)
+    sign = -1.0 if kind.grows else 1.0
+    estimate = fit_order(
+        range(1, len(x) + 1),
+        [row.error for row in rows],
+        se=[row.se for row in rows],
+        floor=[row.floor if math.isfinite(row.floor) else 0.0 for row in rows],
+        axis="h",
+        h=[v**sign for v in x],
+    ).estimate
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    local = sign * estimate.eoc[-1] if estimate.eoc else math.nan
+    slope, reason = sign * estimate.order, ""
+    if math.isnan(slope):
+        reason = _reason(rows, estimate.reason)
+    elif not low - MAX_HALF_WIDTH <= local <= high + MAX_HALF_WIDTH:
+        reason = f"no power: fitted is [{low:.2f}, {high:.2f}], but the local slope is {local:.2f}"
+        slope = low = high = math.nan
+    return Scan(axis, tuple(ordered), x, rows, slope, low, high, local, reason)
+
+
+def _reason(rows: Sequence[Row], reason: str) -> str:
+    """The first row that has no number says more than how many are left."""
+    statuses = (row.status for row in rows if row.status != "ok")
+    return next(statuses, reason.removeprefix("no claim; "))
+
+
+def _at(
+    axis: str, value: float, target: Target, grid: Grid, process: Process, steps: int
+) -> tuple[Target, Grid]:
+    """Target and grid at a value of an axis."""
+    if axis == "score":
+        return ScoreError(target, value), grid
+    if axis == "jacobian":
+        return ScoreError(target, value / WAVE, value), grid
+    if axis not in ("initial", "early"):
+        return target, grid
+    if grid.unit != "neg_log_ab" or grid.kind == "paper":
+        raise ValueError(f"grid: the axis {axis!r} needs one with ends in neg_log_ab, got {grid}")
+    if axis == "initial" and not isinstance(process, VP):
+        raise ValueError(f"process: the axis 'initial' needs a VP process, got {process!r}")
+    end = "start" if axis == "initial" else "end"
+    grid = replace(grid, **{end: value})  # type: ignore[arg-type]
+    times = grid.times(process, steps)
+    [point] = Point.many(process, [times[0] if axis == "initial" else times[-1]])
+    level = (point.alpha, point.sigma)
+    if axis == "initial":
+        return OtherLaws(target, normal_at=level), grid
+    return OtherLaws(target, data_at=level), grid
