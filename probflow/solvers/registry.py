@@ -61,7 +61,8 @@ class Solver:
         Declared order per measure: ``tv`` (also the order of W2; KL has twice it), ``strong``
         (error against the exact flow, deterministic solvers), ``path-kl`` (of its square root,
         stochastic solvers), ``certificate`` (of its square root, solvers that overshoot and noise
-        back). A missing measure does not apply to the solver.
+        back). A missing measure does not apply to the solver. Of a solver with random times (option
+        ``seed``) the orders are those of the root mean square over seeds.
     nfe
         Model evaluations per step (the first step of some methods takes fewer).
     stochastic

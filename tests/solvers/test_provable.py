@@ -1,0 +1,122 @@
+"""Samplers with later theorems: their orders, over seeds where their times are random."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import probflow as pf
+from probflow.laws.certificate import certificate
+from probflow.laws.line import law_distances, map_distances
+from probflow.laws.registers import Refusal
+from probflow.plan import Plan
+from probflow.studies import estimate_order
+from probflow.studies.builtin import mixture
+
+VP, TARGET = pf.VP.linear(), mixture()
+GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+
+
+def plan(name: str, steps: int, **options: object) -> Plan:
+    return pf.get_solver(name, **options).plan(VP, GRID.times(VP, steps), "eps")
+
+
+def over_seeds(name: str, steps: int, seeds: int, **options: object) -> tuple[float, float]:
+    """Root mean square of the strong error over seeds, and its standard error."""
+    squares = np.array(
+        [
+            map_distances(plan(name, steps, seed=seed, **options), VP, TARGET, 1001)["strong"] ** 2
+            for seed in range(seeds)
+        ]
+    )
+    mean = squares.mean()
+    return math.sqrt(mean), squares.std(ddof=1) / math.sqrt(seeds) / (2 * math.sqrt(mean))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("randomized-midpoint", {}), ("li-jiao", {"rounds": 1})]
+)
+def test_random_times_have_order_three_halves(name: str, options: dict) -> None:
+    """Between the first order of one deterministic evaluation and the second of a midpoint."""
+    counts = (8, 16, 32, 64, 128)
+    measured = [over_seeds(name, steps, 30, **options) for steps in counts]
+    errors, se = zip(*measured, strict=True)
+    slope = math.log2(errors[1] / errors[-1]) / 3
+    # The errors are independent: the slope between two has the sum of their relative variances.
+    sd = math.hypot(se[1] / errors[1], se[-1] / errors[-1]) / math.log(2) / 3
+    assert abs(slope - 1.5) < 0.15 + 3 * sd
+    assert sd < 0.1
+
+
+def test_a_plan_depends_on_its_seed_alone() -> None:
+    for name in ("randomized-midpoint", "ddram", "li-jiao"):
+        assert plan(name, 6, seed=3) == plan(name, 6, seed=3)
+        assert plan(name, 6, seed=3) != plan(name, 6, seed=4)
+        assert plan(name, 300).steps[7] != plan(name, 300, seed=1).steps[7]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sweeps", "order"),
+    [(5, 1, 2), (5, 2, 3), (5, 3, 4), (5, 4, 5), (3, 3, 4), (3, 5, 4), (2, 3, 2)],
+)
+def test_collocation_gains_an_order_a_sweep(nodes: int, sweeps: int, order: int) -> None:
+    """Up to that of the nodes, 6 for 5, 4 for 3 and 2 for 2."""
+    counts = (6, 8, 12, 16, 24, 32, 48, 64)
+    plans = [plan("collocation", n, nodes=nodes, sweeps=sweeps) for n in counts]
+    errors = [map_distances(p, VP, TARGET, 1001)["strong"] for p in plans]
+    estimate = estimate_order(counts, errors, claim=order, floor=1e-13)
+    assert estimate.verdict == "consistent", (estimate.reason, errors)
+    assert plans[0].nfe == 6 * (1 + (nodes - 1) * sweeps)
+    assert plans[0].rounds == 6 * (1 + sweeps)
+
+
+def test_gauss_seidel_sweeps_wait_for_one_another() -> None:
+    one = plan("collocation", 5, iteration="gauss-seidel", sweeps=2)
+    assert one.rounds == one.nfe == 5 * 5
+    for name in ("ddim", "heun", "unipc-3", "dpm-solver-3"):
+        assert plan(name, 5).rounds == plan(name, 5).nfe
+    picard, gauss = (
+        map_distances(plan("collocation", 12, sweeps=2, iteration=i), VP, TARGET, 1001)["strong"]
+        for i in ("picard", "gauss-seidel")
+    )
+    assert gauss < picard
+
+
+def test_rounds_of_li_jiao() -> None:
+    """One noise at the end of each round but the last, and one evaluation a step."""
+    made = plan("li-jiao", 12, rounds=3)
+    assert [number for number, step in enumerate(made.steps) if step.noises] == [3, 7]
+    assert made.nfe == 12
+    assert not plan("li-jiao", 12, rounds=1).stochastic
+
+
+def test_the_certificate_bounds_the_divergence() -> None:
+    for name in ("two-interval", "two-interval-2"):
+        made = plan(name, 24)
+        tv = law_distances(made, VP, TARGET)["tv"]
+        # The last step, without noise, is not part of the bound.
+        last = map_distances(made_last(name), VP, TARGET)
+        assert tv < math.sqrt(certificate(made, VP, TARGET) / 2) + last["tv"]
+
+
+def made_last(name: str) -> Plan:
+    """The last step of a plan of 24 steps, alone."""
+    return pf.get_solver(name).plan(VP, GRID.times(VP, 24)[-2:], "eps")
+
+
+def test_what_has_no_certificate() -> None:
+    with pytest.raises(Refusal, match="no map followed by one noise"):
+        certificate(plan("ddim", 4), VP, TARGET)
+    with pytest.raises(Refusal, match="known on the line"):
+        certificate(plan("two-interval", 4), VP, pf.Gaussian([0.0, 0.0], 1.0))
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(ValueError, match="nodes, sweeps: need at least 2 and 1, got 1 and 3"):
+        plan("collocation", 3, nodes=1)
+    with pytest.raises(ValueError, match="iteration: got 'jacobi', allowed are picard"):
+        plan("collocation", 3, iteration="jacobi")
+    with pytest.raises(ValueError, match="rounds: must be >= 1, got 0"):
+        plan("li-jiao", 3, rounds=0)
