@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicHermiteSpline
+from scipy.interpolate import CubicHermiteSpline, PPoly
 from scipy.special import logsumexp
 
 from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
@@ -155,8 +155,10 @@ class _KernelDensity:
             # Twice the reach: the true kernel may be wider than this one.
             reach = 2.0 * REACH * abs(kernel.e)
             ends = float(x[0] * kernel.r - reach), float(x[-1] * kernel.r + reach)
-            self._u_of = inverse_of_inner(kernel, model, *ends)
-            self._slope_of = self._u_of.derivative()
+            inverse = inverse_of_inner(kernel, model, *ends)
+            slope = np.concatenate([np.zeros((1, len(inverse.x) - 1)), inverse.derivative().c])
+            # u and du/dh together: looking up the cell is what costs.
+            self._inverse = PPoly(np.stack([inverse.c, slope], axis=-1), inverse.x)
             inner_slope = kernel.inner_jacobian(column(kernel.r * x), model)[:, 0, 0].numpy()
             self.mean = kernel.inner(column(kernel.r * x), model)[:, 0].numpy() + kernel.shift * x
             self.slope = float(np.abs(inner_slope * kernel.r + kernel.shift).max())
@@ -172,8 +174,8 @@ class _KernelDensity:
         if isinstance(kernel, NormalKernel):
             self._stds = np.full(len(x), kernel.std)
         else:
-            self._stds = np.sqrt(kernel.factors(column(x), model)[:, :, 0, 0].square().sum(0))
-            self._stds = np.asarray(self._stds)
+            factors = kernel.factors(column(x), model)[:, :, 0, 0]
+            self._stds = factors.square().sum(0).sqrt().numpy()
             # z = (y - mean)/std depends on x through the std, too.
             self.slope += REACH * float(np.abs(np.gradient(self._stds, x)).max())
         self.std, self.width = float(self._stds.min()), REACH * float(self._stds.max())
@@ -222,11 +224,12 @@ class _KernelDensity:
     def _log_half(self, kernel: HalfNoise, rows: slice, y: np.ndarray) -> np.ndarray:
         x = self._x[rows, None]
         argument = y - kernel.shift * x
-        knots = self._u_of.x
+        knots = self._inverse.x
         inside = (argument > knots[0]) & (argument < knots[-1])
         argument = np.clip(argument, knots[0], knots[-1])
-        z = (self._u_of(argument) - kernel.r * x) / kernel.e
-        value = np.log(self._slope_of(argument) / (np.sqrt(2 * np.pi) * abs(kernel.e)))
+        both = self._inverse(argument)
+        z = (both[..., 0] - kernel.r * x) / kernel.e
+        value = np.log(both[..., 1] / (np.sqrt(2 * np.pi) * abs(kernel.e)))
         return np.where(inside, value - 0.5 * z**2, -np.inf)
 
     def __call__(self, rows: slice, y: np.ndarray) -> np.ndarray:

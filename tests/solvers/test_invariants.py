@@ -70,7 +70,7 @@ def grid(process: Process, steps: int) -> np.ndarray:
 
 
 def nothing(x: Tensor, t: Tensor) -> Tensor:
-    return torch.zeros_like(x)
+    return 0 * x
 
 
 # Exactness ---------------------------------------------------------------------------------
@@ -368,13 +368,14 @@ def test_declared_nfe_is_counted_nfe(solver: pf.Solver, prediction: str) -> None
 
     def count(x: Tensor, t: Tensor) -> Tensor:
         calls.append(float(t[0]))
-        return torch.zeros_like(x)
+        return 0 * x
 
     plan = solver.plan(process, grid(process, 9), prediction)
     run_plan(plan, pf.Model(count, process, prediction), X, noise=silence(X, 9))
-    assert len(calls) == plan.nfe == sum(len(step.stages) for step in plan.steps)
+    tangents = sum(bool(stage.tangent) for step in plan.steps for stage in step.stages)
+    assert len(calls) == plan.nfe - tangents == sum(len(step.stages) for step in plan.steps)
     assert calls == [stage.time for step in plan.steps for stage in step.stages]
-    later = {len(step.stages) for step in plan.steps[solver.memory :]}
+    later = {step.nfe for step in plan.steps[solver.memory :]}
     assert later == {solver.nfe}
     assert plan.memory <= solver.memory
     assert plan.stochastic == solver.stochastic
