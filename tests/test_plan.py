@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -294,3 +295,14 @@ def test_plans_are_values() -> None:
     assert hash(one) == hash(other)
     with pytest.raises(AttributeError):
         one.solver = "other"
+
+
+def test_a_tangent_is_a_register_of_its_stage_alone() -> None:
+    plan = pf.get_solver("accelerated-sde-jvp").plan(pf.VP.linear(), [0.9, 0.8], "v")
+    [step] = plan.steps
+    [stage] = step.stages
+    assert plan.nfe == step.nfe == 2
+    assert [register.kind for register, _ in stage.tangent] == ["z"]
+    assert Register("j", 0) in dict(step.update)
+    with pytest.raises(ValueError, match="register j0 does not exist there"):
+        Plan("mine", "v", (replace(step, stages=(replace(stage, tangent=()),)),))

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from probflow.plan import Combination, Plan, Register, Step
 
@@ -111,20 +110,14 @@ def _jvp(
 ) -> tuple[Tensor, Tensor]:
     """Model output at x and its derivative along the tangent, in one pass."""
     try:
-        with forward_ad.dual_level():
-            output = model(forward_ad.make_dual(x, tangent.expand_as(x).contiguous()), t)
-            f, j = forward_ad.unpack_dual(output)
+        # Strict: an output that is detached from x would have the derivative 0 without a word.
+        f, j, *_ = torch.func.jvp(lambda u: model(u, t), (x,), (tangent,), strict=True)
     except RuntimeError as error:  # of which NotImplementedError is one
         model(x, t)  # a model that fails by itself says why
         raise TypeError(
             "model: this solver needs a Jacobian-vector product, and forward-mode differentiation "
             f"of the model failed: {error}"
         ) from error
-    if j is None:
-        raise TypeError(
-            "model: this solver needs a Jacobian-vector product, but the model's output carries no "
-            "forward-mode derivative (it is detached from its input)"
-        )
     return f, j
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicHermiteSpline
+from scipy.interpolate import CubicHermiteSpline, PPoly
 from scipy.special import logsumexp
 
 from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
@@ -150,13 +150,15 @@ class _KernelDensity:
 
     def __init__(self, kernel: Kernel, model: ExactModel, x: np.ndarray) -> None:
         self._kernel, self._x = kernel, x
-        self._outer = np.zeros(1), np.zeros((len(x), 1))  # log weights, shifts of x'
+        self._outer = np.ones(1), np.zeros((len(x), 1))  # weights, shifts of x'
         if isinstance(kernel, HalfNoise):
             # Twice the reach: the true kernel may be wider than this one.
             reach = 2.0 * REACH * abs(kernel.e)
             ends = float(x[0] * kernel.r - reach), float(x[-1] * kernel.r + reach)
-            self._u_of = inverse_of_inner(kernel, model, *ends)
-            self._slope_of = self._u_of.derivative()
+            inverse = inverse_of_inner(kernel, model, *ends)
+            slope = np.concatenate([np.zeros((1, len(inverse.x) - 1)), inverse.derivative().c])
+            # u and du/dh together: looking up the cell is what costs.
+            self._inverse = PPoly(np.stack([inverse.c, slope], axis=-1), inverse.x)
             inner_slope = kernel.inner_jacobian(column(kernel.r * x), model)[:, 0, 0].numpy()
             self.mean = kernel.inner(column(kernel.r * x), model)[:, 0].numpy() + kernel.shift * x
             self.slope = float(np.abs(inner_slope * kernel.r + kernel.shift).max())
@@ -172,9 +174,8 @@ class _KernelDensity:
         if isinstance(kernel, NormalKernel):
             self._stds = np.full(len(x), kernel.std)
         else:
-            squares = kernel.factors(column(x), model)[:, :, 0, 0].square()
-            self._stds = squares.sum(0).sqrt().numpy()
-            self._stds = np.asarray(self._stds)
+            factors = kernel.factors(column(x), model)[:, :, 0, 0]
+            self._stds = factors.square().sum(0).sqrt().numpy()
             # z = (y - mean)/std depends on x through the std, too.
             self.slope += REACH * float(np.abs(np.gradient(self._stds, x)).max())
         self.std, self.width = float(self._stds.min()), REACH * float(self._stds.max())
@@ -190,7 +191,7 @@ class _KernelDensity:
         self.mean = self.mean + centre
         self.slope += float(np.abs(np.gradient(centre, self._x)).max())
         if kernel.outer is None:
-            self._outer = np.zeros(1), centre[:, None]
+            self._outer = np.ones(1), centre[:, None]
             return
         steepest = max(float(np.abs(added(k + 0.5) - added(k - 0.5)).max()) for k in range(-4, 5))
         ratio = max(steepest / self.std, 1e-8)
@@ -203,7 +204,7 @@ class _KernelDensity:
         count = max(math.ceil(math.log(1e-17) / (2.0 * math.log(ratio))), 4)
         nodes, weights = np.polynomial.hermite_e.hermegauss(count)
         shifts = np.stack([added(node) for node in nodes], axis=1)
-        self._outer = np.log(weights / weights.sum()), shifts
+        self._outer = weights / weights.sum(), shifts
         self.width += float(np.abs(shifts - centre[:, None]).max())
 
     def log(self, rows: slice, y: np.ndarray) -> np.ndarray:
@@ -213,33 +214,37 @@ class _KernelDensity:
             stds = self._stds[rows, None]
             z = (y - self.mean[rows, None]) / stds
             return -0.5 * z**2 - np.log(stds * np.sqrt(2 * np.pi))
-        logs, shifts = self._outer
-        values = [self._log_half(kernel, rows, y - shifts[rows, k, None]) for k in range(len(logs))]
+        weights, shifts = self._outer
+        values = []
+        for k in range(len(weights)):
+            z, factor = self._half(kernel, rows, y - shifts[rows, k, None])
+            with np.errstate(divide="ignore"):
+                values.append(np.log(factor) - 0.5 * z**2)
         if len(values) == 1:
             return values[0]
-        with np.errstate(divide="ignore"):
-            return logsumexp(np.stack(values), b=np.exp(logs)[:, None, None], axis=0)
-
-    def _log_half(self, kernel: HalfNoise, rows: slice, y: np.ndarray) -> np.ndarray:
-        x = self._x[rows, None]
-        argument = y - kernel.shift * x
-        knots = self._u_of.x
-        inside = (argument > knots[0]) & (argument < knots[-1])
-        argument = np.clip(argument, knots[0], knots[-1])
-        z = (self._u_of(argument) - kernel.r * x) / kernel.e
-        value = np.log(self._slope_of(argument) / (np.sqrt(2 * np.pi) * abs(kernel.e)))
-        return np.where(inside, value - 0.5 * z**2, -np.inf)
+        return logsumexp(np.stack(values), b=weights[:, None, None], axis=0)
 
     def __call__(self, rows: slice, y: np.ndarray) -> np.ndarray:
         """Density at ``y`` (n, m) for the sources ``x[rows]`` (n,)."""
         kernel = self._kernel
         if not isinstance(kernel, HalfNoise):
             return np.exp(self.log(rows, y))
-        logs, shifts = self._outer
-        return sum(  # type: ignore[return-value]
-            np.exp(log + self._log_half(kernel, rows, y - shifts[rows, k, None]))
-            for k, log in enumerate(logs)
-        )
+        weights, shifts = self._outer
+        total = np.zeros(y.shape)
+        for k, weight in enumerate(weights):
+            z, factor = self._half(kernel, rows, y - shifts[rows, k, None])
+            total += weight * factor * np.exp(-0.5 * z**2)
+        return total
+
+    def _half(self, kernel: HalfNoise, rows: slice, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The noise z that leads to y, and the factor of ``exp(-z^2/2)`` in the density."""
+        x = self._x[rows, None]
+        argument = y - kernel.shift * x
+        knots = self._inverse.x
+        inside = (argument > knots[0]) & (argument < knots[-1])
+        both = self._inverse(np.clip(argument, knots[0], knots[-1]))
+        z = (both[..., 0] - kernel.r * x) / kernel.e
+        return z, np.where(inside, both[..., 1] / (math.sqrt(2 * math.pi) * abs(kernel.e)), 0.0)
 
 
 def _carry(density: _KernelDensity, law: LineLaw, y: np.ndarray) -> np.ndarray:

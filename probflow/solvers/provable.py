@@ -165,7 +165,7 @@ def ddram(step: StepBuilder, seed: int = 0) -> Linear:
     family="chain",
     orders={"tv": 1.5},
 )
-def li_jiao(step: StepBuilder, rounds: int = 4, seed: int = 0) -> Linear:
+def li_jiao(step: StepBuilder, rounds: int = 2, seed: int = 0) -> Linear:
     """Y'/sqrt(g') = Y/sqrt(g) + (g' - g) S, S = score(Y+)/(2 g+^(3/2)), g+ uniform on (g, g').
 
     Y+/sqrt(g+) = Y/sqrt(g) + (g+ - g) S_before: one evaluation a step, at a random time, reached by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,9 @@ def interpret(
             history[-1]["u", i] = u
             time = torch.full((len(x),), stage.time, dtype=torch.float64)
             history[-1]["f", i] = model(u, time)
+            if stage.tangent:
+                at = partial(model, t=time)
+                history[-1]["j", i] = torch.func.jvp(at, (u,), (combine(stage.tangent),))[1]
         states.append(combine(step.update))
     return states
 
@@ -422,7 +426,9 @@ def test_no_synchronisation(solver: pf.Solver) -> None:
     assert len(watch.waits) == 1
 
 
-@pytest.mark.parametrize("solver", ALL, ids=by_name)
+@pytest.mark.parametrize(
+    "solver", [s for s in ALL if s.name != "accelerated-sde-jvp"], ids=by_name
+)  # the constant model has no derivative, and that solver says so
 def test_weights_are_floats_and_few_operations(solver: pf.Solver) -> None:
     """One operation per term of a combination: weights never become tensors."""
     plan = plan_of(solver)
@@ -462,7 +468,47 @@ def test_the_model_is_called_nfe_times(solver: pf.Solver) -> None:
     for options in ({}, {"trajectory": True}, {"callback": lambda *_: None}):
         calls.clear()
         run_plan(plan, pf.Model(model, PROCESS), X, noise=noise(), **options)
-        assert len(calls) == plan.nfe
+        # A Jacobian-vector product is one call and counts as two evaluations.
+        tangents = sum(bool(stage.tangent) for step in plan.steps for stage in step.stages)
+        assert len(calls) == plan.nfe - tangents
+
+
+# Jacobian-vector products ------------------------------------------------------------------
+
+
+class _NoForwardMode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x, t: _NoForwardMode.apply(x), lambda x, t: x.detach() * 2],
+    ids=["custom", "detached"],
+)
+def test_models_without_forward_mode_are_told(function: Callable) -> None:
+    with pytest.raises(TypeError, match="needs a Jacobian-vector product, and forward-mode"):
+        run_plan(plan_of("accelerated-sde-jvp"), pf.Model(function, PROCESS), X, noise=noise())
+
+
+def test_a_models_own_error_is_not_hidden() -> None:
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        raise RuntimeError("my own")
+
+    with pytest.raises(RuntimeError, match="my own"):
+        run_plan(plan_of("accelerated-sde-jvp"), pf.Model(broken, PROCESS), X, noise=noise())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_jvp_in_every_mode(context: Any) -> None:
+    plan, model = plan_of("accelerated-sde-jvp"), pf.Model(Net(), PROCESS)
+    with context():
+        assert torch.isfinite(run_plan(plan, model, X, noise=noise(), progress=True)).all()
 
 
 # Failures ----------------------------------------------------------------------------------

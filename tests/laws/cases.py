@@ -25,6 +25,8 @@ EXPONENTIAL = pf.grids.exponential(3.0, -math.log(0.99), "neg_log_ab")
 DETERMINISTIC = [s for s in pf.all_solvers() if not s.stochastic]
 ALL = [s for s in pf.all_solvers() if s.name not in REFUSED]
 STOCHASTIC = [s for s in ALL if s.stochastic]
+#: Those whose steps are products of kernels with a density, and so have a path divergence.
+PATHS = [s for s in STOCHASTIC if "path-kl" in s.orders]
 
 
 def plan(solver: str | pf.Solver, steps: int, prediction: str = "eps", grid=LOG_SNR) -> Plan:

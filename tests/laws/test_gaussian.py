@@ -27,6 +27,12 @@ RECURSIONS: dict[str, Callable] = {
     "accelerated-sde-half-noise": lambda V, v, b: (
         ((1 - b / v) ** 2 * V + b * (1 - b / (2 * v)) ** 2) / (1 - b)
     ),
+    "accelerated-sde-jvp": lambda V, v, b: (
+        ((1 - b / v) ** 2 * V + b * (1 - b / (2 * v)) ** 2) / (1 - b)
+    ),
+    "accelerated-sde-3": lambda V, v, b: (
+        ((1 - b / v) ** 2 * V + b * (1 - b / (2 * v)) ** 2 + b * (b / (3 * v)) ** 2) / (1 - b)
+    ),
     "vanilla-ode": lambda V, v, b: (1 - b / (2 * v)) ** 2 * V / (1 - b),
 }
 

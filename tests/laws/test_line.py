@@ -126,7 +126,10 @@ def test_map_quadrature_converges(solver: str, steps: int) -> None:
         assert coarse[measure] == pytest.approx(fine[measure], rel=5e-6)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "accelerated-sde", "accelerated-sde-half-noise"])
+@pytest.mark.parametrize(
+    "solver",
+    ["ddpm", "accelerated-sde", "accelerated-sde-half-noise", "accelerated-sde-jvp"],
+)
 def test_kernel_quadrature_converges(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finer grids between the steps change the law by less than 1e-8 of its error."""
     made = plan(solver, 32)
@@ -173,7 +176,16 @@ def test_w2_of_a_stochastic_plan_by_quantiles(steps: int) -> None:
     assert law_distances(made, VP, MIXTURE)["w2"] == pytest.approx(quantile_w2(made), rel=3e-5)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "accelerated-sde", "accelerated-sde-half-noise"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "ddpm",
+        "accelerated-sde",
+        "accelerated-sde-half-noise",
+        "accelerated-sde-jvp",
+        "accelerated-sde-3",
+    ],
+)
 def test_law_against_samples(solver: str) -> None:
     """Shares of samples in bins against the law's masses: chi^2 at 4 standard deviations."""
     n, made = 40_000, plan(solver, 8)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DETERMINISTIC, MIXTURE, PLANE, STOCHASTIC, VP, Draws, name, plan
+from cases import DETERMINISTIC, MIXTURE, PATHS, PLANE, VP, Draws, name, plan
 
 import probflow as pf
 from probflow.integrate import run_plan
-from probflow.laws.registers import HalfNoise, NormalKernel, Refusal, kernels, push
+from probflow.laws.line import line_law
+from probflow.laws.registers import BentNormal, HalfNoise, NormalKernel, Refusal, kernels, push
 from probflow.plan import Linear, StepBuilder
 from probflow.solvers import Solver
 
@@ -36,7 +37,7 @@ def test_push_refuses_noise() -> None:
         push(plan("ddpm", 3), VP, PLANE, X)
 
 
-@pytest.mark.parametrize("solver", STOCHASTIC, ids=name)
+@pytest.mark.parametrize("solver", PATHS, ids=name)
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
 def test_structure_does_not_depend_on_the_prediction(solver: pf.Solver, prediction: str) -> None:
     for step in plan(solver, 4, prediction).steps:
@@ -45,6 +46,8 @@ def test_structure_does_not_depend_on_the_prediction(solver: pf.Solver, predicti
             "accelerated-sde": [NormalKernel, NormalKernel],
             "accelerated-sde-readme": [NormalKernel, NormalKernel],
             "accelerated-sde-half-noise": [HalfNoise],
+            "accelerated-sde-jvp": [BentNormal],
+            "accelerated-sde-3": [HalfNoise],
         }
         assert kinds == expected.get(solver.name, [NormalKernel])
 
@@ -77,6 +80,26 @@ def test_unknown_structure_is_refused() -> None:
     made = stochastic(step).plan(VP, [0.9, 0.8])
     with pytest.raises(Refusal, match="mine: the law of one step is not a product of known"):
         kernels(made.steps[0], "mine")
+
+
+def test_other_products_with_the_jacobian_are_refused() -> None:
+    """Along the state its mean has no Jacobian at hand; at a noisy input it is no normal law."""
+
+    def along_the_state(step: StepBuilder) -> Linear:
+        score, derivative = step.jvp(step.x, step.t, step.x)
+        return step.x + 0.1 * score + 0.1 * derivative + 0.1 * step.noise()
+
+    def noisy(step: StepBuilder) -> Linear:
+        z = step.noise()
+        score, derivative = step.jvp(step.x + 0.1 * z, step.t, z)
+        return step.x + 0.1 * score + 0.1 * derivative + 0.1 * z
+
+    for function in (along_the_state, noisy):
+        made = stochastic(function).plan(VP, [0.9, 0.8])
+        with pytest.raises(Refusal, match="mine: a Jacobian-vector product is known along noises"):
+            kernels(made.steps[0], "mine")
+        with pytest.raises(Refusal, match="mine: a Jacobian-vector product makes the noise depend"):
+            line_law(made, VP, MIXTURE)
 
 
 def test_noise_that_enters_twice_is_no_convolution() -> None:

@@ -70,7 +70,7 @@ def grid(process: Process, steps: int) -> np.ndarray:
 
 
 def nothing(x: Tensor, t: Tensor) -> Tensor:
-    return torch.zeros_like(x)
+    return 0 * x
 
 
 # Exactness ---------------------------------------------------------------------------------
@@ -144,7 +144,8 @@ def test_last_step_to_no_noise_finds_the_point(solver: pf.Solver, process: Proce
 
 
 #: Their noise belongs to a number of steps, not to a length of time: there is no SDE for h -> 0.
-NO_LIMIT = {"edm-churn"}
+#: Two intervals forward and one back are the reverse SDE of eta = 1, but the last step is the ODE.
+NO_LIMIT = {"edm-churn", "two-interval", "two-interval-2", "li-jiao"}
 WITH_LIMIT = [s for s in ALL if s.name not in NO_LIMIT]
 
 
@@ -203,7 +204,11 @@ def test_small_steps_have_the_exact_variance(solver: pf.Solver, process: Process
 @pytest.mark.parametrize("solver", ALL, ids=by_name)
 def test_noises_cover_the_step_once(solver: pf.Solver) -> None:
     process = pf.VP.linear()
-    for step in solver.plan(process, grid(process, 4)).steps:
+    steps = solver.plan(process, grid(process, 4)).steps
+    if solver.name in ("two-interval", "two-interval-2", "li-jiao"):
+        steps = [step for step in steps[:-1] if step.noises]  # where there is an overshoot
+        assert steps
+    for step in steps:
         # edm-churn cannot add noise at the process's noisiest time, where this grid starts.
         silent = solver.name == "edm-churn" and step.start == process.t_max
         assert bool(step.noises) == (solver.stochastic and not silent)
@@ -390,13 +395,14 @@ def test_declared_nfe_is_counted_nfe(solver: pf.Solver, prediction: str) -> None
 
     def count(x: Tensor, t: Tensor) -> Tensor:
         calls.append(float(t[0]))
-        return torch.zeros_like(x)
+        return 0 * x
 
     plan = solver.plan(process, grid(process, 9), prediction)
     run_plan(plan, pf.Model(count, process, prediction), X, noise=silence(X, 9))
-    assert len(calls) == plan.nfe == sum(len(step.stages) for step in plan.steps)
+    tangents = sum(bool(stage.tangent) for step in plan.steps for stage in step.stages)
+    assert len(calls) == plan.nfe - tangents == sum(len(step.stages) for step in plan.steps)
     assert calls == [stage.time for step in plan.steps for stage in step.stages]
-    *later, last = [len(step.stages) for step in plan.steps[solver.memory :]]
+    *later, last = [step.nfe for step in plan.steps[solver.memory :]]
     assert set(later) == {solver.nfe}
     assert last == (2 if solver.name == "dpm-solver-fast" else solver.nfe)
     assert plan.memory <= solver.memory
@@ -421,7 +427,7 @@ def test_metadata(solver: pf.Solver) -> None:
     assert "=" in solver.equation
     assert len(solver.reference) > 5
     assert solver.family in ("ode", "exponential", "chain", "sde")
-    assert set(solver.orders) <= {"tv", "strong", "path-kl"}
+    assert set(solver.orders) <= {"tv", "strong", "path-kl", "certificate"}
     assert "strong" in solver.orders or solver.stochastic
     assert "path-kl" not in solver.orders or solver.stochastic
     assert "strong" not in solver.orders or solver.eta is not None

@@ -34,7 +34,7 @@ FAMILIES = (
     "exponential-", "dpm-solver", "lms-", "ipndm-", "pndm", "deis-", "ab", "unipc-", "edm-", "rk",
     "strang",
 )  # fmt: skip
-SOLVERS = [s for s in pf.all_solvers() if s.name.startswith(FAMILIES)]
+SOLVERS = [s for s in pf.all_solvers() if s.name.startswith(FAMILIES) and not s.stochastic]
 FLOOR = 2e-14  # what rounding leaves of the finest errors
 
 

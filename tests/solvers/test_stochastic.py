@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from refused import REFUSED
+from refused import RANDOM, REFUSED
 from scipy.interpolate import make_interp_spline
 from scipy.special import ndtr
 from torch import Tensor
@@ -27,7 +27,11 @@ from probflow.studies.order import fit_order
 VP = pf.VP.linear()
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
 STOCHASTIC = [s for s in pf.all_solvers() if s.stochastic]
-NEW = [s for s in STOCHASTIC if s.family != "chain" and s.name != "euler-maruyama"]
+NEW = [
+    s
+    for s in STOCHASTIC
+    if s.family != "chain" and s.name not in RANDOM and s.name != "euler-maruyama"
+]
 PROCESSES: list[Process] = [VP, pf.VE(), pf.EDM(), pf.FlowMatching()]
 TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
 STATE = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ import pytest
 from refused import REFUSED
 
 import probflow as pf
-from probflow.plan import Combination, Linear, Plan, Register, Stage, Step, StepBuilder
+from probflow.plan import Combination, Linear, Plan, Register, Step, StepBuilder
 from probflow.solvers import Solver
 from probflow.studies import check_order
 
@@ -33,9 +33,10 @@ class Place:
 
     stage: int | None
     register: Register | None
+    tangent: bool = False
 
     def __str__(self) -> str:
-        part = "update" if self.stage is None else f"stage{self.stage}"
+        part = "update" if self.stage is None else f"stage{self.stage}" + "-tangent" * self.tangent
         return f"{part}-{'time' if self.register is None else self.register}"
 
     def spoil(self, step: Step, factor: float) -> Step:
@@ -48,9 +49,11 @@ class Place:
         if self.register is None:
             # Towards the start of the step, so that no time leaves the process.
             time = step.start + (stage.time - step.start) / factor
-            stages[self.stage] = Stage(stage.input, time)
+            stages[self.stage] = replace(stage, time=time)
+        elif self.tangent:
+            stages[self.stage] = replace(stage, tangent=self._scaled(stage.tangent, factor))
         else:
-            stages[self.stage] = Stage(self._scaled(stage.input, factor), stage.time)
+            stages[self.stage] = replace(stage, input=self._scaled(stage.input, factor))
         return replace(step, stages=tuple(stages))
 
     def _scaled(self, combination: Combination, factor: float) -> Combination:
@@ -63,6 +66,7 @@ def places(solver: Solver) -> list[Place]:
     for step in solver.plan(VP, GRID.times(VP, 6)).steps:
         for index, stage in enumerate(step.stages):
             found += [Place(index, register) for register, _ in stage.input]
+            found += [Place(index, register, True) for register, _ in stage.tangent]
             if stage.time != step.start:
                 found.append(Place(index, None))
         found += [Place(None, register) for register, _ in step.update]
@@ -151,8 +155,10 @@ def test_every_weight_is_mutated() -> None:
     for solver in ALL:
         known = {str(place) for place in places(solver)}
         for step in solver.plan(VP, GRID.times(VP, 9)).steps:
-            for index, combination in enumerate(step.combinations()):
-                part = f"stage{index}" if index < len(step.stages) else "update"
+            parts = {"update": step.update}
+            for index, stage in enumerate(step.stages):
+                parts |= {f"stage{index}": stage.input, f"stage{index}-tangent": stage.tangent}
+            for part, combination in parts.items():
                 assert {f"{part}-{register}" for register, _ in combination} <= known
 
 
