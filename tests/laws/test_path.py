@@ -141,7 +141,7 @@ def test_quadrature_converges(solver: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 INTEGRALS = ("accelerated-sde", "accelerated-sde-readme", "accelerated-sde-3")
-TRACTABLE = [s for s in STOCHASTIC if s.name not in INTEGRALS]
+TRACTABLE = [s for s in PATHS if s.name not in INTEGRALS]
 
 
 @pytest.mark.parametrize("steps", [4, 32])
