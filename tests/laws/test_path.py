@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from cases import LOG_SNR, MIXTURE, NORMAL, PLANE, VP, name, plan
+from cases import LOG_SNR, MIXTURE, NORMAL, PATHS, PLANE, VP, name, plan
 
 import probflow as pf
 from probflow.laws import Refusal, distances_1d, path_kl, path_kl_samples
