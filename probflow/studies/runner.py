@@ -285,6 +285,7 @@ class _Reference:
     """Name of the job that computes a reference: what curves with the same one share."""
 
     target: int
+    process: int
     grid: Grid
     settings: Settings
 
@@ -342,7 +343,8 @@ class _Run:
             reference = None
             if "strong" in task.measures and wants_reference(task.curve):
                 curve = task.curve
-                reference = _Reference(id(curve.target), curve.grid, curve.settings)
+                ids = id(curve.target), id(curve.process)
+                reference = _Reference(*ids, curve.grid, curve.settings)
                 first.setdefault(reference, Job(reference, reference_of, curve))
             jobs.append(Job(name, measure_cells, task, reference))
         return [*first.values(), *jobs]
