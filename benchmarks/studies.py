@@ -2,9 +2,10 @@
 
     python benchmarks/studies.py [--cells 2000] [--repeats 1]
 
-Workers are started before the clock. The ratio says whether both are kept busy; it needs two idle
-cores, and a third of one for the process that hands out work and writes the cells down. Memory is
-the resident set of that process (Linux).
+Workers are started before the clock. The ratio says whether both are kept busy, on a machine with
+two idle cores; on one that others use, too, compare with the plain loops: the same cells, divided
+among as many processes in advance, without a runner. Memory is the resident set of the process that
+hands out the work (Linux).
 """
 
 from __future__ import annotations
@@ -62,8 +63,17 @@ def warm(_: int) -> int:
     return os.getpid()
 
 
-def run(curves: list[Curve], workers: int, out: str | None) -> tuple[float, float, list[float]]:
-    """Seconds of the study, of this process's CPU, and memory before it and after it."""
+def loop(curves: list[Curve]) -> None:
+    """The cells of some curves, one after the other."""
+    for curve in curves:
+        for steps in curve.steps:
+            measure_cells(Task(curve, steps, curve.measures))
+
+
+def run(
+    curves: list[Curve], workers: int, out: str | None
+) -> tuple[float, float, float, list[float]]:
+    """Seconds of the study, of plain loops, of this process's CPU; memory before and after."""
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
         while len(set(pool.map(warm, range(2 * workers)))) < workers:
@@ -73,7 +83,10 @@ def run(curves: list[Curve], workers: int, out: str | None) -> tuple[float, floa
         folder = None if out is None else Path(out) / str(workers)
         run_curves(curves, executor=pool, out=folder)
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        return seconds, busy, [*memory, resident()]
+        memory.append(resident())
+        start = time.perf_counter()
+        list(pool.map(loop, [curves[n::workers] for n in range(workers)]))
+        return seconds, time.perf_counter() - start, busy, memory
 
 
 def main() -> None:
@@ -89,12 +102,13 @@ def main() -> None:
         seconds = {}
         for workers in (1, 2):
             with tempfile.TemporaryDirectory() as out:
-                seconds[workers], own, memory = run(curves, workers, out)
+                seconds[workers], plain, own, memory = run(curves, workers, out)
                 size = sum(path.stat().st_size for path in Path(out).rglob("*")) / 2**20
             print(
                 f"{count} cells, {workers} workers: {seconds[workers]:.1f} s, "
                 f"{1e3 * seconds[workers] / count:.1f} ms a cell, of which "
-                f"{1e3 * own / count:.2f} ms of this process; memory {memory[0]:.0f} -> "
+                f"{1e3 * own / count:.2f} ms of this process; plain loops "
+                f"{plain:.1f} s; memory {memory[0]:.0f} -> "
                 f"{memory[1]:.0f} MiB, {size:.1f} MiB on disk"
             )
         print(f"two workers are {seconds[1] / seconds[2]:.2f} times as fast as one")

@@ -285,6 +285,7 @@ class _Reference:
     """Name of the job that computes a reference: what curves with the same one share."""
 
     target: int
+    process: int
     grid: Grid
     settings: Settings
     eta: Any
@@ -346,8 +347,8 @@ class _Run:
                 curve = task.curve
                 eta = curve.solver.eta
                 largest = curve.steps[-1] if eta else 0
-                known = id(curve.target), curve.grid, curve.settings
-                reference = _Reference(*known, eta, largest)
+                ids = id(curve.target), id(curve.process)
+                reference = _Reference(*ids, curve.grid, curve.settings, eta, largest)
                 first.setdefault(reference, Job(reference, reference_of, curve))
             jobs.append(Job(name, measure_cells, task, reference))
         return [*first.values(), *jobs]
