@@ -167,7 +167,7 @@ def test_solvers_prints_each(name: str, capsys) -> None:
     assert "x' =" in text
     assert run("solvers", name, "--latex") == 0
     latex = capsys.readouterr().out
-    rows = re.findall(r"^(?:f\d+|x') =", text.split("step 1 of 4")[1], re.MULTILINE)
+    rows = re.findall(r"^(?:[fj]\d+|x') =", text.split("step 1 of 4")[1], re.MULTILINE)
     assert latex.count(r"\\") == len(rows) + 1
 
 

@@ -411,7 +411,7 @@ X = torch.zeros(2, 3)
             "t0, t1: the grid has its own ends",
         ),
         ({"method": "rk4", "t1": 0.5, "grid": [1.0, 0.5]}, ValueError, "the grid has its own ends"),
-        ({"options": 3}, TypeError, "options: need a dictionary, got int"),
+        ({"options": 3}, TypeError, "options: need a dictionary, got 3"),
         ({"options": {"stepsize": 1}}, ValueError, "dopri5 has no option 'stepsize'"),
         (
             {"method": "rk4", "steps": 2, "options": {"step_size": 0.1}},

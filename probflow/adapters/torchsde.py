@@ -69,6 +69,11 @@ class ProbflowSDESolver(BaseSDESolver):
                 f"adaptive: {self.solver.name} uses the {self.solver.memory} step(s) before, which "
                 "adaptive stepping does not keep; use adaptive=False"
             )
+        if self.solver.whole_grid:
+            raise ValueError(
+                f"adaptive: a step of {self.solver.name} depends on the grid as a whole, which "
+                "adaptive stepping does not know; use adaptive=False"
+            )
         times = [-float(t0), -float(t1)]
         return self._run(y0, times, times)[-1], ()
 

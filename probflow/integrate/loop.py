@@ -204,7 +204,9 @@ def _checkpointed(kernel: Kernel) -> Kernel:
     def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list) -> States:
         for row in rows:
             drawn = [noise(*interval) for interval in row[1]]
-            x, past[:] = checkpoint(one_step, x, model, row, drawn, past, use_reentrant=False)
+            x, past[:] = checkpoint(
+                one_step, x, model, row, drawn, tuple(past), use_reentrant=False
+            )
             yield x
         return x
 

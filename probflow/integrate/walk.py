@@ -37,6 +37,11 @@ class PlanWalk:
     def __init__(self, plan: Plan) -> None:
         if not plan.steps[0].stages:
             raise ValueError(f"plan: the first step of {plan.solver} makes no model call")
+        if any(stage.tangent for step in plan.steps for stage in step.stages):
+            raise ValueError(
+                f"plan: {plan.solver} takes derivatives of the model and cannot be served one "
+                "call at a time"
+            )
         self.plan = plan
         self.step = self.stage = self.draws = 0
         self._now: dict[Register, Tensor] = {}

@@ -65,6 +65,7 @@ def _exponential_euler(x: Linear, t: Point, s: Point, score: Linear) -> Linear:
     prediction="score",
     coordinates="vp",
     stochastic=True,
+    whole_grid=True,
     family="chain",
     orders={"tv": 1, "certificate": 1},
 )
@@ -86,6 +87,7 @@ def two_interval(step: StepBuilder) -> Linear:
     coordinates="vp",
     nfe=2,
     stochastic=True,
+    whole_grid=True,
     family="chain",
     orders={"tv": 2, "certificate": 2},
 )
@@ -111,6 +113,7 @@ def two_interval_2(step: StepBuilder) -> Linear:
     prediction="score",
     coordinates="vp",
     nfe=2,
+    whole_grid=True,
     family="chain",
     orders={"tv": 1.5, "strong": 1.5},
 )
@@ -134,6 +137,7 @@ def randomized_midpoint(step: StepBuilder, seed: int = 0) -> Linear:
     coordinates="vp",
     nfe=2,
     stochastic=True,
+    whole_grid=True,
     family="sde",
     orders={"tv": 1.5},
 )
@@ -162,6 +166,7 @@ def ddram(step: StepBuilder, seed: int = 0) -> Linear:
     coordinates="vp",
     stochastic=True,
     memory=1,
+    whole_grid=True,
     family="chain",
     orders={"tv": 1.5},
 )

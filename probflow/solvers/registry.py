@@ -72,6 +72,8 @@ class Solver:
     family
         ``"ode"`` (works on any ODE), ``"exponential"`` (exact in the linear part), ``"chain"``
         (a kernel of the discrete-time chain) or ``"sde"`` (a discretised reverse SDE).
+    whole_grid
+        Whether a step depends on its place in the grid: on its number or on what follows it.
     options
         Keyword options of the step function, with their values.
     sde
@@ -90,6 +92,7 @@ class Solver:
     nfe: int = 1
     stochastic: bool = False
     memory: int = 0
+    whole_grid: bool = False
     family: str = "exponential"
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -225,6 +228,7 @@ def register(
     nfe: int = 1,
     stochastic: bool = False,
     memory: int = 0,
+    whole_grid: bool = False,
     family: str = "exponential",
     aliases: Sequence[str] = (),
     sde: Callable[[Mapping[str, Any]], Any] | None = None,
@@ -262,6 +266,7 @@ def register(
             nfe=nfe,
             stochastic=stochastic,
             memory=memory,
+            whole_grid=whole_grid,
             family=family,
             aliases=tuple(_canonical(alias) for alias in aliases),
             options={p.name: p.default for p in parameters if p.default is not p.empty},

@@ -101,6 +101,7 @@ def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
     reference="Lu et al. 2022 (arXiv 2206.00927), section 3.4 (DPM-Solver-fast)",
     prediction="eps",
     nfe=3,
+    whole_grid=True,
     orders={"tv": 3, "strong": 3},
 )
 def dpm_solver_fast(step: StepBuilder, remainder: int = 2) -> Linear:

@@ -10,7 +10,8 @@ import probflow as pf
 from probflow.integrate import SeededNoise, run_plan
 
 DOUBLE = torch.float64
-SOLVERS = pf.solver_names()
+#: All but those that take derivatives of the model, which cannot be served one call at a time.
+SOLVERS = [name for name in pf.solver_names() if name != "accelerated-sde-jvp"]
 TARGET = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
 EDM = pf.EDM()
 EXACT = TARGET.model(EDM).as_prediction("x0")
@@ -51,7 +52,8 @@ def test_the_end_has_no_noise(name: str, process: pf.processes.Process) -> None:
     data = torch.tensor([0.3, -0.7], dtype=DOUBLE).expand(6, 2)
     sample_fn = pf.kdiffusion.sample(name, process=process)
     x = sample_fn(lambda x, sigma: data, X / 20 if flow else X, sigmas, disable=True, seed=1)
-    torch.testing.assert_close(x, data, rtol=0, atol=1e-9)
+    # li-jiao sums scores over ab^(3/2), which is small at the noisy end of a flow.
+    torch.testing.assert_close(x, data, rtol=0, atol=1e-5 if name == "li-jiao" else 1e-9)
 
 
 def euler(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -148,5 +150,11 @@ def test_half_precision_and_errors() -> None:
         pf.kdiffusion.sample("dpmpp-2n")
     with pytest.raises(ValueError, match="chooses its steps"):
         pf.kdiffusion.sample("dopri5")
-    with pytest.raises(ValueError, match="unknown option"):
+    with pytest.raises(ValueError, match="has no option"):
         pf.kdiffusion.sample("ddim", eta=1.0)
+
+
+def test_derivatives_are_refused() -> None:
+    sample_fn = pf.kdiffusion.sample("accelerated-sde-jvp")
+    with pytest.raises(ValueError, match="accelerated-sde-jvp takes derivatives of the model"):
+        sample_fn(denoise, X, SIGMAS[:-1], disable=True, seed=3)

@@ -205,7 +205,11 @@ def net(x: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(x) * (1.0 + t.reshape(-1, 1))
 
 
-@pytest.mark.parametrize("solver", pf.solver_names())
+@pytest.mark.parametrize(
+    "solver",
+    # Forward-mode differentiation does not let a function write into tensors of its own.
+    [name for name in pf.solver_names() if name != "accelerated-sde-jvp"],
+)
 def test_plans(solver: str) -> None:
     def run(function: Callable[..., Tensor]) -> Tensor:
         model = pf.Model(function, PROCESS)

@@ -67,6 +67,8 @@ def exact(y: torch.Tensor, start: float, stop: float) -> torch.Tensor:
 def test_both_time_directions_converge(
     name: str, start: float, stop: float, y0: torch.Tensor
 ) -> None:
+    if "seed" in pf.get_solver(name).options:
+        pytest.skip("its order is that of a mean over seeds")
     end = exact(y0, start, stop)
     errors = [
         float((pf.odeint(ODE, y0, times(n, start, stop), method=name)[-1] - end).abs().max())

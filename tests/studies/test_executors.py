@@ -44,6 +44,9 @@ class Shuffled(Executor):
         self.thread.join()
 
     def _work(self) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.calls) <= 5 and not self.closing and time.monotonic() < deadline:
+            time.sleep(0.01)  # so that there is something to shuffle
         while not self.closing:
             self.most = max(self.most, len(self.calls))
             if len(self.calls) < 3:
@@ -61,7 +64,7 @@ def test_any_order(whole: list[str], tmp_path: Path, seed: int) -> None:
     threads = torch.get_num_threads()
     with Shuffled(seed) as executor:
         assert text(run_curves(curves(), executor=executor, out=tmp_path)) == whole
-        assert executor.most > 10
+        assert executor.most > 5  # the others wait for a reference
         assert not executor.closing  # the user's executor is left running
     assert torch.get_num_threads() == threads
 
