@@ -148,11 +148,7 @@ class Program:
     stretches: list[Stretch]
     times: list[float]  # of all evaluations
     memory: int
-
-    @property
-    def held(self) -> int:
-        """How many outputs of the model are held at once; one of them may be the state."""
-        return 1 + (self.memory + 1) * max(stretch.stages for stretch in self.stretches)
+    held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
 def _compile(plan: Plan) -> Program:
@@ -175,7 +171,12 @@ def _compile(plan: Plan) -> Program:
         )
         stretches[-1].intervals.append(step.noises)
     times = [stage.time for step in plan.steps for stage in step.stages]
-    return Program(stretches, times, memory)
+    kept = [sum(register.kind in ("f", "j") for register in registers) for registers in wanted]
+    held = 1 + max(
+        step.nfe + sum(kept[max(0, number - memory) : number])
+        for number, step in enumerate(plan.steps)
+    )
+    return Program(stretches, times, memory, held)
 
 
 _COMPILED: dict[int, tuple[weakref.ref[Plan], Program]] = {}
