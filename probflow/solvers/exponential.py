@@ -26,7 +26,7 @@ def _linear_part(t: Point, s: Point) -> float:
 
 @register(
     "ddim",
-    aliases=("dpm-solver-1", "exponential-ab1", "exponential-ab1-x0"),
+    aliases=("dpm-solver-1", "exponential-ab1", "exponential-ab1-x0", "lms-1"),
     reference="Song, Meng, Ermon 2021 (arXiv 2010.02502), eq. 12 with sigma = 0",
     prediction="eps",
     orders={"tv": 1, "strong": 1},

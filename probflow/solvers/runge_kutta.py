@@ -9,6 +9,7 @@ are those of :mod:`probflow.tableaus`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import log
 
 from probflow.plan import Linear, StepBuilder
@@ -19,6 +20,7 @@ from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
 _KUTTA = "Hairer, Norsett, Wanner, Solving ODEs I, section II.1"
 
 
+@lru_cache
 def _stages(tableau: Tableau) -> list[tuple[float, tuple[float, ...]]]:
     """(c_i, row a_i) of the stages after the first, without one that only serves the next step."""
     count = max(i for i, weight in enumerate(tableau.b) if weight != 0.0) + 1
@@ -63,6 +65,7 @@ def _in_noise(step: StepBuilder, tableau: Tableau, variable: str) -> Linear:
 
 @register(
     "euler",
+    aliases=("ab1",),
     reference="Euler 1768",
     prediction="velocity",
     needs="ode",
