@@ -61,7 +61,7 @@ def curve(name: str) -> list[tuple[int, float]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--figure", type=Path, help="where to write the figure (SVG, PNG or PDF)")
+    parser.add_argument("--figure", type=Path, help="where to write the figure (SVG)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     curves = {name: curve(name) for name in (*DETERMINISTIC, *STOCHASTIC)}
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             axis.minorticks_off()
             axis.legend(loc="lower left", fontsize=5.5)
         axes[0].set_ylabel("TV(q, p)")
-        figure.savefig(options.figure)
+        figure.savefig(options.figure, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
