@@ -317,10 +317,9 @@ class _Batch:
         """:func:`conversion` at all times; not finite where there is none."""
         key = (source, wanted)
         if key not in self._conversions:
-            names = ("alpha", "sigma")
-            levels = {name: np.array(self[name]) for name in names}
+            alpha, sigma = np.array(self["alpha"]), np.array(self["sigma"])
+            point = SimpleNamespace(t=self.times, alpha=alpha, sigma=sigma)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                point = SimpleNamespace(t=self.times, **levels)
                 weights = conversion(self._process, source, wanted, point)
             columns = [np.broadcast_to(w, self.times.shape).tolist() for w in weights]
             self._conversions[key] = list(zip(*columns, strict=True))
@@ -448,26 +447,29 @@ class StepBuilder:
 
     def __init__(
         self,
-        t: Point,
-        s: Point,
+        points: list[Point],
+        number: int,
         *,
         predictions: tuple[str, str],
         coordinates: str,
         previous: list[StepBuilder],
         between: _Between,
-        number: int,
-        remaining: int,
-        following: Point | None,
     ) -> None:
-        self.t, self.s, self.previous, self._between = t, s, previous, between
-        self.number, self.remaining, self.following = number, remaining, following
-        self.steps = number + remaining
+        self._place(points, number, previous)
+        self._between = between
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
-        self.x = Linear({("x", 0, -number): 1.0}, None, 1.0 / self._scale(t))
+        self.x = Linear({("x", 0, -number): 1.0}, None, 1.0 / self._scale(self.t))
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self._stages: list[Stage] = []
         self._noises: list[tuple[float, float]] = []
+
+    def _place(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
+        """Where in the grid the step is."""
+        self.t, self.s = points[number : number + 2]
+        self.previous, self.number, self.steps = previous, number, len(points) - 1
+        self.remaining = self.steps - number
+        self.following = points[number + 2] if self.remaining > 1 else None
 
     def at(self, t: float) -> Point:
         """The point at process time ``t``."""
@@ -476,6 +478,10 @@ class StepBuilder:
     def at_lambda(self, lambda_: float) -> Point:
         """The point with log-SNR ``lambda_``."""
         return self._between.at_lambda(lambda_)
+
+    def at_neg_log_ab(self, neg_log_ab: float) -> Point:
+        """The point with this ``-ln(ab)``."""
+        return self.at_lambda(-0.5 * math.log(math.expm1(neg_log_ab)))
 
     @property
     def lambda_min(self) -> float:
@@ -605,10 +611,7 @@ class _Scout(StepBuilder):
     """
 
     def __init__(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
-        self.t, self.s = points[number : number + 2]
-        self.previous, self.number, self.remaining = previous, number, len(points) - 1 - number
-        self.steps = len(points) - 1
-        self.following = points[number + 2] if self.remaining > 1 else None
+        self._place(points, number, previous)
         self.x = _Nothing({})
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
@@ -708,15 +711,12 @@ def trace(
         for number, (t, s) in enumerate(pairwise(points)):
             try:
                 builder = StepBuilder(
-                    t,
-                    s,
+                    points,
+                    number,
                     predictions=(prediction, native),
                     coordinates=coordinates,
                     previous=previous,
                     between=between,
-                    number=number,
-                    remaining=len(points) - 1 - number,
-                    following=points[number + 2] if number + 2 < len(points) else None,
                 )
                 steps.append(builder.finish(step_function(builder)))
             except (OverflowError, ZeroDivisionError):

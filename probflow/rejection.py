@@ -28,7 +28,7 @@ from torch import Tensor
 
 from probflow.grids import as_grid
 from probflow.models import Model
-from probflow.plan import Point
+from probflow.plan import COORDINATES, Point
 from probflow.problems import as_model
 from probflow.processes import Process
 
@@ -119,9 +119,8 @@ def rejection_sample(
     )
 
 
-def _norm(point: Point) -> float:
-    """What a state is divided by to be variance-preserving."""
-    return sqrt(point.alpha**2 + point.sigma**2)
+#: What a state is divided by to be variance-preserving.
+_norm = COORDINATES["vp"]
 
 
 class _Chain:

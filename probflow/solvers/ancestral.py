@@ -20,6 +20,7 @@ from math import exp, expm1, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.forms import check_s_noise
 from probflow.solvers.registry import register
 
 _K = "k-diffusion"
@@ -35,12 +36,6 @@ def _split(t: Point, s: Point, eta: float) -> tuple[float, float]:
 
 def _noise(step: StepBuilder, std: float) -> Linear:
     return std * step.noise() if std else Linear({})
-
-
-def _scale(s_noise: float) -> float:
-    if not s_noise >= 0:
-        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
-    return s_noise
 
 
 def _squared(options: Mapping[str, Any]) -> float | None:
@@ -81,7 +76,7 @@ def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -
     """y' = y + (rho_down - rho) eps(y) + s_noise rho_up Z; ``ddim-eta`` in other letters."""
     down, up = _split(step.t, step.s, eta)
     eps = step.model(step.x, step.t)
-    return step.x + (down - step.t.rho) * eps + _noise(step, _scale(s_noise) * up)
+    return step.x + (down - step.t.rho) * eps + _noise(step, check_s_noise(s_noise) * up)
 
 
 @register(
@@ -102,7 +97,7 @@ def dpm2_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) ->
     """
     t, s = step.t, step.s
     down, up = _split(t, s, eta)
-    _scale(s_noise)
+    check_s_noise(s_noise)
     eps = step.model(step.x, t)
     if s.sigma == 0:
         return step.x - t.rho * eps
@@ -131,7 +126,7 @@ def dpm_solver_pp_2s_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: flo
     """
     t, s = step.t, step.s
     down, up = _split(t, s, eta)
-    _scale(s_noise)
+    check_s_noise(s_noise)
     x0 = step.model(step.x, t)
     if s.sigma == 0:
         return x0

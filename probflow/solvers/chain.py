@@ -12,7 +12,7 @@ kernel reaches, and in which measure, is derived in ``docs/theory.md``.
 
 from __future__ import annotations
 
-from math import cos, exp, expm1, log, sin, sqrt
+from math import cos, exp, expm1, sin, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.forms import check_choice
@@ -22,11 +22,12 @@ _PAPER = "Li, Huang, Efimov, Wei, Chi, Chen 2024 (arXiv 2403.03852)"
 _CODE = "TimofeyEfimov/AcceleratedDiffusionSamplers"
 
 
-def _alpha_ratio(t: Point, s: Point) -> float:
+def alpha_ratio(t: Point, s: Point) -> float:
+    """The one-step ratio ``ab_t/ab_s`` of a step from t to s."""
     return exp(s.neg_log_ab - t.neg_log_ab)
 
 
-def _b(t: Point, s: Point) -> float:
+def b_of(t: Point, s: Point) -> float:
     """``1 - alpha_ratio`` without cancellation."""
     return -expm1(s.neg_log_ab - t.neg_log_ab)
 
@@ -43,9 +44,9 @@ def _b(t: Point, s: Point) -> float:
 def ddpm(step: StepBuilder) -> Linear:
     """Y' = (Y + b score(Y) + sqrt(b) Z)/sqrt(alpha)."""
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     score = step.model(step.x, t)
-    return (step.x + b * score + sqrt(b) * step.noise()) / sqrt(_alpha_ratio(t, s))
+    return (step.x + b * score + sqrt(b) * step.noise()) / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -60,8 +61,8 @@ def ddpm(step: StepBuilder) -> Linear:
 def ddpm_beta(step: StepBuilder) -> Linear:
     """Y' = (Y + b score(Y))/sqrt(alpha) + sqrt(b) Z."""
     t, s = step.t, step.s
-    b = _b(t, s)
-    mean = (step.x + b * step.model(step.x, t)) / sqrt(_alpha_ratio(t, s))
+    b = b_of(t, s)
+    mean = (step.x + b * step.model(step.x, t)) / sqrt(alpha_ratio(t, s))
     return mean + sqrt(b) * step.noise()
 
 
@@ -77,8 +78,8 @@ def ddpm_beta(step: StepBuilder) -> Linear:
 def ddpm_posterior(step: StepBuilder) -> Linear:
     """Y' = (Y + b score(Y))/sqrt(alpha) + sqrt(b (1 - ab')/(1 - ab)) Z (DDIM with eta = 1)."""
     t, s = step.t, step.s
-    b = _b(t, s)
-    mean = (step.x + b * step.model(step.x, t)) / sqrt(_alpha_ratio(t, s))
+    b = b_of(t, s)
+    mean = (step.x + b * step.model(step.x, t)) / sqrt(alpha_ratio(t, s))
     return mean + sqrt(b * expm1(-s.neg_log_ab) / expm1(-t.neg_log_ab)) * step.noise()
 
 
@@ -93,7 +94,7 @@ def ddpm_posterior(step: StepBuilder) -> Linear:
 def vanilla_ode(step: StepBuilder) -> Linear:
     """Y' = (Y + b/2 score(Y))/sqrt(alpha). The DDIM-type step of the paper, not eps-DDIM."""
     t, s = step.t, step.s
-    return (step.x + _b(t, s) / 2 * step.model(step.x, t)) / sqrt(_alpha_ratio(t, s))
+    return (step.x + b_of(t, s) / 2 * step.model(step.x, t)) / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -119,7 +120,7 @@ def strang(step: StepBuilder, inner: str = "midpoint") -> Linear:
     x = exp(0.5 * h) * step.x
     score = step.model(x, t)
     if inner == "midpoint":
-        middle = step.at_lambda(-0.5 * log(expm1(0.5 * (t.neg_log_ab + s.neg_log_ab))))
+        middle = step.at_neg_log_ab(0.5 * (t.neg_log_ab + s.neg_log_ab))
         x = x + h * step.model(x + h / 2 * score, middle)
     else:
         x = x + h / 2 * (score + step.model(x + h * score, s))
@@ -129,12 +130,12 @@ def strang(step: StepBuilder, inner: str = "midpoint") -> Linear:
 def _accelerated(step: StepBuilder, score: Linear, before: Linear | None) -> Linear:
     """Extrapolate sqrt(ab) score, affine in ab, through the times t and t+1 (``before``)."""
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     update = step.x + b / 2 * score
     if before is not None:
         up = step.previous[0].t  # the time t+1, one grid point back towards noise
-        update += b**2 / (4 * _b(up, t)) * (score - sqrt(_alpha_ratio(up, t)) * before)
-    return update / sqrt(_alpha_ratio(t, s))
+        update += b**2 / (4 * b_of(up, t)) * (score - sqrt(alpha_ratio(up, t)) * before)
+    return update / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -157,7 +158,7 @@ def accelerated_ode(step: StepBuilder) -> Linear:
     if not step.previous:
         return _accelerated(step, score, None)
     up = step.previous[0].t
-    back = sqrt(_alpha_ratio(up, step.t)) * (step.x - _b(up, step.t) / 2 * score)
+    back = sqrt(alpha_ratio(up, step.t)) * (step.x - b_of(up, step.t) / 2 * score)
     return _accelerated(step, score, step.model(back, up))
 
 
@@ -219,10 +220,10 @@ def accelerated_ode_arcsin(step: StepBuilder) -> Linear:
 def accelerated_sde(step: StepBuilder) -> Linear:
     """Y+ = Y + sqrt(b/2) Z; Y' = (Y+ + b score(Y+) + sqrt(b/2) Z+)/sqrt(alpha)."""
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     score = step.model(step.x + sqrt(b / 2) * step.noise(0, 0.5), t)
     noise = step.noise(0.5, 1)
-    return (score.input + b * score + sqrt(b / 2) * noise) / sqrt(_alpha_ratio(t, s))
+    return (score.input + b * score + sqrt(b / 2) * noise) / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -241,9 +242,9 @@ def accelerated_sde_readme(step: StepBuilder) -> Linear:
     kernel wrong by -b^2/2, which costs half an order in path space: 1/2 instead of 1.
     """
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     score = step.model(step.x + sqrt(b / 2) * step.noise(0, 0.5), t)
-    mean = (score.input + b * score) / sqrt(_alpha_ratio(t, s))
+    mean = (score.input + b * score) / sqrt(alpha_ratio(t, s))
     return mean + sqrt(b / 2) * step.noise(0.5, 1)
 
 
@@ -259,10 +260,10 @@ def accelerated_sde_readme(step: StepBuilder) -> Linear:
 def accelerated_sde_half_noise(step: StepBuilder) -> Linear:
     """Y' = (Y + b score(Y + sqrt(b) Z/2) + sqrt(b) Z)/sqrt(alpha), the same Z twice."""
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     noise = sqrt(b) * step.noise()
     score = step.model(step.x + noise / 2, t)
-    return (step.x + b * score + noise) / sqrt(_alpha_ratio(t, s))
+    return (step.x + b * score + noise) / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -281,10 +282,10 @@ def accelerated_sde_jvp(step: StepBuilder) -> Linear:
     J Z by forward-mode differentiation, together with the score: counted as two evaluations.
     """
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     z = sqrt(b) * step.noise()
     score, jz = step.jvp(step.x, t, z)
-    return (step.x + b * score + z + b / 2 * jz) / sqrt(_alpha_ratio(t, s))
+    return (step.x + b * score + z + b / 2 * jz) / sqrt(alpha_ratio(t, s))
 
 
 @register(
@@ -303,7 +304,7 @@ def accelerated_sde_3(step: StepBuilder) -> Linear:
     The mean and the covariance of the exact kernel up to b^3, its third cumulant up to b^4.
     """
     t, s = step.t, step.s
-    b = _b(t, s)
+    b = b_of(t, s)
     # Z' is added nowhere, but a noise belongs to a part of the step: two halves make Z.
     first, second = step.noise(0, 0.5), step.noise(0.5, 1)
     z, other = sqrt(0.5) * (first + second), sqrt(0.5) * (first - second)
@@ -311,7 +312,7 @@ def accelerated_sde_3(step: StepBuilder) -> Linear:
     shared = step.model(step.x + 2 / 3 * sqrt(b) * z, t)
     fresh = step.model(step.x + sqrt(b) * other, t)
     drift = 7 / 12 * at_x + 3 / 4 * shared - 1 / 3 * fresh
-    return (step.x + b * drift + sqrt(b) * z) / sqrt(_alpha_ratio(t, s))
+    return (step.x + b * drift + sqrt(b) * z) / sqrt(alpha_ratio(t, s))
 
 
 @register(

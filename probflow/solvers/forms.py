@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, expm1, sqrt
+from math import exp, expm1, inf, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.phi import adams, moments, phi, phis
@@ -232,3 +232,10 @@ def check_fraction(name: str, value: float) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"{name}: must lie in (0, 1], got {value}")
     return value
+
+
+def check_s_noise(s_noise: float) -> float:
+    """Return the factor of all noises if it is >= 0 and finite; else raise ``ValueError``."""
+    if not 0 <= s_noise < inf:
+        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
+    return s_noise

@@ -16,10 +16,7 @@ with low orders instead, as the usual implementations do, at the price of order 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from math import ceil, exp, expm1, log
-
-import numpy as np
 
 from probflow.plan import Linear, StepBuilder
 from probflow.solvers.forms import (
@@ -31,7 +28,7 @@ from probflow.solvers.forms import (
     lowered,
     starting_step,
 )
-from probflow.solvers.phi import adams, moments, phis
+from probflow.solvers.phi import adams, gauss, moments, phis
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
@@ -121,18 +118,19 @@ def exponential_ab4_x0(
 # DPM-Solver multistep: derivatives from divided differences -------------------------------------
 
 
-def _dpm_solver_2m(step: StepBuilder, form: Form, solver_type: str, final: str) -> Linear:
+def dpm_solver_2m_step(step: StepBuilder, form: Form, solver_type: str, final: str) -> Linear:
+    """x' = L x + S h phi_1 D, D = f + (f - f_before) h/(2 h_before); see dpm-solver++-2m."""
     check_choice("solver_type", solver_type, ("midpoint", "heun"))
     if solver_type == "heun":
         return adams_step(step, form, 2, final=final)
     t, s = step.t, step.s
     output = step.model(step.x, t)
     if not step.previous or lowered(2, step, final) < 2 or s.sigma == 0:
-        return form.first(step.x, t, s, output)
+        return form.noisy(step, form.first(step.x, t, s, output))
     before = step.previous[0]
     ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
     average = Linear.sum([1.0 + ratio / 2, -ratio / 2], [output, before.outputs[0]])
-    return form.first(step.x, t, s, average)
+    return form.noisy(step, form.first(step.x, t, s, average))
 
 
 @register(
@@ -147,7 +145,7 @@ def dpm_solver_2m(step: StepBuilder, solver_type: str = "midpoint", final: str =
 
     As ``dpm-solver++-2m``. With ``solver_type`` "heun" it is ``exponential-ab2``.
     """
-    return _dpm_solver_2m(step, EPS, solver_type, final)
+    return dpm_solver_2m_step(step, EPS, solver_type, final)
 
 
 @register(
@@ -168,7 +166,7 @@ def dpm_solver_pp_2m(
     ``final`` = "lower". ``solver_type`` "heun" of usual implementations has the exact phi_2 in
     place of phi_1/2, and is ``exponential-ab2-x0``.
     """
-    return _dpm_solver_2m(step, X0, solver_type, final)
+    return dpm_solver_2m_step(step, X0, solver_type, final)
 
 
 def dpm_solver_3m_step(
@@ -179,12 +177,10 @@ def dpm_solver_3m_step(
     order, stored = lowered(3, step, final), len(step.previous)
     if s.sigma == 0 or order == 1 or stored < (1 if start == "euler" or order == 2 else 2):
         return adams_step(step, form, 3, start=start, final=final)
+    if order == 2 or stored == 1:
+        return dpm_solver_2m_step(step, form, "midpoint", "keep")
     f = step.model(step.x, t)
     h = s.lambda_ - t.lambda_
-    if order == 2 or stored == 1:  # a step of order 2 is one of DPM-Solver 2M
-        one = step.previous[0]
-        ratio = h / (t.lambda_ - one.t.lambda_)
-        return form.noisy(step, form.first(step.x, t, s, f + ratio / 2 * (f - one.outputs[0])))
     one, two = step.previous
     r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
     d0 = (f - one.outputs[0]) / r0
@@ -402,13 +398,6 @@ def pndm(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta
 # DEIS: polynomials in process time ----------------------------------------------------------------
 
 
-@lru_cache
-def _gauss(count: int) -> list[tuple[float, float]]:
-    """Nodes in [-1, 1] and weights of the Gauss-Legendre rule."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
-
-
 def _means(step: StepBuilder, count: int) -> list[float]:
     """Means over rho of the powers of (t - t_start)/(t_stop - t_start), to 1e-13.
 
@@ -421,14 +410,14 @@ def _means(step: StepBuilder, count: int) -> list[float]:
         return [1.0]
     lambdas, factors = [], []
     if s.sigma == 0:
-        for node, weight in _gauss(40):
+        for node, weight in gauss(40):
             lambdas.append(t.lambda_ - log(0.5 * (1.0 + node)))
             factors.append(0.5 * weight)
     else:
         h = s.lambda_ - t.lambda_
         panels = ceil(abs(h))
         half = 0.5 * h / panels
-        rule = _gauss(4 if abs(h) < 0.05 else 6 if abs(h) < 0.25 else 10)
+        rule = gauss(4 if abs(h) < 0.05 else 6 if abs(h) < 0.25 else 10)
         total = -expm1(-h)
         for panel in range(panels):
             for node, weight in rule:

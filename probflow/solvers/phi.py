@@ -14,7 +14,9 @@ from functools import lru_cache
 from itertools import pairwise
 from math import expm1, factorial
 
-__all__ = ["adams", "moments", "phi", "phis"]
+import numpy as np
+
+__all__ = ["adams", "gauss", "moments", "phi", "phis"]
 
 #: Up to here the power series has no cancellation to speak of; beyond, the recursion has none.
 _SERIES = 5.0
@@ -78,3 +80,10 @@ def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
                 scale *= own - node
         weights.append(values[0] / scale)
     return weights
+
+
+@lru_cache
+def gauss(count: int) -> list[tuple[float, float]]:
+    """Nodes in [-1, 1] and weights of the Gauss-Legendre rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))

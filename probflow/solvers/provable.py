@@ -15,6 +15,7 @@ from math import cos, exp, expm1, log, pi, sqrt
 import numpy as np
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.solvers.chain import alpha_ratio, b_of
 from probflow.solvers.forms import EPS, check_choice
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
@@ -25,13 +26,9 @@ def _tau(t: Point) -> float:
     return 0.5 * t.neg_log_ab
 
 
-def _at(step: StepBuilder, neg_log_ab: float) -> Point:
-    return step.at_lambda(-0.5 * log(expm1(neg_log_ab)))
-
-
 def _between(step: StepBuilder, t: Point, s: Point, fraction: float) -> Point:
     """The point at a fraction of the way from t to s in Ornstein-Uhlenbeck time."""
-    return _at(step, t.neg_log_ab + fraction * (s.neg_log_ab - t.neg_log_ab))
+    return step.at_neg_log_ab(t.neg_log_ab + fraction * (s.neg_log_ab - t.neg_log_ab))
 
 
 @lru_cache(maxsize=64)
@@ -46,8 +43,7 @@ def _uniform(step: StepBuilder, seed: int) -> float:
 
 def _noised(step: StepBuilder, state: Linear, r: Point) -> Linear:
     """From the state at r back to the noise level of s: the forward process."""
-    kept = exp(r.neg_log_ab - step.s.neg_log_ab)  # ab_s/ab_r
-    return sqrt(kept) * state + sqrt(1 - kept) * step.noise()
+    return sqrt(alpha_ratio(step.s, r)) * state + sqrt(b_of(step.s, r)) * step.noise()
 
 
 # Two intervals forward, one back -----------------------------------------------------------------
@@ -187,7 +183,7 @@ def li_jiao(step: StepBuilder, rounds: int = 2, seed: int = 0) -> Linear:
     if not previous or step.number - 1 in ends:
         at, state = t, step.x
     else:
-        at = _at(step, -log(g + _uniform(step, seed) * (g_r - g)))
+        at = step.at_neg_log_ab(-log(g + _uniform(step, seed) * (g_r - g)))
         stored = previous[0].outputs[0] / (2 * previous[0].points[0].ab ** 1.5)
         state = sqrt(at.ab) * (step.x / sqrt(g) + (at.ab - g) * stored)
     slope = step.model(state, at) / (2 * at.ab**1.5)

@@ -35,15 +35,15 @@ from probflow.solvers.forms import (
     X0,
     Form,
     adams_step,
-    check_choice,
     check_fraction,
+    check_s_noise,
     heun_2,
     krogstad_4,
     kutta_3,
     midpoint_2,
     runge_kutta,
 )
-from probflow.solvers.multistep import dpm_solver_3m_step
+from probflow.solvers.multistep import dpm_solver_2m_step, dpm_solver_3m_step
 from probflow.solvers.registry import register
 
 Eta = float | Callable[[float], float]
@@ -67,9 +67,7 @@ def level(name: str, value: Eta, t: Point, s: Point) -> float:
 
 
 def _form(base: Form, step: StepBuilder, eta: Eta, s_noise: float) -> Form:
-    if not 0 <= s_noise < inf:
-        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
-    return Form(base.sign, level("eta", eta, step.t, step.s), s_noise)
+    return Form(base.sign, level("eta", eta, step.t, step.s), check_s_noise(s_noise))
 
 
 def eta_of(options: Mapping[str, Any]) -> Eta | None:
@@ -117,17 +115,7 @@ def sde_dpm_solver_pp_2m(
     With ``solver_type="heun"`` phi_2 stands in place of phi_1/2: ``sde-exponential-ab2``. The first
     step, and one to sigma' = 0, takes D = x0.
     """
-    check_choice("solver_type", solver_type, ("midpoint", "heun"))
-    form = _form(X0, step, eta, s_noise)
-    if solver_type == "heun":
-        return adams_step(step, form, 2)
-    t, s = step.t, step.s
-    x0 = average = step.model(step.x, t)
-    if step.previous and s.sigma > 0:
-        before = step.previous[0]
-        ratio = (s.lambda_ - t.lambda_) / (t.lambda_ - before.t.lambda_)
-        average = x0 + ratio / 2 * (x0 - before.outputs[0])
-    return form.noisy(step, form.first(step.x, t, s, average))
+    return dpm_solver_2m_step(step, _form(X0, step, eta, s_noise), solver_type, "keep")
 
 
 @register(

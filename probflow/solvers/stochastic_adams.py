@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from math import ceil, exp, inf, isfinite, log, sqrt
+from math import ceil, exp, isfinite, log, sqrt
 from typing import Any
 
-import numpy as np
-
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import X0, Form, check_choice, starting_step
-from probflow.solvers.phi import adams, moments
+from probflow.solvers.forms import X0, Form, check_choice, check_s_noise, starting_step
+from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
 
@@ -72,8 +69,7 @@ def sa_solver(
     _order("predictor", predictor, 1)
     _order("corrector", corrector, 0)
     check_choice("start", start, ("runge-kutta", "euler"))
-    if not 0 <= s_noise < inf:
-        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
+    check_s_noise(s_noise)
     # As UniPC's: what the corrector gains makes up for one output less at the start.
     needed = max(predictor - 2, 0) if start == "runge-kutta" else 0
 
@@ -142,12 +138,6 @@ def _phi_at(phi: Callable[[float], float], rho: float) -> float:
     return float(value)
 
 
-@lru_cache
-def _rule() -> list[tuple[float, float]]:
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
-
-
 def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> list[float]:
     """Integrals of ((r - rho)/(rho' - rho))^k, k < ``count``, against d(phi'/phi(r)).
 
@@ -162,7 +152,7 @@ def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> lis
     panels = ceil(2 * h)
     half, length = 0.5 * h / panels, s.rho - t.rho
     for panel in range(panels):
-        for node, weight in _rule():
+        for node, weight in gauss(8):
             rho = t.rho * exp(-half * (2 * panel + 1 + node))
             theta = (rho - t.rho) / length
             term = half * weight * rho / -length * (1.0 - last / _phi_at(phi, rho))
@@ -173,8 +163,7 @@ def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> lis
 
 
 def _er_sde(step: StepBuilder, order: int, phi: Callable[[float], float], s_noise: float) -> Linear:
-    if not 0 <= s_noise < inf:
-        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
+    check_s_noise(s_noise)
     t, s = step.t, step.s
     x0 = step.model(step.x, t)
     if s.sigma == 0:
