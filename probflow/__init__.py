@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from probflow import grids, kdiffusion
 from probflow._version import __version__
 from probflow.adapters import register, unregister
+from probflow.citations import cite
 from probflow.encoding import decode, encode
 from probflow.integrate import (
     BaseBrownian,
@@ -74,6 +75,7 @@ __all__ = [
     "__version__",
     "all_solvers",
     "brownian_interval_like",
+    "cite",
     "decode",
     "encode",
     "get_solver",

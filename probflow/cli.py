@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     solvers.add_argument("--steps", type=int, default=4, help="number of steps of that grid")
     solvers.add_argument("--step", type=int, default=1, help="which step to print")
     solvers.add_argument("--latex", action="store_true", help="print the tableau as LaTeX")
+    solvers.add_argument("--bibtex", action="store_true", help="print what to cite for it")
     solvers.add_argument("--markdown", action="store_true", help="print the list as Markdown")
     solvers.set_defaults(run=_solvers)
 
@@ -243,6 +244,11 @@ def solver_table(*, markdown: bool = False) -> str:
 
 
 def _solvers(arguments: argparse.Namespace) -> int:
+    if arguments.bibtex:
+        from probflow.citations import cite
+
+        print(cite() if arguments.name is None else cite(arguments.name))
+        return 0
     if arguments.name is None:
         print(solver_table(markdown=arguments.markdown))
         return 0

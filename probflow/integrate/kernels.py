@@ -24,14 +24,33 @@ States = Generator[Tensor, None, Tensor]
 Kernel = Callable[..., States]  # see _kernel
 
 Sum = tuple[tuple[Register, bool], ...]  # (register, weight is 1)
-Shape = tuple[tuple[tuple[Sum, Sum], ...], Sum]  # (input, tangent) per stage, and the update
+# Stages, (input, tangent) each, by model call; and the update.
+Shape = tuple[tuple[tuple[tuple[Sum, Sum], ...], ...], Sum]
 
 
-def _shape(step: Step) -> Shape:
+def _shape(step: Step, sizes: Sequence[int]) -> Shape:
     def of(combination: Combination) -> Sum:
         return tuple((register, weight == 1.0) for register, weight in combination)
 
-    return tuple((of(stage.input), of(stage.tangent)) for stage in step.stages), of(step.update)
+    stages = iter([(of(stage.input), of(stage.tangent)) for stage in step.stages])
+    return tuple(tuple(next(stages) for _ in range(size)) for size in sizes), of(step.update)
+
+
+def _rounds(step: Step) -> tuple[int, ...]:
+    """Numbers of successive evaluations of a step that do not wait for one another."""
+    sizes: list[int] = []
+    first, alone = 0, True
+    for number, stage in enumerate(step.stages):
+        waits = any(
+            register.age == 0 and register.kind in ("f", "j") and register.index >= first
+            for register, _ in stage.input
+        )
+        if alone or waits or stage.tangent:
+            sizes.append(1)
+            first, alone = number, bool(stage.tangent)
+        else:
+            sizes[-1] += 1
+    return tuple(sizes)
 
 
 @lru_cache(maxsize=256)
@@ -39,8 +58,8 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
     """Write out the loop over steps of the given shape as a generator and compile it.
 
     The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
-    and returns the last. A row is (weights that are not 1, noise intervals, stage times) of a
-    step; ``past[a - 1]`` holds the registers kept ``a`` steps ago by name (``keep`` is ``None``
+    and returns the last. A row is (weights that are not 1, noise intervals, times of the calls) of
+    a step; stages that share a call stand one after the other in its batch. ``past[a - 1]`` holds the registers kept ``a`` steps ago by name (``keep`` is ``None``
     for one-step methods, which keep no past).
     """
     weights: list[str] = []
@@ -69,22 +88,33 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
 
     body = [f"z{index} = noise(*i{index})" for index in range(noises)]
     done = [f"z{index}" for index in range(noises)]
-    stages, last = shape
-    for index, (point, tangent) in enumerate(stages):
-        text = expression(point)
-        if text.isidentifier():
-            names[Register("u", index)] = text
+    calls, last = shape
+    index = 0
+    for call, stages in enumerate(calls):
+        first = index
+        tangents = []
+        for point, tangent in stages:
+            text = expression(point)
+            if text.isidentifier():
+                names[Register("u", index)] = text
+            else:
+                body.append(f"u{index} = {text}")
+                done.append(f"u{index}")
+            done.append(f"f{index}")
+            if tangent:
+                done.append(f"j{index}")
+                tangents.append(expression(tangent))
+            index += 1
+        inputs = [name(Register("u", number)) for number in range(first, index)]
+        if tangents:
+            given = f"{inputs[0]}, {tangents[0]}, t{call}"
+            body.append(f"f{first}, j{first} = jvp(model, {given})")
+        elif len(inputs) == 1:
+            body.append(f"f{first} = model({inputs[0]}, t{call})")
         else:
-            body.append(f"u{index} = {text}")
-            done.append(f"u{index}")
-        done.append(f"f{index}")
-        u = name(Register("u", index))
-        if tangent:
-            done.append(f"j{index}")
-            call = f"jvp(model, {u}, {expression(tangent)}, t{index})"
-            body.append(f"f{index}, j{index} = {call}")
-        else:
-            body.append(f"f{index} = model({u}, t{index})")
+            outputs = ", ".join(f"f{number}" for number in range(first, index))
+            joined = f"model(cat(({', '.join(inputs)})), t{call})"
+            body.append(f"{outputs} = {joined}.chunk({len(inputs)})")
     update = expression(last)
     if keep is None:
         body.append(f"x = {update}")
@@ -97,10 +127,10 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
     row = (
         _targets(weights),
         _targets([f"i{index}" for index in range(noises)]),
-        _targets([f"t{index}" for index in range(len(stages))]),
+        _targets([f"t{call}" for call in range(len(calls))]),
     )
     head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
-    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "jvp": _jvp}
+    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
     exec(head + "\n        ".join(body) + "\n    return x", scope)
     return scope["steps"]
 
@@ -130,14 +160,14 @@ class Stretch:
     """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
 
     kernel: Kernel
-    stages: int  # per step
+    calls: int  # of the model, per step
     nfe: int  # per step
     weights: list[tuple[float, ...]]
     intervals: list[tuple[tuple[float, float], ...]]
 
     def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
-        """Rows for the kernel; ``times`` has one tensor per evaluation of the stretch."""
-        per_step = zip(*[iter(times)] * self.stages, strict=True) if self.stages else repeat(())
+        """Rows for the kernel; ``times`` has one tensor per call of the model."""
+        per_step = zip(*[iter(times)] * self.calls, strict=True) if self.calls else repeat(())
         return zip(self.weights, self.intervals, per_step, strict=False)
 
 
@@ -147,11 +177,12 @@ class Program:
 
     stretches: list[Stretch]
     times: list[float]  # of all evaluations
+    calls: list[int]  # how many of them share each call of the model
     memory: int
     held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
-def _compile(plan: Plan) -> Program:
+def _compile(plan: Plan, parallel: bool) -> Program:
     memory = plan.memory
     wanted: list[set[Register]] = [set() for _ in plan.steps]
     if memory:
@@ -161,11 +192,14 @@ def _compile(plan: Plan) -> Program:
                     if register.age:
                         wanted[number - register.age].add(register._replace(age=0))
     stretches: list[Stretch] = []
+    calls: list[int] = []
     for number, step in enumerate(plan.steps):
+        sizes = _rounds(step) if parallel else (1,) * len(step.stages)
+        calls += sizes
         keep = tuple(sorted(wanted[number])) if memory else None
-        kernel = _kernel(_shape(step), len(step.noises), keep)
+        kernel = _kernel(_shape(step, sizes), len(step.noises), keep)
         if number <= memory + 2 or kernel is not stretches[-1].kernel:
-            stretches.append(Stretch(kernel, len(step.stages), step.nfe, [], []))
+            stretches.append(Stretch(kernel, len(sizes), step.nfe, [], []))
         stretches[-1].weights.append(
             tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
         )
@@ -176,16 +210,19 @@ def _compile(plan: Plan) -> Program:
         step.nfe + sum(kept[max(0, number - memory) : number])
         for number, step in enumerate(plan.steps)
     )
-    return Program(stretches, times, memory, held)
+    return Program(stretches, times, calls, memory, held)
 
 
-_COMPILED: dict[int, tuple[weakref.ref[Plan], Program]] = {}
+_COMPILED: dict[tuple[int, bool], tuple[weakref.ref[Plan], Program]] = {}
 
 
-def compiled(plan: Plan) -> Program:
-    """:func:`_compile`, remembered while the plan lives (by identity: equal plans are rare)."""
-    key = id(plan)
+def compiled(plan: Plan, parallel: bool = False) -> Program:
+    """:func:`_compile`, remembered while the plan lives (by identity: equal plans are rare).
+
+    With ``parallel``, evaluations that do not wait for one another share a call of the model.
+    """
+    key = id(plan), parallel
     if key not in _COMPILED:
         forget = weakref.ref(plan, lambda _: _COMPILED.pop(key, None))
-        _COMPILED[key] = forget, _compile(plan)
+        _COMPILED[key] = forget, _compile(plan, parallel)
     return _COMPILED[key][1]

@@ -7,6 +7,7 @@ tensor made before the first step, and nothing inside the loop waits for the dev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def run_plan(
     progress: bool = False,
     threshold: Callable[[Tensor, float], Tensor] | None = None,
     checkpoint: bool = False,
+    parallel: bool = False,
     check_finite: bool = True,
 ) -> Tensor:
     """Run a plan from the state ``x`` at its first time.
@@ -81,6 +83,12 @@ def run_plan(
         thresholding does); needs a :class:`Model`.
     checkpoint
         Recompute each step in the backward pass instead of storing its intermediates.
+    parallel
+        Call the model once for all evaluations that do not wait for one another (``plan.rounds``
+        calls of a one-step method instead of ``plan.nfe``), with their states one after the other
+        in the batch; needs a :class:`Model` that treats each sample by itself. Of its ``kwargs``,
+        tensors whose first size is that of the batch are repeated. The numbers are the same up to
+        the rounding of the model's arithmetic in larger batches.
     check_finite
         Look at the final state once; if it is not finite, run again with a flag per evaluation
         (gathered on the device, read at the end) and report the first bad step and time.
@@ -97,10 +105,10 @@ def run_plan(
     NonFiniteError
         If the model returns NaN or infinity.
     """
-    _check_arguments(plan, model, x, noise, threshold)
+    _check_arguments(plan, model, x, noise, threshold, parallel)
     if noise is not None:
         noise.restart()
-    run = _Run(plan, model, x, threshold)
+    run = _Run(plan, model, x, threshold, parallel)
     states = run.states(noise, callback=callback, progress=progress, checkpoint=checkpoint)
     if not trajectory:
         for final in states:  # noqa: B007 - the last state is the result
@@ -134,15 +142,25 @@ class _Run:
     """One run of a plan: times on the device, the model as the kernels call it."""
 
     def __init__(
-        self, plan: Plan, model: Any, x: Tensor, threshold: Callable[..., Tensor] | None
+        self,
+        plan: Plan,
+        model: Any,
+        x: Tensor,
+        threshold: Callable[..., Tensor] | None,
+        parallel: bool = False,
     ) -> None:
-        self.plan, self.x, self.program = plan, x, compiled(plan)
+        self.plan, self.x, self.program = plan, x, compiled(plan, parallel)
         wide = torch.promote_types(x.dtype, torch.float32)
         stage_times = self.program.times
         if isinstance(model, Model):
             times = model.own_times(stage_times, x.dtype).to(x.device)
             rows = times[:, None].expand(-1, len(x)).unbind(0)
-            evaluate = _with_kwargs(model)
+            if parallel:
+                rows = tuple(
+                    part[:, None].expand(-1, len(x)).reshape(-1)
+                    for part in times.split(self.program.calls)
+                )
+            evaluate = _with_kwargs(model, len(x) if parallel else None)
         else:
             real = torch.promote_types(wide.to_real(), torch.float32)
             rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
@@ -150,7 +168,7 @@ class _Run:
         if wide != x.dtype:
             evaluate = _rounded(evaluate, x.dtype, wide)
         if threshold is not None:
-            evaluate = _Thresholded(evaluate, model, plan, rows, threshold)
+            evaluate = _Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
         self.evaluate, self.rows, self.wide = evaluate, rows, wide
 
     def states(
@@ -172,7 +190,7 @@ class _Run:
             for stretch in self.program.stretches:
                 call = checked if position == 0 or observe is not None else evaluate
                 call = _watched(call, watch) if watch.copying else call
-                count = stretch.stages * len(stretch.weights)
+                count = stretch.calls * len(stretch.weights)
                 rows = stretch.rows(self.rows[position : position + count])
                 position += count
                 kernel = _checkpointed(stretch.kernel) if checkpoint else stretch.kernel
@@ -228,9 +246,30 @@ def _fitting(noise: NoiseSource, x: Tensor) -> Callable[[float, float], Tensor]:
     return draw
 
 
-def _with_kwargs(model: Model) -> Evaluate:
+def _with_kwargs(model: Model, batch: int | None) -> Evaluate:
+    """The model's function with its conditioning, repeated where several evaluations are one call.
+
+    ``batch`` is the size of the batch, or ``None`` where each call has it.
+    """
     function, kwargs = model.function, model.kwargs
-    return (lambda x, t: function(x, t, **kwargs)) if kwargs else function
+    if not kwargs:
+        return function
+    if batch is None:
+        return lambda x, t: function(x, t, **kwargs)
+    repeated = {1: kwargs}
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        count = len(x) // batch
+        if count not in repeated:
+            repeated[count] = {
+                name: value.repeat(count, *(1,) * (value.ndim - 1))
+                if isinstance(value, Tensor) and value.ndim and len(value) == batch
+                else value
+                for name, value in kwargs.items()
+            }
+        return function(x, t, **repeated[count])
+
+    return call
 
 
 def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype) -> Evaluate:
@@ -259,31 +298,43 @@ def _watched(evaluate: Evaluate, watch: Watch) -> Evaluate:
 
 
 class _Thresholded:
-    """Model whose x0 prediction passes through a hook; knows a stage by its times' tensor."""
+    """Model whose x0 prediction passes through a hook; knows a call by its times' tensor."""
 
     def __init__(
         self,
         evaluate: Evaluate,
         model: Model,
         plan: Plan,
+        calls: Sequence[int],
         rows: Sequence[Tensor],
         threshold: Callable[[Tensor, float], Tensor],
     ) -> None:
         self._evaluate, self._threshold = evaluate, threshold
         stage_times = [stage.time for step in plan.steps for stage in step.stages]
+        points = iter(Point.many(model.process, stage_times))
         self._weights = {
-            id(row): (
-                point.t,
-                conversion(model.process, plan.prediction, "x0", point),
-                conversion(model.process, "x0", plan.prediction, point),
-            )
-            for row, point in zip(rows, Point.many(model.process, stage_times), strict=True)
+            id(row): [
+                (
+                    point.t,
+                    conversion(model.process, plan.prediction, "x0", point),
+                    conversion(model.process, "x0", plan.prediction, point),
+                )
+                for point in islice(points, size)
+            ]
+            for row, size in zip(rows, calls, strict=True)
         }
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        time, (to_c, to_d), (from_c, from_d) = self._weights[id(t)]
         output = self._evaluate(x, t)
         check_output(output, x)
+        weights = self._weights[id(t)]
+        if len(weights) == 1:
+            return self._hooked(x, output, weights[0])
+        parts = zip(x.chunk(len(weights)), output.chunk(len(weights)), weights, strict=True)
+        return torch.cat([self._hooked(*part) for part in parts])
+
+    def _hooked(self, x: Tensor, output: Tensor, weights: Any) -> Tensor:
+        time, (to_c, to_d), (from_c, from_d) = weights
         x0 = self._threshold(float(to_c) * x + float(to_d) * output, time)
         check_output(x0, x)
         return float(from_c) * x + float(from_d) * x0
@@ -327,7 +378,12 @@ def _locate_failure(
 
 
 def _check_arguments(
-    plan: Plan, model: Any, x: Any, noise: NoiseSource | None, threshold: Any
+    plan: Plan,
+    model: Any,
+    x: Any,
+    noise: NoiseSource | None,
+    threshold: Any,
+    parallel: bool,
 ) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: need a tensor, got {type(x).__name__}")
@@ -345,6 +401,10 @@ def _check_arguments(
         raise TypeError(f"model: need a Model or a function f(x, t), got {type(model).__name__}")
     elif threshold is not None:
         raise TypeError("threshold: needs a Model, which says what x0 is; got a plain function")
+    elif parallel:
+        raise TypeError(
+            "parallel: needs a Model, called with one time for each sample; got a plain function"
+        )
     if noise is not None and not (callable(noise) and hasattr(noise, "restart")):
         raise TypeError(
             f"noise: need a NoiseSource (callable, with a method restart), got {noise!r}"

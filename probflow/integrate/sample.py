@@ -48,6 +48,7 @@ def sample(
     threshold: Callable[[Tensor, float], Tensor] | None = None,
     gradients: bool = False,
     checkpoint: bool = False,
+    parallel: bool = False,
     check_finite: bool = True,
     rtol: float | None = None,
     atol: float | None = None,
@@ -88,7 +89,7 @@ def sample(
         parameters, else the CPU.
     first_sample
         Index of the first sample of this batch, for sampling in chunks.
-    trajectory, callback, progress, threshold, checkpoint, check_finite
+    trajectory, callback, progress, threshold, checkpoint, parallel, check_finite
         See :func:`probflow.integrate.loop.run_plan`.
     gradients
         Keep the graph, so that the result can be differentiated.
@@ -127,6 +128,7 @@ def sample(
     else:
         given = [("steps", steps), ("noise", noise), ("threshold", threshold)]
         given += [("progress", progress or None), ("checkpoint", checkpoint or None)]
+        given += [("parallel", parallel or None)]
         wrong = [name for name, value in given if value is not None]
         if wrong:
             raise ValueError(f"{wrong[0]}: not for {pair.name}, which chooses its steps itself")
@@ -190,6 +192,7 @@ def sample(
             progress=progress,
             threshold=threshold,
             checkpoint=checkpoint,
+            parallel=parallel,
             check_finite=check_finite,
         )
 
