@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import probflow as pf
+from probflow.integrate import run_plan
+from probflow.integrate.noise import SeededNoise
 
 SOLVERS = [
     ("collocation", {"nodes": 3, "sweeps": 3}),
@@ -98,24 +101,18 @@ def main() -> None:
                 solver = pf.get_solver(name, **options)
                 plan = solver.plan(process, pf.grids.log_snr().times(process, STEPS), "eps")
 
-                def run(parallel: bool, plan: pf.plan.Plan = plan, batch: int = batch) -> Tensor:
-                    return pf.integrate.loop.run_plan(
-                        plan, model, x, noise=noise, parallel=parallel
-                    )
-
                 shape = (batch, *kind.shape)
                 x = torch.randn(shape, device=device)
-                noise = pf.integrate.noise.SeededNoise(0, shape, x.dtype, device)
-                one, other = run(False), run(True)
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-                apart, together = fastest(
-                    [lambda: run(False), lambda: run(True)], arguments.repeats, wait
-                )
+                noise = SeededNoise(0, shape, x.dtype, device)
+                apart = partial(run_plan, plan, model, x, noise=noise)
+                together = partial(apart, parallel=True)
+                torch.testing.assert_close(apart(), together(), rtol=1e-3, atol=1e-3)
+                one, other = fastest([apart, together], arguments.repeats, wait)
                 text = ", ".join(f"{key}={value}" for key, value in options.items())
                 label = f"`{name}`" + (f" ({text})" if text else "")
                 print(
                     f"| {kind.__name__} | {batch} | {label} | {plan.nfe} | {plan.rounds} "
-                    f"| {apart:.2f} | {together:.2f} | {apart / together:.2f} |"
+                    f"| {one:.2f} | {other:.2f} | {one / other:.2f} |"
                 )
 
 

@@ -134,7 +134,7 @@ def _mine(step: object) -> object:
 
 
 def test_a_broken_file_is_told() -> None:
-    with pytest.raises(ValueError, match="cannot read the entry that begins with '@misc{a,'"):
+    with pytest.raises(ValueError, match=r"cannot read the entry that begins with '@misc\{a,'"):
         list(_parse("@misc{a,\n  title = {T},\n  author = no braces\n}"))
 
 

@@ -59,8 +59,9 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
 
     The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
     and returns the last. A row is (weights that are not 1, noise intervals, times of the calls) of
-    a step; stages that share a call stand one after the other in its batch. ``past[a - 1]`` holds the registers kept ``a`` steps ago by name (``keep`` is ``None``
-    for one-step methods, which keep no past).
+    a step; stages that share a call stand one after the other in its batch. ``past[a - 1]`` holds
+    the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods, which
+    keep no past).
     """
     weights: list[str] = []
     names: dict[Register, str] = {}

@@ -105,7 +105,8 @@ def two_interval_2(step: StepBuilder) -> Linear:
 
 @register(
     "randomized-midpoint",
-    reference="Gupta, Cai, Chen 2024 (arXiv 2406.00924), the predictor",
+    reference="Gupta, Cai, Chen 2024 (arXiv 2406.00924), the predictor; the corrector (an option) "
+    "derived from Chen et al. 2023 (arXiv 2305.11798)",
     prediction="score",
     coordinates="vp",
     nfe=2,
@@ -113,17 +114,58 @@ def two_interval_2(step: StepBuilder) -> Linear:
     family="chain",
     orders={"tv": 1.5, "strong": 1.5},
 )
-def randomized_midpoint(step: StepBuilder, seed: int = 0) -> Linear:
+def randomized_midpoint(
+    step: StepBuilder, seed: int = 0, corrections: int = 0, rounds: int = 1, length: float = 1.0
+) -> Linear:
     """Y' = e^h Y + h e^((1 - a) h) score(Y+), Y+ = e^(a h) Y + (e^(a h) - 1) score(Y).
 
-    Y+ lies at tau - a h and a is uniform on [0, 1]: the mean of the sum is the integral.
+    Y+ lies at tau - a h and a is uniform on [0, 1]: the mean of the sum is the integral. With
+    ``corrections`` = n > 0 the steps are split into ``rounds`` equal ones, and each round ends with
+    a corrector: n steps of length k = ``length``/n of the underdamped Langevin equation
+    dY = sigma V dr, dV = (sigma score(Y) - 2 V) dr + 2 dB at the noise level reached, V ~ N(0, I)
+    at r = 0, the score held over each step and the rest exact:
+
+    V' = e V + q sigma score(Y) + N_v, Y' = Y + sigma (q V + (k - q)/2 sigma score(Y) + N_y), with
+    e = e^(-2 k), q = (1 - e)/2, and the covariance 1 - e^2, 2 q^2, k - 2 q + (1 - e^2)/4 of
+    (N_v, N_y).
     """
+    if corrections < 0 or rounds < 1 or not length > 0:
+        raise ValueError(
+            "corrections, rounds, length: need >= 0, >= 1 and > 0, got "
+            f"{corrections}, {rounds} and {length}"
+        )
     t, s = step.t, step.s
     a = _uniform(step, seed)
     r = _between(step, t, s, a)
     h = _tau(t) - _tau(s)
     middle = _exponential_euler(step.x, t, r, step.model(step.x, t))
-    return exp(h) * step.x + h * exp((1 - a) * h) * step.model(middle, r)
+    state = exp(h) * step.x + h * exp((1 - a) * h) * step.model(middle, r)
+    if corrections and step.number in _round_ends(step, rounds):
+        return _underdamped(step, state, corrections, length / corrections)
+    return state
+
+
+def _round_ends(step: StepBuilder, rounds: int) -> set[int]:
+    """Numbers of the last steps of ``rounds`` rounds as equal as can be."""
+    return {round(step.steps * number / rounds) - 1 for number in range(1, rounds + 1)}
+
+
+def _underdamped(step: StepBuilder, state: Linear, steps: int, k: float) -> Linear:
+    """The corrector of :func:`randomized_midpoint`: steps of length k at the noise level of s."""
+    sigma = sqrt(-expm1(-step.s.neg_log_ab))
+    e, q, spread = exp(-2 * k), -0.5 * expm1(-2 * k), -expm1(-4 * k)
+    # N_v = sqrt(spread) z, N_y = 2 q^2/sqrt(spread) z + along z'.
+    along = sqrt(k - 2 * q + spread / 4 - 4 * q**4 / spread)
+    number = 2 * steps + 1  # of noises: the velocity at the start and two a step
+    noises = (step.noise(i / number, (i + 1) / number) for i in range(number))
+    velocity = next(noises)
+    for _ in range(steps):
+        force = sigma * step.model(state, step.s)
+        z, other = next(noises), next(noises)
+        moved = q * velocity + 0.5 * (k - q) * force + 2 * q**2 / sqrt(spread) * z + along * other
+        velocity = e * velocity + q * force + sqrt(spread) * z
+        state = state + sigma * moved
+    return state
 
 
 @register(
@@ -177,7 +219,7 @@ def li_jiao(step: StepBuilder, rounds: int = 2, seed: int = 0) -> Linear:
     if rounds < 1:
         raise ValueError(f"rounds: must be >= 1, got {rounds}")
     t, s, previous = step.t, step.s, step.previous
-    ends = {round(step.steps * k / rounds) - 1 for k in range(1, rounds)}
+    ends = _round_ends(step, rounds) - {step.steps - 1}
     r = (step.following or s) if step.number in ends else s
     g, g_r = t.ab, r.ab
     if not previous or step.number - 1 in ends:

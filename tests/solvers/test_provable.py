@@ -9,6 +9,7 @@ import pytest
 
 import probflow as pf
 from probflow.laws.certificate import certificate
+from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.laws.line import law_distances, map_distances
 from probflow.laws.registers import Refusal
 from probflow.plan import Plan
@@ -48,6 +49,40 @@ def test_random_times_have_order_three_halves(name: str, options: dict) -> None:
     sd = math.hypot(se[1] / errors[1], se[-1] / errors[-1]) / math.log(2) / 3
     assert abs(slope - 1.5) < 0.15 + 3 * sd
     assert sd < 0.1
+
+
+def normal_kl(made: Plan, target: pf.Gaussian) -> float:
+    """KL between the exact laws of a plan's end and of a normal target there."""
+    p, q = gaussian_law(made, VP, target), true_law(VP, target, made.times[-1])
+    ratio = q.variance / p.variance
+    return float(0.5 * np.sum(ratio - 1 - np.log(ratio) + (p.mean - q.mean) ** 2 / p.variance))
+
+
+def test_a_corrector_of_the_predictors_length_has_order_one() -> None:
+    """As many evaluations as steps, over a fixed length: its own error is what is left."""
+    target, errors = pf.Gaussian([0.5], [[0.25]]), []
+    for steps in (16, 32, 64):
+        options = {"corrections": steps // 2, "rounds": 2, "length": 3.0}
+        plans = [plan("randomized-midpoint", steps, seed=seed, **options) for seed in range(6)]
+        assert {made.nfe for made in plans} == {3 * steps}
+        errors.append(math.sqrt(np.mean([normal_kl(made, target) for made in plans])))
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert np.allclose(orders, 1.0, atol=0.1), orders
+
+
+@pytest.mark.parametrize("corrections", [1, 3, 8])
+def test_the_corrector_without_a_force_is_free_motion(corrections: int) -> None:
+    """With score 0 the velocity is stationary and the covariance known, however many steps."""
+    times = GRID.times(VP, 2)
+    options = {"corrections": corrections, "length": 1.7}
+    made = pf.get_solver("randomized-midpoint", **options).plan(VP, times, "score")
+    last = made.steps[-1]
+    assert len(last.noises) == 2 * corrections + 1
+    weights = [w for register, w in last.update if register.kind == "z"]
+    ab = 0.99
+    exact = (1 - ab) * (1.7 + 0.5 * math.expm1(-2 * 1.7))
+    assert np.sum(np.square(weights)) == pytest.approx(exact, rel=1e-9)
+    assert not made.steps[0].noises
 
 
 def test_a_plan_depends_on_its_seed_alone() -> None:
@@ -120,3 +155,5 @@ def test_wrong_options() -> None:
         plan("collocation", 3, iteration="jacobi")
     with pytest.raises(ValueError, match="rounds: must be >= 1, got 0"):
         plan("li-jiao", 3, rounds=0)
+    with pytest.raises(ValueError, match="corrections, rounds, length: need >= 0, >= 1 and > 0"):
+        plan("randomized-midpoint", 3, corrections=1, length=0.0)
