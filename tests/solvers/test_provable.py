@@ -58,6 +58,21 @@ def normal_kl(made: Plan, target: pf.Gaussian) -> float:
     return float(0.5 * np.sum(ratio - 1 - np.log(ratio) + (p.mean - q.mean) ** 2 / p.variance))
 
 
+@pytest.mark.parametrize("name", ["ddram", "li-jiao"])
+def test_random_times_with_noise_have_order_three_halves(name: str) -> None:
+    """On a normal law, whose moments are exact: the quadratures on the line refuse short noises."""
+    target, counts = pf.Gaussian([0.5], [[0.25]]), (16, 128)
+    errors, relative = [], []
+    for steps in counts:
+        squares = np.array([normal_kl(plan(name, steps, seed=seed), target) for seed in range(30)])
+        errors.append(math.sqrt(squares.mean()))
+        relative.append(squares.std(ddof=1) / math.sqrt(30) / (2 * squares.mean()))
+    slope = math.log2(errors[0] / errors[1]) / 3
+    sd = math.hypot(*relative) / math.log(2) / 3
+    assert abs(slope - 1.5) < 0.15 + 3 * sd
+    assert sd < 0.12
+
+
 def test_a_corrector_of_the_predictors_length_has_order_one() -> None:
     """As many evaluations as steps, over a fixed length: its own error is what is left."""
     target, errors = pf.Gaussian([0.5], [[0.25]]), []
