@@ -212,9 +212,12 @@ def _commit() -> str:
 # probflow solvers ------------------------------------------------------------------------------
 
 
-def solver_table(*, markdown: bool = False) -> str:
-    """The registry as a table: names, NFE per step, declared orders, reference."""
-    from probflow.solvers import all_solvers
+def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) -> str:
+    """The registry, or the solvers of these names, as a table.
+
+    Its columns are names, NFE per step, declared orders, whether it draws noise, and the reference.
+    """
+    from probflow.solvers import all_solvers, get_solver
 
     def orders(solver: Any, measure: str) -> str:
         value = solver.orders.get(measure)
@@ -222,11 +225,11 @@ def solver_table(*, markdown: bool = False) -> str:
 
     header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
     rows = []
-    for solver in all_solvers():
-        names = ", ".join([solver.name, *solver.aliases])
+    for solver in all_solvers() if names is None else map(get_solver, names):
+        every = ", ".join([solver.name, *solver.aliases])
         rows.append(
             [
-                f"`{names}`" if markdown else names,
+                f"`{every}`" if markdown else every,
                 str(solver.nfe),
                 *(orders(solver, measure) for measure in ("tv", "strong", "path-kl")),
                 "yes" if solver.stochastic else "",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,11 +41,47 @@ def test_python_blocks_run(page: Path) -> None:
         exec(code, namespace)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/solvers.md"])
-def test_solver_table_is_that_of_the_registry(page: str) -> None:
+def _table(page: str) -> str:
     text = (ROOT / page).read_text(encoding="utf-8")
-    table = text.split("<!-- solvers:begin -->")[1].split("<!-- solvers:end -->")[0].strip()
-    assert table == solver_table(markdown=True)
+    return text.split("<!-- solvers:begin -->")[1].split("<!-- solvers:end -->")[0].strip()
+
+
+def test_solver_table_is_that_of_the_registry() -> None:
+    assert _table("docs/solvers.md") == solver_table(markdown=True)
+
+
+def test_short_table_has_the_rows_of_the_registry() -> None:
+    names = re.findall(r"^\| `([^`,]+)", _table("README.md"), re.MULTILINE)
+    assert len(names) >= 10
+    assert _table("README.md") == solver_table(markdown=True, names=names)
+
+
+@pytest.mark.parametrize("name", sorted(set(pf.__all__) - {"__version__"}))
+def test_every_public_name_is_on_the_api_page(name: str) -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
+    thing = getattr(pf, name)
+    if isinstance(thing, ModuleType):  # itself, or the modules that its functions come from
+        sources = [thing.__name__]
+        if thing.__name__ not in documented:
+            sources = [getattr(thing, part).__module__ for part in thing.__all__]
+        assert set(sources) <= set(documented)
+        return
+    assert thing.__doc__
+    # By itself, or with the module that it comes from, where that module says it is public.
+    module = sys.modules[thing.__module__]
+    whole = module.__name__ in documented and thing.__name__ in module.__all__
+    assert whole or f"probflow.{name}" in documented
+
+
+def test_readme_and_site_name_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert pages - set(re.findall(r"\(docs/(\S+?\.md)[#)]", readme)) == {"index.md", "api.md"}
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert pages - set(re.findall(r"\((\S+?\.md)[#)]", index)) == {"index.md"}
+    menu = (ROOT / "docs" / "mkdocs" / "mkdocs.yml").read_text(encoding="utf-8")
+    assert pages == set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE))
 
 
 def test_loop_that_is_written_out_is_that_of_the_tableau() -> None:

@@ -37,7 +37,8 @@ def _published() -> Study:
         right = pf.get_solver(name)
         published = replace(pf.get_solver(name, **options), name=f"{name} as published")
         solvers += [right, published]
-    return pf.study(LINE, solvers, [16, 32, 64, 128, 256, 512], "strong", grid=EVEN, process=PROCESS)
+    steps = [16, 32, 64, 128, 256, 512]
+    return pf.study(LINE, solvers, steps, "strong", grid=EVEN, process=PROCESS)
 
 
 #: File name (also the study's place on the page) and the study.
