@@ -107,8 +107,9 @@ def cite(*things: str | Solver | EmbeddedPair | Tableau | Plan | Study | Callabl
         step function), an adaptive pair such as ``"dpm-solver-23"``, a Runge-Kutta method of
         :func:`~probflow.odeint` such as ``"dopri5"``, the function
         :func:`~probflow.rejection_sample`, a :class:`~probflow.plan.Plan`, the result of
-        :func:`~probflow.study` (its solvers, and probflow, which measured), or ``"probflow"``.
-        Without any: the founding paper and probflow.
+        :func:`~probflow.study` (its solvers, and probflow, which measured; one that names no work
+        of the bibliography is a comment), or ``"probflow"``. Without any: the founding paper and
+        probflow.
 
     Returns
     -------
@@ -128,20 +129,27 @@ def cite(*things: str | Solver | EmbeddedPair | Tableau | Plan | Study | Callabl
     >>> print(cite("ddim").splitlines()[0])
     @inproceedings{song2021denoising,
     """
-    found: list[Entry] = []
+    found: list[Entry | str] = []
     for thing in things:
-        found += _works(thing)
+        found += _works_of_study(thing) if isinstance(thing, Study) else _works(thing)
     if not things:
         found = [entries()[FOUNDING], entries()[PROBFLOW]]
-    return "\n\n".join(entry.bibtex for entry in dict.fromkeys(found))
+    texts = (work if isinstance(work, str) else work.bibtex for work in dict.fromkeys(found))
+    return "\n\n".join(texts)
+
+
+def _works_of_study(study: Study) -> Iterator[Entry | str]:
+    for name in dict.fromkeys(row.solver for row in study.rows):
+        try:
+            yield from _works(name)
+        except ValueError as problem:  # one of the user's own, perhaps no longer registered
+            yield f"% {problem}"
+    yield entries()[PROBFLOW]
 
 
 def _works(thing: Any) -> list[Entry]:
     if thing == PROBFLOW:
         return [entries()[PROBFLOW]]
-    if isinstance(thing, Study):
-        names = dict.fromkeys(row.solver for row in thing.rows)
-        return [*(entry for name in names for entry in _works(name)), entries()[PROBFLOW]]
     if isinstance(thing, Plan):
         return _works(thing.solver)
     if thing is rejection_sample:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -113,6 +114,10 @@ def test_a_study_cites_its_solvers_and_the_instrument() -> None:
     target = pf.Gaussian([0.0], 0.5)
     study = pf.study(target, ["ddim", "edm-heun"], [2, 4], "strong")
     assert keys(pf.cite(study)) == ["song2021denoising", "karras2022elucidating", "probflow"]
+    renamed = replace(pf.get_solver("ddim"), name="mine")
+    text = pf.cite(pf.study(target, ["heun", renamed], [2, 4], "strong"))
+    assert keys(text) == ["heun1900neue", "hairer1993solving", "probflow"]
+    assert "% cite: nothing is named 'mine'" in text
 
 
 def test_what_cannot() -> None:
