@@ -98,6 +98,7 @@ def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
 
 @register(
     "dpm-solver-fast",
+    aliases=("dpm-fast",),
     reference="Lu et al. 2022 (arXiv 2206.00927), section 3.4 (DPM-Solver-fast)",
     prediction="eps",
     nfe=3,
@@ -150,6 +151,7 @@ def dpm_solver_pp_3s(step: StepBuilder, r1: float = 1 / 3) -> Linear:
 
 @register(
     "edm-dpm2",
+    aliases=("dpm-2",),
     reference="k-diffusion's sample_dpm_2 without churn; Lu et al. 2022 (arXiv 2206.00927)",
     prediction="eps",
     coordinates="ve",

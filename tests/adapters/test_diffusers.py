@@ -162,7 +162,7 @@ def test_sigma_curves_are_those_of_the_stock_scheduler_and_timesteps_exact(
     ours.set_timesteps(12)
     assert torch.allclose(ours.sigmas, other.sigmas.float(), rtol=1e-3)
     levels = ours.noise_levels
-    told = np.array(ours._times[:-1])
+    told = np.array(ours._run.times[:-1])
     rho = np.exp(-levels.process.lambda_(told))
     assert np.allclose(rho, ours.sigmas[:-1].numpy(), rtol=1e-6)  # what the model is told is true
     assert (told != told.round()).sum() > 8
@@ -526,7 +526,7 @@ def test_edited_latents_are_the_state(sd: StableDiffusionPipeline, name: str) ->
         return {"latents": tensors["latents"] + edit} if edited else {}
 
     result = latents_of(sd, latents=x, callback_on_step_end=change)
-    model, times = from_pipeline(sd, PROMPTS, guidance_scale=3.0), sd.scheduler._times
+    model, times = from_pipeline(sd, PROMPTS, guidance_scale=3.0), sd.scheduler._run.times
     with torch.no_grad():
         solver = pf.get_solver(name)
         x = run_plan(solver.plan(model.process, times[:4], "eps"), model, x) + edit
@@ -619,7 +619,7 @@ def test_half_precision_states_are_computed_in_single() -> None:
     x = normal(3, 2).to(torch.bfloat16)
     out = ours.step(x, ours.timesteps[0], x)
     assert out.prev_sample.dtype == torch.bfloat16
-    assert ours._walk._past[0][Register("f", 0)].dtype == torch.float32
+    assert ours._run.walk._past[0][Register("f", 0)].dtype == torch.float32
 
 
 # State, copies, seeds ----------------------------------------------------------------------------
@@ -695,7 +695,7 @@ def test_slices_of_the_timesteps(name: str) -> None:
         y, model = x, model_for(scheduler)
         for t, time in zip(
             scheduler.timesteps[begin:],
-            [s.time for step in scheduler._rest(begin).steps for s in step.stages],
+            [s.time for step in scheduler._run.rest(begin).steps for s in step.stages],
             strict=True,
         ):
             y = scheduler.step(model(y, time), t, y).prev_sample
@@ -744,7 +744,7 @@ def test_seed_gives_the_sample_of_probflow() -> None:
     ours.set_timesteps(5)
     result = loop(ours, ours.initial_noise((4, 2)))
     model = model_for(ours)
-    expected = pf.sample(model, (4, 2), "ddpm-posterior", grid=ours._times, seed=12)
+    expected = pf.sample(model, (4, 2), "ddpm-posterior", grid=ours._run.times, seed=12)
     assert torch.allclose(result, expected, atol=1e-6)
     draw = normals(12, torch.arange(4), torch.tensor([0]), 2)[0]
     assert torch.equal(ours.initial_noise((4, 2)), draw)
