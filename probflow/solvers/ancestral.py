@@ -143,7 +143,7 @@ def dpm_solver_pp_2s_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: flo
     coordinates="ve",
     nfe=2,
     stochastic=True,
-    orders={"tv": 2, "strong": 1, "path-kl": 0.5},
+    orders={"tv": 2, "strong": 1},
     sde=_squared,
 )
 def dpm_solver_pp_sde_stock(
