@@ -81,7 +81,10 @@ class ProbflowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         what they mean by it; ``timestep_layout`` says whose timesteps: ``"euler"`` (down to 0, not
         rounded; Heun, LMS, KDPM2 as well), ``"ddim"`` (down to 0, rounded; DDPM and PNDM as well),
         ``"dpm"`` (steps + 1 of them without the last; DEIS and SA-Solver as well), ``"unipc"``
-        (which differs from ``"dpm"`` for flows). ``from_config`` chooses it.
+        (which differs from ``"dpm"`` for flows), ``"lcm"`` (those of the distillation, see
+        ``original_inference_steps``; TCD as well). ``from_config`` chooses it.
+    original_inference_steps
+        Number of timesteps that a consistency model was distilled at.
     use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas, rho
         Levels on that curve of sigma/alpha instead. The model is told exact, fractional timesteps.
     sigma_min, sigma_max
@@ -129,6 +132,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         timestep_spacing: str = "linspace",
         timestep_layout: str = "euler",
         steps_offset: int = 0,
+        original_inference_steps: int = 50,
         rescale_betas_zero_snr: bool = False,
         snr_shift_scale: float = 1.0,
         use_karras_sigmas: bool = False,

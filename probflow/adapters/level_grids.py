@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LevelGrids"]
 
+_DPM = ("dpm", "unipc")  # layouts with steps + 1 timesteps, the last left out
+
 
 class LevelGrids:
     """Grids of a :class:`~probflow.adapters.noise_levels.NoiseLevels`."""
@@ -102,15 +104,17 @@ class LevelGrids:
         return self._discrete(steps)
 
     def _discrete(self, steps: int) -> np.ndarray:
-        to_zero = self._to_zero()
-        times = self._spaced(steps, self.config["timestep_layout"] in ("dpm", "unipc"))
+        to_zero, layout = self._to_zero(), self.config["timestep_layout"]
+        times = self._distilled(steps) if layout == "lcm" else self._spaced(steps, layout in _DPM)
+        ends = float(times[0]), float(times[-1])
         if not to_zero and times[-1] == 0.0:  # the last call would lead from the end to the end
             times = self._spaced(steps, True)
         if self.levels.curve is None:
             return np.append(times, self._end())
-        ends = float(times[0]), float(times[-1])
-        if self.config["timestep_layout"] in ("dpm", "unipc") or not to_zero:
+        if layout in _DPM:
             ends = self.process.t_max, 0.0
+        elif not to_zero:
+            ends = ends[0], 0.0
         high, low = (math.exp(-float(self.process.lambda_(t))) for t in ends)
         high = high if self.config["sigma_max"] is None else float(self.config["sigma_max"])
         low = low if self.config["sigma_min"] is None else float(self.config["sigma_min"])
@@ -122,6 +126,17 @@ class LevelGrids:
             )
         levels = np.clip(levels, 0.0, self.process.t_max)
         return np.append(levels, -1.0) if to_zero else levels
+
+    def _distilled(self, steps: int) -> np.ndarray:
+        """Some of the times that consistency models were distilled at (Luo et al. 2023, LCM)."""
+        count = int(self.config["original_inference_steps"])
+        if not steps <= count <= self.count:
+            raise ValueError(
+                f"num_inference_steps: at most original_inference_steps = {count} for this model, "
+                f"which is at most {self.count}, got {steps}"
+            )
+        chosen = np.floor(np.linspace(0, count, steps, endpoint=False))
+        return (count - chosen) * (self.count // count) - 1.0
 
     def _spaced(self, steps: int, without_end: bool) -> np.ndarray:
         """Times of the model calls; ``without_end``: those of steps + 1 but the last."""

@@ -29,7 +29,7 @@ from probflow.schedules import Array, namespace
 __all__ = ["LAYOUTS", "NoiseLevels"]
 
 #: Whose timesteps: see :class:`NoiseLevels`.
-LAYOUTS = ("euler", "ddim", "dpm", "unipc")
+LAYOUTS = ("euler", "ddim", "dpm", "unipc", "lcm")
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTION_TYPES = {
     "epsilon": "eps",

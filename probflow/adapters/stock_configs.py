@@ -15,11 +15,10 @@ __all__ = ["arguments_of", "translated"]
 _STOCK_LAYOUTS = {
     **dict.fromkeys(("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE", "EDM", "Cosine"), "euler"),
     **dict.fromkeys(("FlowMatch", "LTXEuler"), "euler"),
-    **dict.fromkeys(
-        ("DDIM", "DDPM", "PNDM", "LCM", "TCD", "UnCLIP", "CogVideoX", "RePaint"), "ddim"
-    ),
+    **dict.fromkeys(("DDIM", "DDPM", "PNDM", "UnCLIP", "CogVideoX", "RePaint"), "ddim"),
     **dict.fromkeys(("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "SASolver"), "dpm"),
     "UniPC": "unipc",
+    **dict.fromkeys(("LCM", "TCD"), "lcm"),
 }
 #: Class name of probflow's own.
 OWN = "ProbflowScheduler"
@@ -78,6 +77,8 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
         config["timestep_layout"] = _STOCK_LAYOUTS[max(layouts, key=len)]
     if name.startswith(_FLOWS):
         config["prediction_type"] = "flow_prediction"
+    if name.startswith("RePaint"):
+        config["timestep_spacing"] = "leading"
     if name.startswith("Cosine"):
         config["arctan_timesteps"] = True
     if config.get("invert_sigmas"):

@@ -155,12 +155,17 @@ def midpoint_2(c2: float) -> Tableau:
     return tableau
 
 
-def kutta_3(c2: float, c3: float) -> Tableau:
-    """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9)."""
+def kutta_3(c2: float, c3: float, inner: str = "exact") -> Tableau:
+    """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9).
+
+    With ``inner`` "midpoint" the last stage has phi_1/2 in the place of phi_2.
+    """
+    check_choice("inner", inner, ("exact", "midpoint"))
     gamma = 0.0 if c3 == 2 / 3 else (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
 
     def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
-        a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * phi(2, c3 * z)
+        slope = phi(2, c3 * z) if inner == "exact" else phi(1, c3 * z) / 2
+        a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * slope
         one, two = phis(2, z)
         b3 = two / (gamma * c2 + c3)
         stages = [[c2 * phi(1, c2 * z)], [c3 * phi(1, c3 * z) - a32, a32]]
