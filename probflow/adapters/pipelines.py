@@ -31,7 +31,8 @@ def from_unet(
     Parameters
     ----------
     unet
-        The network, called as ``unet(x, timestep=t, **conditioning, return_dict=False)[0]``.
+        The network, called as ``unet(x, timestep=t, **conditioning, return_dict=False)[0]``; one
+        with packed latents like Flux's by :class:`probflow.adapters.packed.PackedLatents`.
     scheduler
         Any scheduler with the noise process and prediction type, stock or not.
     guidance_scale
@@ -67,8 +68,10 @@ def from_pipeline(
 ) -> Model:
     """The network of a pipeline as a :class:`probflow.Model`, told what the pipeline would tell it.
 
-    Prompts are encoded for pipelines like Stable Diffusion, Stable Diffusion XL and Stable
-    Diffusion 3; for others use :func:`from_unet`.
+    Prompts are encoded for pipelines like Stable Diffusion, Stable Diffusion XL, Stable Diffusion 3
+    and Flux; for others use :func:`from_unet`. States of Flux are latents that are not packed,
+    (batch, channels, height, width); the guidance that its network was distilled for is its
+    argument ``guidance``.
 
     Parameters
     ----------

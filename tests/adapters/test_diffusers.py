@@ -613,6 +613,43 @@ def test_flux_with_its_shift_by_resolution() -> None:
     assert torch.allclose(pipe(**call).images, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("embeds", [False, True])
+def test_flux_as_a_model(embeds: bool, guided: bool) -> None:
+    pipe = flux(embeds)
+    text, pooled, no_text, no_pooled = (
+        normal(1, *s, seed=i) for i, s in enumerate(((5, 16), (16,)) * 2)
+    )
+    latents = normal(1, 4, 8, 12)
+    call = {
+        "prompt_embeds": text, "pooled_prompt_embeds": pooled, "num_inference_steps": 4,
+        "height": 16, "width": 24, "output_type": "latent", "guidance_scale": 2.5,
+        "latents": pipe._pack_latents(latents, 1, 4, 8, 12),
+    }  # fmt: skip
+    if guided:
+        call |= {"negative_prompt_embeds": no_text, "negative_pooled_prompt_embeds": no_pooled}
+        call |= {"true_cfg_scale": 3.0}
+    pipe.scheduler = ProbflowScheduler.from_config(pipe.scheduler.config, solver="dpm-solver++-2m")
+    packed = pipe(**call).images
+    theirs = pipe._unpack_latents(packed, 16, 24, pipe.vae_scale_factor)
+
+    def encode_prompt(prompt, prompt_2=None, device=None, num_images_per_prompt=1):
+        return (text, pooled, None) if prompt == "a cat" else (no_text, no_pooled, None)
+
+    pipe.encode_prompt = encode_prompt
+    guidance = {"guidance": 2.5} if embeds else {}
+    model = from_pipeline(pipe, "a cat", guidance_scale=3.0 if guided else 1.0, **guidance)
+    with torch.no_grad():
+        ours = run_plan(pipe.scheduler.plan, model, latents)
+    assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+    with pytest.raises(ValueError, match="x: height and width must be even, got 7 and 8"):
+        model(normal(1, 4, 7, 8), 0.5)
+    if embeds:
+        model = from_pipeline(pipe, "a cat")
+        with pytest.raises(ValueError, match="guidance: the network is told"):
+            model(latents, 0.5)
+
+
 def test_half_precision_states_are_computed_in_single() -> None:
     ours = ProbflowScheduler(solver="dpm-solver++-2m")
     ours.set_timesteps(4)
