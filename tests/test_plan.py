@@ -97,7 +97,7 @@ def test_alias() -> None:
 
 
 def test_linear_algebra() -> None:
-    x, z = Linear({X: 1.0}), Linear({Z: 1.0})
+    x, z = Linear.of({X: 1.0}), Linear.of({Z: 1.0})
     sum_ = 2 * x + z * 3 - x / 4 - (-z)
     assert sum_.terms == {X: 1.75, Z: 4.0}
     assert (x - x).combination() == ()
@@ -109,7 +109,7 @@ def test_linear_algebra() -> None:
 
 
 def test_nonlinear_steps_are_refused() -> None:
-    x = Linear({X: 1.0})
+    x = Linear.of({X: 1.0})
     with pytest.raises(TypeError, match="product of two registers is not allowed"):
         x * x
     with pytest.raises(TypeError):

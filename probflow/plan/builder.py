@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from probflow.plan.linear import Linear, register_named
+from probflow.plan.linear import Linear, code
 from probflow.plan.points import COORDINATES, Between, Point
-from probflow.plan.steps import Register, Stage, Step
+from probflow.plan.steps import Stage, Step
 
 
 class StepBuilder:
@@ -60,7 +60,7 @@ class StepBuilder:
     @property
     def x(self) -> Linear:
         """The state at the start of the step."""
-        return Linear({register_named("x", 0, self._age): 1.0}, None, self._unit)
+        return Linear({code("x", 0, self._age): 1.0}, None, self._unit)
 
     def grow_old(self) -> None:
         """Be one step further in the past."""
@@ -95,9 +95,10 @@ class StepBuilder:
         scale, index = self._scale(at), len(self._stages)
         stage = Stage((state if scale == 1.0 else state * scale).combination(), at.t)
         self._stages.append(stage)
-        register = stage.alias or register_named("u", index)
+        alias = stage.alias
+        register = code("u", index) if alias is None else code(*alias)
         of_input, of_output, factor = self._weights(at)
-        terms = {register_named("f", index): of_output}
+        terms = {code("f", index): of_output}
         if of_input != 0.0:
             terms[register] = of_input
         result = Linear(terms, (register, scale), factor)
@@ -119,7 +120,7 @@ class StepBuilder:
         along = tangent.combination()
         self._stages[index] = replace(self._stages[index], tangent=along)
         of_input, of_output, factor = self._weights(at)
-        derivative = Linear({Register("j", index): of_output * factor})
+        derivative = Linear({code("j", index): of_output * factor})
         return output, derivative + tangent * (of_input * factor)
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
@@ -131,7 +132,7 @@ class StepBuilder:
         )
         if interval not in self._noises:
             self._noises.append(interval)
-        return Linear({register_named("z", self._noises.index(interval)): 1.0})
+        return Linear({code("z", self._noises.index(interval)): 1.0})
 
     def finish(self, update: Linear) -> Step:
         """The step as data."""

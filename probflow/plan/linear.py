@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache
+from threading import Lock
 
 from probflow.plan.steps import Combination, Register
 
+_REGISTERS: list[Register] = []  # by code: small integers are found much faster than tuples
+_LOCK = Lock()
+
+
+@cache
+def code(kind: str, index: int = 0, age: int = 0) -> int:
+    """The code of a register."""
+    with _LOCK:
+        register = Register(kind, index, age)
+        if register not in _REGISTERS:
+            _REGISTERS.append(register)
+        return _REGISTERS.index(register)
+
+
+@cache
+def _older(register: int) -> int:
+    kind, index, age = _REGISTERS[register]
+    return code(kind, index, age + 1)
+
 
 class Linear:
-    """A linear combination of registers, as a solver's equation writes it.
+    """A linear combination of registers, given by their codes, as a solver's equation writes it.
 
     Supports ``+``, ``-``, multiplication and division by floats. Model outputs also carry
     ``input``: the register at which the model was evaluated.
@@ -19,8 +39,8 @@ class Linear:
 
     def __init__(
         self,
-        terms: dict[Register, float],
-        input: tuple[Register, float] | None = None,
+        terms: dict[int, float],
+        input: tuple[int, float] | None = None,
         factor: float = 1.0,
     ) -> None:
         # The factor is multiplied out when needed: most products are summands of a sum.
@@ -34,9 +54,17 @@ class Linear:
         register, scale = self._input
         return Linear({register: 1.0}, None, 1.0 / scale)
 
+    @staticmethod
+    def of(terms: Mapping[Register, float]) -> Linear:
+        """The combination with these weights."""
+        return Linear({code(*register): weight for register, weight in terms.items()})
+
     @property
     def terms(self) -> dict[Register, float]:
         """Weight of each register."""
+        return {_REGISTERS[register]: weight for register, weight in self._weights().items()}
+
+    def _weights(self) -> dict[int, float]:
         if self._factor != 1.0:
             factor = self._factor
             self._terms = {register: factor * w for register, w in self._terms.items()}
@@ -46,7 +74,7 @@ class Linear:
     def __add__(self, other: Linear) -> Linear:
         if not isinstance(other, Linear):
             return NotImplemented
-        terms, factor = self.terms.copy(), other._factor
+        terms, factor = self._weights().copy(), other._factor
         for register, weight in other._terms.items():
             terms[register] = terms.get(register, 0.0) + factor * weight
         return Linear(terms)
@@ -70,7 +98,7 @@ class Linear:
     @staticmethod
     def sum(weights: Sequence[float], combinations: Sequence[Linear]) -> Linear:
         """The sum of weight times combination, faster than term by term."""
-        terms: dict[Register, float] = {}
+        terms: dict[int, float] = {}
         for weight, combination in zip(weights, combinations, strict=True):
             if weight:
                 weight *= combination._factor
@@ -83,10 +111,11 @@ class Linear:
 
     def combination(self) -> Combination:
         """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1."""
+        names = _REGISTERS
         return tuple(
             [
-                (register, 1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight)
-                for register, weight in self.terms.items()
+                (names[register], 1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight)
+                for register, weight in self._weights().items()
                 if weight != 0.0
             ]
         )
@@ -97,13 +126,3 @@ class Linear:
         terms = {older(register): weight for register, weight in self._terms.items()}
         seen = self._input and (older(self._input[0]), self._input[1])
         return Linear(terms, seen, self._factor)
-
-
-register_named = lru_cache(maxsize=4096)(
-    Register
-)  # the same object each time, found faster than made
-
-
-@lru_cache(maxsize=4096)
-def _older(register: Register) -> Register:
-    return register._replace(age=register.age + 1)

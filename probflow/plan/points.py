@@ -63,7 +63,7 @@ class _Batch:
     def __init__(self, process: Any, times: np.ndarray) -> None:
         self.times, self._process = times, process
         self._columns: dict[str, list[float]] = {}
-        self._conversions: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        self.conversions: dict[tuple[str, str], list[tuple[float, float]]] = {}
 
     def __getitem__(self, name: str) -> list[float]:
         if name not in self._columns:
@@ -73,15 +73,15 @@ class _Batch:
 
     def conversion(self, key: tuple[str, str]) -> list[tuple[float, float]]:
         """:func:`conversion` at all times; not finite where there is none."""
-        if key not in self._conversions:
+        if key not in self.conversions:
             source, wanted = key
             alpha, sigma = np.array(self["alpha"]), np.array(self["sigma"])
             point = SimpleNamespace(t=self.times, alpha=alpha, sigma=sigma)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 weights = conversion(self._process, source, wanted, point)
             columns = [np.broadcast_to(w, self.times.shape).tolist() for w in weights]
-            self._conversions[key] = list(zip(*columns, strict=True))
-        return self._conversions[key]
+            self.conversions[key] = list(zip(*columns, strict=True))
+        return self.conversions[key]
 
 
 class Point:
@@ -137,7 +137,8 @@ class Point:
         """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types."""
         if self._batch is None:
             raise TypeError("a plain ODE has one prediction type")
-        return self._batch.conversion(types)[self._index]
+        found = self._batch.conversions.get(types) or self._batch.conversion(types)
+        return found[self._index]
 
     @property
     def ab(self) -> float:

@@ -94,19 +94,21 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("plan: need at least 1 step")
-        shapes = [_shape(step) for step in self.steps]
+        before: tuple[_Shape, ...] = ()
+        available: list[frozenset[Register]] = []
         for number, step in enumerate(self.steps):
-            # The step and a few before it, newest first: further back the slow way is taken.
-            wrong = self._mistake(
-                number, step, tuple(shapes[max(number - 4, 0) : number + 1][::-1])
-            )
+            # Of the step and a few before it, newest first: further back the slow way is taken.
+            shapes = (_shape(step), *before[:4])
+            if shapes != before:
+                before, available = shapes, _available(shapes)
+            wrong = self._mistake(number, step, available)
             if wrong:
                 raise ValueError(
                     f"plan of {self.solver}, step {number} (t = {step.start:g} -> "
                     f"{step.stop:g}): {wrong}"
                 )
 
-    def _mistake(self, number: int, step: Step, shapes: tuple[_Shape, ...]) -> str:
+    def _mistake(self, number: int, step: Step, available: list[frozenset[Register]]) -> str:
         """What is wrong with a step; empty if nothing is."""
         if number and step.start != self.steps[number - 1].stop:
             return "does not start where the step before it stops"
@@ -119,7 +121,6 @@ class Plan:
             for begin, end in intervals:
                 if not low <= begin < end <= high:
                     return f"the noise of ({begin:g}, {end:g}) is not of the step"
-        available = _available(shapes)
         for stage_number, combination in step._numbered():
             if not combination:
                 return "an empty combination"

@@ -197,6 +197,7 @@ def _uncollected() -> Iterator[None]:
     """Without garbage collection: a plan is so many tuples that it would set off a full one.
 
     That looks at every object of the process, which takes longer than the plan, and finds nothing.
+    What is made goes to the oldest generation, where collections would have brought it.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -204,4 +205,7 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if gc.get_freeze_count() == 0:
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
