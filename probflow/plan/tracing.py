@@ -170,8 +170,8 @@ def _scout(
 ) -> tuple[list[float], list[float]]:
     """The intermediate times and log-SNRs that a solver asks for, as far as that can be foretold.
 
-    Ends at the first step with a full memory that asks for none. A one-step method asks for as many
-    in each step as in the first.
+    Ends if the first step with a full memory asks for none. A one-step method asks for as many in
+    each step as in the first.
     """
     times: list[float] = []
     lambdas: list[float] = []
@@ -182,7 +182,7 @@ def _scout(
         # _Enough, or an error due to the stand-ins, or one that comes again in the tracing.
         with suppress(Exception):
             step_function(step)
-        if number >= memory and not step.asked:
+        if number == memory and not step.asked:
             break
         if memory == 0:
             expected = expected or step.asked

@@ -76,8 +76,12 @@ class Form:
         self, x: Linear, t: Point, s: Point, weights: Sequence[float], outputs: Sequence[Linear]
     ) -> Linear:
         """x' = L x + S h sum of weight times output."""
+        return Linear.sum(self.weights(t, s, weights), [x, *outputs])
+
+    def weights(self, t: Point, s: Point, weights: Sequence[float]) -> list[float]:
+        """L, and S h times each weight."""
         factor = self.scale(s) * (s.lambda_ - t.lambda_)
-        return Linear.sum([self.linear(t, s), *[factor * w for w in weights]], [x, *outputs])
+        return [self.linear(t, s), *[factor * w for w in weights]]
 
     def first(self, x: Linear, t: Point, s: Point, output: Linear) -> Linear:
         """One output for the whole step (DDIM), also to sigma' = 0, where h is infinite."""

@@ -223,11 +223,14 @@ def collocation(
     places = [0.5 * (1 - cos(pi * i / (nodes - 1))) for i in range(nodes)]
     points = [s if c == 1 else step.at_lambda(t.lambda_ + c * h) for c in places[1:]]
     # The integral to c_i is one over a step of that length.
-    rows = [adams([c / end for c in places], moments(nodes, end * z)) for end in places[1:]]
+    rows = [
+        EPS.weights(t, r, adams([c / end for c in places], moments(nodes, end * z)))
+        for end, r in zip(places[1:], points, strict=True)
+    ]
     outputs = [step.model(step.x, t)] * nodes
 
     def state(i: int, values: list[Linear]) -> Linear:
-        return EPS.step(step.x, t, points[i], rows[i], values)
+        return Linear.sum(rows[i], [step.x, *values])
 
     for _ in range(sweeps):
         values = outputs if iteration == "gauss-seidel" else outputs.copy()
