@@ -2,6 +2,10 @@
 
 from importlib.util import find_spec
 
+NEED_DIFFUSERS = ("diffusers", "noising", "pipelines", "stock_configs")
+
 collect_ignore = (
-    [] if find_spec("diffusers") else ["probflow/diffusers.py", "probflow/adapters/diffusers.py"]
+    []
+    if find_spec("diffusers")
+    else ["probflow/diffusers.py", *(f"probflow/adapters/{name}.py" for name in NEED_DIFFUSERS)]
 )

@@ -8,9 +8,8 @@ from probflow.adapters.diffusers import (
     ProbflowScheduler,
     ProbflowSchedulerOutput,
     SchedulerMixin,  # where a saved pipeline is loaded, its base class is looked for in this module
-    from_pipeline,
-    from_unet,
 )
+from probflow.adapters.pipelines import from_pipeline, from_unet
 
 __all__ = [
     "ProbflowScheduler",

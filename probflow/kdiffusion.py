@@ -1,5 +1,5 @@
 """probflow in the place of k-diffusion's samplers; see :mod:`probflow.adapters.kdiffusion`."""
 
-from probflow.adapters.kdiffusion import sample
+from probflow.adapters.kdiffusion import STOCK, sample
 
-__all__ = ["sample"]
+__all__ = ["STOCK", "sample"]

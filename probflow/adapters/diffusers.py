@@ -7,12 +7,8 @@ argument), so that pipelines that use neither are right as well.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 from math import hypot, inf
 from typing import Any
 
@@ -21,41 +17,22 @@ import torch
 from torch import Tensor
 
 try:
-    import diffusers
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils import BaseOutput
-    from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
     raise ImportError(
         "probflow.diffusers needs diffusers: pip install 'probflow-solvers[diffusers]'"
     ) from error
 
-from probflow.adapters import solver_with_plan
-from probflow.adapters.guidance import conditions_of, model_of
 from probflow.adapters.noise_levels import NoiseLevels
-from probflow.integrate.noise import check_seed, normals, sample_indices
-from probflow.integrate.walk import PlanWalk
-from probflow.models import Model
-from probflow.plan import Plan, Point, Register, Step, conversion
-from probflow.processes import EDM
-from probflow.solvers import Solver
-from probflow.solvers.last_step import plan_to_data
+from probflow.adapters.noising import NoisingMixin
+from probflow.adapters.scheduler_run import SchedulerRun, before_call, calls_of, clipping, solver_of
+from probflow.adapters.stock_configs import arguments_of, translated
+from probflow.integrate.noise import check_seed
+from probflow.plan import Plan
 
-__all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput", "from_pipeline", "from_unet"]
-
-# Whose timesteps a stock scheduler makes; the first words of its class name.
-_STOCK_LAYOUTS = {
-    **dict.fromkeys(("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE", "EDM", "Cosine"), "euler"),
-    **dict.fromkeys(("FlowMatch", "LTXEuler"), "euler"),
-    **dict.fromkeys(
-        ("DDIM", "DDPM", "PNDM", "LCM", "TCD", "UnCLIP", "CogVideoX", "RePaint"), "ddim"
-    ),
-    **dict.fromkeys(("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "SASolver"), "dpm"),
-    "UniPC": "unipc",
-}
-_FLOWS = ("FlowMatch", "LTXEuler")
-_REFUSED = ("DDPMWuerstchen", "DDIMInverse", "DPMSolverMultistepInverse")
+__all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput"]
 
 
 @dataclass
@@ -74,7 +51,7 @@ class ProbflowSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class ProbflowScheduler(SchedulerMixin, ConfigMixin):
+class ProbflowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs any solver of :func:`probflow.solver_names`.
 
     ``ProbflowScheduler.from_config(pipe.scheduler.config, solver=...)`` takes the noise process,
@@ -104,7 +81,10 @@ class ProbflowScheduler(SchedulerMixin, ConfigMixin):
         what they mean by it; ``timestep_layout`` says whose timesteps: ``"euler"`` (down to 0, not
         rounded; Heun, LMS, KDPM2 as well), ``"ddim"`` (down to 0, rounded; DDPM and PNDM as well),
         ``"dpm"`` (steps + 1 of them without the last; DEIS and SA-Solver as well), ``"unipc"``
-        (which differs from ``"dpm"`` for flows). ``from_config`` chooses it.
+        (which differs from ``"dpm"`` for flows), ``"lcm"`` (those of the distillation, see
+        ``original_inference_steps``; TCD as well). ``from_config`` chooses it.
+    original_inference_steps
+        Number of timesteps that a consistency model was distilled at.
     use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas, rho
         Levels on that curve of sigma/alpha instead. The model is told exact, fractional timesteps.
     sigma_min, sigma_max
@@ -152,6 +132,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         timestep_spacing: str = "linspace",
         timestep_layout: str = "euler",
         steps_offset: int = 0,
+        original_inference_steps: int = 50,
         rescale_betas_zero_snr: bool = False,
         snr_shift_scale: float = 1.0,
         use_karras_sigmas: bool = False,
@@ -185,7 +166,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         sample_max_value: float = 1.0,
         variance_type: str | None = None,
     ) -> None:
-        self._solver = _chosen(solver, solver_options)
+        self._solver = solver_of(solver, solver_options)
         if not isinstance(solver, str):
             self.register_to_config(solver=self._solver.name, solver_options=self._solver.options)
         if seed is not None:
@@ -201,9 +182,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             self.alphas_cumprod = torch.tensor(np.exp(-neg_log_ab), dtype=torch.float32)
             self.timesteps = torch.arange(self.noise_levels.count).flip(0)
         self.num_inference_steps: int | None = None
-        self._times: list[float] = []
-        self._plan: Plan | None = None
-        self._walk: PlanWalk | None = None
+        self._run: SchedulerRun | None = None
         self._index: int | None = None
         self._begin_index: int | None = None
 
@@ -224,8 +203,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             For a scheduler whose noise process is not known, or an argument that does not exist.
         """
         if isinstance(config, Mapping):
-            config = _translated(config)
-        unknown = sorted(set(kwargs) - set(_arguments(cls)))
+            config = translated(config, set(arguments_of(ProbflowScheduler)))
+        unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:
             raise ValueError(f"from_config: ProbflowScheduler has no argument {unknown[0]!r}")
         return super().from_config(config, return_unused_kwargs, **kwargs)
@@ -264,44 +243,29 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             For values that do not fit each other or the configuration.
         """
-        self._times = self.noise_levels.grid(
+        times = self.noise_levels.grid(
             num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu
         )
-        self.num_inference_steps = len(self._times) - 1
-        self._plan = self._planned(self._times)
-        self._times[0] = self._plan.times[0]
-        calls = np.array(_calls(self._plan))
+        self.num_inference_steps = len(times) - 1
+        self._run = SchedulerRun(self.noise_levels, self._solver, times)
+        calls = np.array(calls_of(self._run.whole))
         told = self.noise_levels.told(calls)
         whole = self.noise_levels.family == "vp" and bool((told == told.round()).all())
         self.timesteps = torch.tensor(
             told, dtype=torch.int64 if whole else torch.float32, device=device
         )
-        levels = np.append(calls, self._times[-1])
+        levels = np.append(calls, times[-1])
         process = self.noise_levels.process
         sigma = process.sigma(levels)
         if self.noise_levels.family != "flow":
             sigma = sigma / process.alpha(levels) * self.noise_levels.data_scale
         self.sigmas = torch.tensor(sigma, dtype=torch.float32)
         self._index = self._begin_index = None
-        self._begin(self._plan)
 
-    def _planned(self, times: Sequence[float]) -> Plan:
-        levels = self.noise_levels
-        return plan_to_data(self._solver, levels.process, times, levels.prediction)
-
-    def _begin(self, plan: Plan) -> None:
-        """Start a walk, with the weights that give x0 at each of its calls."""
-        self._walk = PlanWalk(plan)
-        levels = self.noise_levels
-        points = Point.many(levels.process, _calls(plan))
-        self._to_x0 = [
-            tuple(map(float, conversion(levels.process, levels.prediction, "x0", p)))
-            for p in points
-        ]
-        self._from_x0 = [
-            tuple(map(float, conversion(levels.process, "x0", levels.prediction, p)))
-            for p in points
-        ]
+    def _made(self) -> SchedulerRun:
+        if self._run is None:
+            raise ValueError("timesteps: there are none yet; call set_timesteps first")
+        return self._run
 
     @property
     def plan(self) -> Plan:
@@ -312,21 +276,17 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             Before :meth:`set_timesteps`.
         """
-        self._made()
-        assert self._walk is not None
-        return self._walk.plan
+        return self._made().plan
 
     @property
     def order(self) -> int:
         """Model calls of a step (the last one may have fewer)."""
-        steps = () if self._plan is None else self._plan.steps
-        return len(steps[-2].stages) if len(steps) > 1 else self._solver.nfe
+        return self._solver.nfe if self._run is None else self._run.calls_of_step
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the model's first input: 1, unless a step begins with a change."""
-        factor, added = (1.0, 0.0) if self._plan is None else _before_call(self._plan.steps[0])
-        return hypot(factor, added)
+        return 1.0 if self._run is None else hypot(*before_call(self._run.whole.steps[0]))
 
     @property
     def step_index(self) -> int | None:
@@ -348,34 +308,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             in ``timesteps``.
         """
         self._begin_index, self._index = int(begin_index), None
-        if self._plan is not None:
-            self._begin(self._rest(self._begin_index))
-
-    def _firsts(self) -> list[int]:
-        """Numbers of the model calls with which steps begin."""
-        steps = self._made().steps
-        return list(accumulate((len(step.stages) for step in steps[:-1]), initial=0))
-
-    def _rest(self, begin: int) -> Plan:
-        """The plan of the steps from model call ``begin`` on."""
-        plan, firsts = self._made(), self._firsts()
-        if begin == 0:
-            return plan
-        if begin in firsts:
-            rest = self._planned(self._times[firsts.index(begin) :])
-            if _calls(rest) == _calls(plan)[begin:]:
-                return rest
-        raise ValueError(
-            f"begin_index: {plan.solver} with these options cannot begin with model call {begin}, "
-            f"because not all of its steps make {self.order} calls, or no step begins there; take "
-            "a solver with as many calls in each step (start='euler', or accelerated-ode-multistep "
-            "in the place of accelerated-ode)"
-        )
-
-    def _made(self) -> Plan:
-        if self._plan is None:
-            raise ValueError("timesteps: there are none yet; call set_timesteps first")
-        return self._plan
+        if self._run is not None:
+            self._run.begin(self._begin_index)
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -419,7 +353,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             If shapes differ, ``timestep`` is none to begin with, or all calls are made.
         """
-        self._made()
+        run = self._made()
         if eta:
             raise ValueError(
                 f"eta: got {eta}; choose a stochastic solver instead, and leave eta at 0"
@@ -432,308 +366,25 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
                 f"{tuple(model_output.shape)}"
             )
         if self._index is None:
-            self._start(timestep)
-        walk = self._walk
-        assert walk is not None
-        assert self._index is not None
-        if walk.over:
+            self._index = self._begin_index
+            if self._index is None:
+                self._index = run.begin_at(float(timestep), self.timesteps.tolist())
+        if run.walk.over:
             raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
         if self.noise_levels.sign < 0:
             output = -output
-        output, x0 = self._clipped(fed, output, wanted=return_dict)
-        result = walk.advance(fed, output, lambda number: self._noise(number, fed, generator))
-        if walk.over:
-            result = result * self.noise_levels.data_scale
+        clip, x0 = clipping(self.config), None
+        if return_dict or clip is not None:
+            output, x0 = run.clipped(fed, output, clip)
+        result = run.advance(fed, output, lambda number: self._noise(number, fed, generator))
         self._index += 1
         result = result.to(sample.dtype)
         if not return_dict:
             return (result,)
         return ProbflowSchedulerOutput(result, None if x0 is None else x0.to(sample.dtype))
 
-    def _start(self, timestep: Any) -> None:
-        """Find out with which call the pipeline begins."""
-        if self._begin_index is not None:
-            self._index = self._begin_index
-            return
-        first, told = float(timestep), self.timesteps.tolist()
-        close = [i for i in self._firsts() if abs(told[i] - first) <= 1e-5 * max(1.0, abs(first))]
-        if not close:
-            raise ValueError(
-                f"timestep: no step begins at {first:g}; the scheduler's timesteps begin with "
-                f"{told[0]:g}"
-            )
-        if close[0]:
-            self._begin(self._rest(close[0]))
-        self._index = close[0]
-
-    def _clipped(self, fed: Tensor, output: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """The output after clipping of the data it predicts, and that data."""
-        config, begin = self.config, len(self.timesteps) - len(self._to_x0)
-        assert self._index is not None
-        number = self._index - begin
-        if not (config.clip_sample or config.thresholding or wanted):
-            return output, None
-        of_input, of_output = self._to_x0[number]
-        scale = self.noise_levels.data_scale
-        x0 = (of_input * scale) * fed + (of_output * scale) * output
-        if config.thresholding:
-            flat = x0.flatten(1).abs()
-            bound = torch.quantile(flat, config.dynamic_thresholding_ratio, dim=1)
-            bound = bound.clamp(1.0, config.sample_max_value).view(-1, *(1,) * (x0.ndim - 1))
-            x0 = x0.clamp(-bound, bound) / bound
-        elif config.clip_sample:
-            x0 = x0.clamp(-config.clip_sample_range, config.clip_sample_range)
-        else:
-            return output, x0
-        of_input, of_output = self._from_x0[number]
-        return of_input * fed + (of_output / scale) * x0, x0
-
-    def _noise(self, number: int, like: Tensor, generator: Any) -> Tensor:
-        if self.config.seed is None:
-            return randn_tensor(
-                like.shape, generator=generator, device=like.device, dtype=like.dtype
-            )
-        return self._seeded(number + 1, like.shape, like.dtype, like.device)
-
-    def _seeded(self, draw: int, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
-        samples = sample_indices(self.config.first_sample, shape[0], device)
-        draws = torch.full((1,), draw, device=device)
-        count = int(np.prod(shape[1:]))
-        return normals(self.config.seed, samples, draws, count, dtype).view(shape)
-
-    def initial_noise(
-        self,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Unit normals of the seed, to pass to a pipeline as ``latents``.
-
-        Sample i is the same for every batch size, and the same as in :func:`probflow.sample`.
-
-        Raises
-        ------
-        ValueError
-            If the scheduler has no seed.
-        """
-        if self.config.seed is None:
-            raise ValueError("seed: the scheduler has none; make it with seed=...")
-        wide = torch.promote_types(dtype, torch.float32)
-        return self._seeded(0, tuple(shape), wide, device).to(dtype)
-
-    # Noising -------------------------------------------------------------------------------------
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha x0 + sigma noise`` at timesteps, which may be fractional, shape (batch,) or (1,).
-
-        Where solvers change the state before they call the model, the result is at the level of
-        what they call it with.
-        """
-        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
-        walk = self._walk
-        if walk is not None and self._begin_index is not None and not (walk.over or walk.stage):
-            step = walk.plan.steps[walk.step]
-            factor, added = _before_call(step)
-            if (factor, added) != (1.0, 0.0):
-                alpha, sigma = (
-                    torch.full_like(alpha, factor * float(level(step.start)))
-                    for level in (self.noise_levels.process.alpha, self.noise_levels.process.sigma)
-                )
-                sigma = (sigma**2 + added**2) ** 0.5
-        return alpha / self.noise_levels.data_scale * original_samples + sigma * noise
-
-    def _alpha_sigma(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at timesteps, shape (batch, 1, ...), computed in float64."""
-        told = torch.as_tensor(timesteps, device=like.device)
-        times = self.noise_levels.times(told).reshape(-1, *(1,) * (like.ndim - 1))
-        process = self.noise_levels.process
-        return process.alpha(times).to(like.dtype), process.sigma(times).to(like.dtype)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
-        """:meth:`add_noise` as pipelines of flow models call it."""
-        if noise is None:
-            raise ValueError("noise: give the noise to add")
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha noise - sigma sample`` at timesteps: the target of v-prediction."""
-        alpha, sigma = self._alpha_sigma(timesteps, sample)
-        return alpha * noise - sigma * sample
-
 
 # The public path is what a saved pipeline names.
 ProbflowScheduler.__module__ = ProbflowSchedulerOutput.__module__ = "probflow.diffusers"
-
-
-def _calls(plan: Plan) -> list[float]:
-    """Process times of the model calls."""
-    return [stage.time for step in plan.steps for stage in step.stages]
-
-
-def _before_call(step: Step) -> tuple[float, float]:
-    """What a step does to its state before the first model call: factor, and noise added.
-
-    The state that pipelines hold is the one after that, because they feed it to the model.
-    """
-    combination = step.stages[0].input
-    factor = sum(weight for register, weight in combination if register == Register("x"))
-    return factor, sum(w**2 for register, w in combination if register.kind == "z") ** 0.5
-
-
-def _chosen(solver: Any, options: Mapping[str, Any] | None) -> Solver:
-    found = solver_with_plan(solver, options)
-    if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):
-        euler = found.with_options(start="euler")
-        with suppress(ValueError):  # some have other starts only
-            euler.plan(EDM(), [3.0, 2.0, 1.0])
-            return euler
-    return found
-
-
-@cache
-def _stock_by_arguments() -> dict[frozenset[str], str]:
-    """Names of diffusers' schedulers by the names of their arguments; kin share them."""
-    found: dict[frozenset[str], str] = {}
-    supported = tuple(_STOCK_LAYOUTS)
-    for name in sorted(dir(diffusers.schedulers), key=lambda n: (not n.startswith(supported), n)):
-        if name.endswith("Scheduler") and inspect.isclass(stock := getattr(diffusers, name, None)):
-            found.setdefault(frozenset(_arguments(stock)), name)
-    return found
-
-
-def _arguments(scheduler: type) -> dict[str, Any]:
-    """Arguments of a scheduler with their defaults."""
-    parameters = list(inspect.signature(scheduler.__init__).parameters.values())[1:]  # type: ignore[misc]
-    return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-
-
-def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Another scheduler's configuration in the arguments of :class:`ProbflowScheduler`."""
-    config = dict(config)
-    known = set(_arguments(ProbflowScheduler))
-    keys = frozenset(key for key in config if not key.startswith("_"))
-    # A scheduler that was never saved or loaded does not say its class.
-    name = config.get("_class_name") or _stock_by_arguments().get(keys)
-    by_default = set(config.pop("_use_default_values", ()))
-    if name == ProbflowScheduler.__name__ or (name is None and keys <= known):
-        return config
-    name = str(name)
-    layouts = [word for word in _STOCK_LAYOUTS if name.startswith(word)]
-    if name.startswith(_REFUSED) or not (layouts or "beta_schedule" in config):
-        raise ValueError(
-            f"config: the noise process of {name} is not known here; give ProbflowScheduler its "
-            f"trained_betas, or its prediction_type and shift, yourself (got {sorted(keys)})"
-        )
-    stock = getattr(diffusers, name, None)
-    for key, value in ({} if stock is None else _arguments(stock)).items():
-        if key not in config:
-            config[key] = value
-            by_default.add(key)
-    for clipping in ("clip_sample", "thresholding"):
-        if clipping in by_default:
-            del config[clipping]
-    if layouts:
-        config["timestep_layout"] = _STOCK_LAYOUTS[max(layouts, key=len)]
-    if name.startswith(_FLOWS):
-        config["prediction_type"] = "flow_prediction"
-    if name.startswith("Cosine"):
-        config["arctan_timesteps"] = True
-    if config.get("invert_sigmas"):
-        raise ValueError("invert_sigmas: models that run from data to noise are not supported")
-    if config.get("interpolation_type", "linear") != "linear":
-        raise ValueError("interpolation_type: only linear is supported")
-    config = {key: value for key, value in config.items() if key in known and value is not None}
-    return {**config, "_class_name": ProbflowScheduler.__name__}
-
-
-def from_unet(
-    unet: Any,
-    scheduler: Any,
-    *,
-    guidance_scale: float = 1.0,
-    unconditional: Mapping[str, Any] | None = None,
-    batched: bool = True,
-    **conditioning: Any,
-) -> Model:
-    """A network of diffusers as a :class:`probflow.Model`.
-
-    For adaptive solvers (:func:`probflow.odeint`), likelihoods, encoding and studies. The model's
-    process is that of the states that the network is fed: for a discrete schedule, time is the
-    training index from ``num_train_timesteps - 1`` down to 0; for flows it is sigma. For EDM's
-    networks, data is divided by ``sigma_data``.
-
-    Parameters
-    ----------
-    unet
-        The network, called as ``unet(x, timestep=t, **conditioning, return_dict=False)[0]``.
-    scheduler
-        Any scheduler with the noise process and prediction type, stock or not.
-    guidance_scale
-        Of classifier-free guidance; 1 is none.
-    unconditional
-        The conditioning's names with the values of the other branch, for guidance.
-    batched
-        Both branches in one call of twice the batch (the default), or in two calls.
-    conditioning
-        The network's other arguments, such as ``encoder_hidden_states``; tensors have a first
-        dimension of 1 or the batch size.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a scheduler that is not known, or conditioning that does not fit.
-    """
-    if not isinstance(scheduler, SchedulerMixin):
-        raise TypeError(f"scheduler: need one of diffusers, got {type(scheduler).__name__}")
-    levels = ProbflowScheduler.from_config(scheduler.config).noise_levels
-    return model_of(unet, levels, conditioning, unconditional, guidance_scale, batched)
-
-
-def from_pipeline(
-    pipe: Any,
-    prompt: str | Sequence[str] | None = None,
-    *,
-    guidance_scale: float = 1.0,
-    negative_prompt: str | Sequence[str] | None = None,
-    batched: bool = True,
-    size: tuple[int, int] | None = None,
-    **conditioning: Any,
-) -> Model:
-    """The network of a pipeline as a :class:`probflow.Model`, told what the pipeline would tell it.
-
-    Prompts are encoded for pipelines like Stable Diffusion, Stable Diffusion XL and Stable
-    Diffusion 3; for others use :func:`from_unet`.
-
-    Parameters
-    ----------
-    pipe
-        The pipeline, with a ``unet`` or a ``transformer``, and its scheduler.
-    prompt, negative_prompt
-        Texts: one, or one for each sample. A pipeline without prompts takes none.
-    guidance_scale, batched, conditioning
-        As in :func:`from_unet`.
-    size
-        Height and width of the picture in pixels, for Stable Diffusion XL; by default the largest.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a pipeline that is not known.
-    """
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    if network is None:
-        raise TypeError(f"pipe: need one with a unet or a transformer, got {type(pipe).__name__}")
-    guided = guidance_scale != 1.0
-    texts, empty = conditions_of(pipe, network, prompt, negative_prompt, guided, size)
-    unconditional = None if empty is None else {**empty, **conditioning}
-    return from_unet(
-        network,
-        pipe.scheduler,
-        guidance_scale=guidance_scale,
-        unconditional=unconditional if guided else None,
-        batched=batched,
-        **texts,
-        **conditioning,
-    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.adapters.noise_levels import NoiseLevels
+from probflow.adapters.packed import PackedLatents, takes_packed
 from probflow.models import Model
 
 __all__ = ["Guided", "conditions_of", "model_of"]
@@ -118,6 +119,8 @@ def model_of(
     """The network as a model on the process of the levels."""
     if not callable(network):
         raise TypeError(f"unet: need a network, got {type(network).__name__}")
+    if takes_packed(network):
+        network = PackedLatents(network)
     guided = Guided(network, conditioning, unconditional, guidance_scale, batched, sign=levels.sign)
     return Model(guided, levels.process, levels.prediction, time=levels.told)
 
@@ -156,6 +159,14 @@ def conditions_of(
             options[extra] = None
     with torch.no_grad():
         encoded = pipe.encode_prompt(**{k: v for k, v in options.items() if k in takes})
+        if len(encoded) == 3 and takes_packed(network):  # Flux: text, pooled text, places
+            names = ("encoder_hidden_states", "pooled_projections")
+            text = dict(zip(names, encoded, strict=False))
+            if not guided:
+                return text, None
+            options["prompt"] = negative_prompt or ""
+            encoded = pipe.encode_prompt(**{k: v for k, v in options.items() if k in takes})
+            return text, dict(zip(names, encoded, strict=False))
     if "added_cond_kwargs" in wanted and len(encoded) == 2:
         return _pair("encoder_hidden_states", *encoded)
     if len(encoded) == 4 and "pooled_projections" in wanted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from math import inf, log
 from typing import Any
 
 import torch
@@ -19,11 +20,36 @@ from probflow.integrate.noise import GeneratorNoise, SeededNoise
 from probflow.integrate.walk import PlanWalk
 from probflow.models import check_output, time_dtype
 from probflow.processes import EDM, Process
+from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
+from probflow.words import near, no_option
 
-__all__ = ["sample"]
+__all__ = ["STOCK", "sample"]
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+_CHURN = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
+_CHURNED = {"S_churn": 0.0, "S_tmin": 0.0, "S_tmax": inf, "S_noise": 1.0}
+
+#: k-diffusion's functions: the solver and options with their numbers.
+STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+    "sample_euler": ("edm-churn", {**_CHURNED, "method": "euler"}),
+    "sample_heun": ("edm-churn", {**_CHURNED, "method": "heun"}),
+    "sample_dpm_2": ("edm-churn", {**_CHURNED, "method": "dpm2"}),
+    "sample_euler_ancestral": ("euler-ancestral", {}),
+    "sample_dpm_2_ancestral": ("dpm2-ancestral", {}),
+    "sample_lms": ("lms-4", {"start": "euler"}),
+    "sample_dpm_fast": ("dpm-solver-fast", {}),
+    "sample_dpmpp_2s_ancestral": ("dpm-solver++-2s-ancestral", {}),
+    "sample_dpmpp_sde": ("dpm-solver++-sde-stock", {}),
+    "sample_dpmpp_2m": ("dpm-solver++-2m", {}),
+    "sample_dpmpp_2m_sde": ("sde-dpm-solver++-2m", {}),
+    "sample_dpmpp_3m_sde": (
+        "sde-dpm-solver++-3m",
+        {"factor": 1.0, "solver_type": "heun", "start": "euler"},
+    ),
+}
 
 
 def sample(name: Any, *, process: Process | None = None, **options: Any) -> Callable[..., Tensor]:
@@ -32,19 +58,23 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     Parameters
     ----------
     name
-        A solver of :func:`probflow.solver_names`.
+        A solver of :func:`probflow.solver_names`, which has k-diffusion's short names as well
+        (``"dpmpp_2m"``); or a function of k-diffusion (``"sample_dpmpp_2m"``), which gives that
+        function's numbers, see :data:`STOCK`.
     process
         A process whose time is the sigma that the model is told: by default :class:`probflow.EDM`,
         with states ``x0 + sigma eps``; :class:`probflow.FlowMatching` for models of flows, with
         states ``(1 - sigma) x0 + sigma eps``.
     options
-        Options of the solver.
+        Options of the solver; of a function of k-diffusion its arguments (``s_churn``, ``eta``,
+        ``order`` of LMS).
 
     Returns
     -------
     Callable
         ``sample_fn(model, x, sigmas, extra_args=None, callback=None, disable=None,
-        noise_sampler=None, seed=None, generator=None)``, see below.
+        noise_sampler=None, seed=None, generator=None, **options)``, see below; for
+        ``"sample_dpm_fast"`` with ``sigma_min, sigma_max, n`` in the place of ``sigmas``, as there.
 
     Raises
     ------
@@ -59,8 +89,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` (where the model was evaluated) and
     ``denoised`` after the first evaluation of every step. Stochastic solvers draw from
     ``noise_sampler(sigma, sigma_next)``, from a seed (sample i is the same for every batch size),
-    from a generator, or from torch's global one. The result has the dtype of ``x``; half precision
-    is computed in float32.
+    from a generator, or from torch's global one. ``options`` of the call replace those of
+    :func:`sample`. The result has the dtype of ``x``; half precision is computed in float32.
 
     Examples
     --------
@@ -71,7 +101,7 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     >>> bool((x == 2).all())
     True
     """
-    solver = solver_with_plan(name, options)
+    chosen = _chosen(name, options)
     levels = EDM() if process is None else process
 
     def sample_fn(
@@ -84,12 +114,14 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         noise_sampler: NoiseSampler | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        **options: Any,
     ) -> Tensor:
         times = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").tolist()
         if len(times) < 2 or any(not a > b >= 0 for a, b in pairwise(times)):
             raise ValueError(
                 f"sigmas: need at least 2 that strictly decrease and are not negative, got {times}"
             )
+        solver = _with_options(name, chosen, options)
         plan = plan_to_data(solver, levels, times, "x0")
         wide = torch.promote_types(x.dtype, torch.float32)
         draw = _source(plan, x.to(wide), noise_sampler, seed, generator)
@@ -116,8 +148,71 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
                 bar.update(walk.step - number)
         return state
 
-    sample_fn.__name__ = f"sample_{solver.name}"
+    def sample_dpm_fast(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigma_min: float,
+        sigma_max: float,
+        n: int,
+        *arguments: Any,
+        **options: Any,
+    ) -> Tensor:
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(
+                f"sigma_min, sigma_max: need 0 < min < max, got {sigma_min}, {sigma_max}"
+            )
+        if n < 1:
+            raise ValueError(f"n: need at least 1 evaluation, got {n}")
+        ends = log(sigma_max), log(sigma_min)
+        sigmas = torch.linspace(*ends, n // 3 + 2, dtype=torch.float64).exp()
+        sigmas[0], sigmas[-1] = sigma_max, sigma_min
+        return sample_fn(model, x, sigmas, *arguments, remainder=n % 3, **options)
+
+    if _canonical(name) == "sample_dpm_fast":
+        return sample_dpm_fast
+    sample_fn.__name__ = _canonical(name) if _canonical(name) in STOCK else f"sample_{chosen.name}"
     return sample_fn
+
+
+def _canonical(name: Any) -> str:
+    """A name in k-diffusion's spelling; empty for a solver itself."""
+    return name.strip().lower().replace("-", "_") if isinstance(name, str) else ""
+
+
+def _chosen(name: Any, options: Mapping[str, Any]) -> Solver:
+    """The solver of a name of ours or of k-diffusion's functions."""
+    own = _canonical(name)
+    if own in ("sample_dpm_adaptive", "dpm_adaptive"):
+        raise ValueError(
+            f"name: {name!r} chooses its steps while it runs; take pf.sample or pf.odeint with "
+            "'dpm-solver-12' or 'dpm-solver-23', rtol and atol, and a pf.Model of your network"
+        )
+    if own in STOCK:
+        found, fixed = STOCK[own]
+        return _with_options(name, get_solver(found, **fixed), options)
+    if own.startswith("sample_"):
+        raise ValueError(
+            f"name: no function of k-diffusion is named {name!r}{near(own, tuple(STOCK))}"
+        )
+    return solver_with_plan(name, options)
+
+
+def _with_options(name: Any, solver: Solver, options: Mapping[str, Any]) -> Solver:
+    """The solver with options in the spelling of whoever defines the name."""
+    options, own = dict(options), _canonical(name)
+    if own not in STOCK or not options:
+        return solver.with_options(**options) if options else solver
+    if own == "sample_lms" and "order" in options:
+        order = options.pop("order")
+        if order not in (1, 2, 3, 4):
+            raise ValueError(f"order: must be 1, 2, 3 or 4, got {order!r}")
+        solver = get_solver(f"lms-{order}", **({"start": "euler"} if order > 2 else {}))
+    if solver.name == "edm-churn":
+        unknown = sorted(set(options) - set(_CHURN))
+        if unknown:
+            raise ValueError(no_option(own, unknown[0], _CHURN))
+        options = {_CHURN[key]: value for key, value in options.items()}
+    return solver.with_options(**options)
 
 
 def _source(

@@ -20,7 +20,7 @@ from math import exp, expm1, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import check_s_noise
+from probflow.solvers.forms import check_fraction, check_s_noise
 from probflow.solvers.registry import register
 
 _K = "k-diffusion"
@@ -81,7 +81,7 @@ def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -
 
 @register(
     "dpm2-ancestral",
-    aliases=("dpm2-a",),
+    aliases=("dpm2-a", "dpm-2-ancestral"),
     reference=f"{_K}'s sample_dpm_2_ancestral; Lu et al. 2022 (arXiv 2206.00927)",
     prediction="eps",
     coordinates="ve",
@@ -134,3 +134,46 @@ def dpm_solver_pp_2s_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: flo
     middle = s if eta == 1 else step.at_lambda(t.lambda_ + h / 2)
     x0_r = step.model(exp(-h / 2) * step.x - expm1(-h / 2) * x0, middle)
     return exp(-h) * step.x - expm1(-h) * x0_r + _noise(step, s_noise * up)
+
+
+@register(
+    "dpm-solver++-sde-stock",
+    reference=f"{_K}'s sample_dpmpp_sde as it stands; diffusers' DPMSolverSDEScheduler",
+    prediction="x0",
+    coordinates="ve",
+    nfe=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=_squared,
+)
+def dpm_solver_pp_sde_stock(
+    step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5
+) -> Linear:
+    """y' = down/rho y + (1 - down/rho) [x0 + (x0_r - x0)/(2 r)] + s_noise up Z.
+
+    x0_r is evaluated at the noise level m, r of the way in log-SNR, after such a step with x0 and
+    the noise Z_m. Z_m and Z are increments of one Brownian motion in rho, from rho to m and to
+    rho', divided by the roots of their lengths. In ``dpm-solver++-sde`` they belong to the exact
+    solution. A step to sigma' = 0 takes x0.
+    """
+    t, s = step.t, step.s
+    check_fraction("r", r)
+    check_s_noise(s_noise)
+    if s.sigma == 0:
+        return step.model(step.x, t)
+    m = s if r == 1 else step.at_lambda(t.lambda_ + r * (s.lambda_ - t.lambda_))
+    x0 = step.model(step.x, t)
+
+    def stepped(down: float, data: Linear) -> Linear:
+        return down / t.rho * step.x + (1 - down / t.rho) * data
+
+    cut = 1.0 if r == 1 else (m.t - t.t) / (s.t - t.t)
+    whole = t.rho - s.rho
+    first = step.noise(0, cut) if eta else Linear({})
+    noise = sqrt((t.rho - m.rho) / whole) * first
+    if eta and r < 1:
+        noise = noise + sqrt((m.rho - s.rho) / whole) * step.noise(cut, 1)
+    down, up = _split(t, m, eta)
+    x0_r = step.model(stepped(down, x0) + s_noise * up * first, m)
+    down, up = _split(t, s, eta)
+    return stepped(down, x0 + (x0_r - x0) / (2 * r)) + s_noise * up * noise

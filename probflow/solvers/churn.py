@@ -11,6 +11,7 @@ from math import exp, inf, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, StepBuilder
+from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
 
 
@@ -36,12 +37,15 @@ def edm_churn(
     S_tmin: float = 0.0,
     S_tmax: float = inf,
     S_noise: float = 1.0,
+    method: str = "heun",
 ) -> Linear:
     """y^ = y + S_noise sqrt(r^2 - rho^2) Z, r = (1 + gamma) rho; then ``edm-heun`` from r to rho'.
 
     gamma = min(S_churn/n, sqrt(2) - 1) for S_tmin <= rho <= S_tmax, with n steps in all, and 0
     elsewhere; r is at most the noisiest level of the process. S_churn = 0 is ``edm-heun``.
+    ``method`` is "heun", "dpm2" (``edm-dpm2`` instead) or "euler" (``edm-euler``, of order 1).
     """
+    check_choice("method", method, ("heun", "dpm2", "euler"))
     for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
         if not 0 <= value < inf:
             raise ValueError(f"{name}: must be a finite number >= 0, got {value}")
@@ -56,6 +60,9 @@ def edm_churn(
             t = step.at_lambda(-log(rho))
     eps = step.model(x, t)
     x, h = eps.input, s.rho - rho
-    if s.sigma == 0:
+    if s.sigma == 0 or method == "euler":
         return x + h * eps
+    if method == "dpm2":
+        r = step.at_lambda(0.5 * (t.lambda_ + s.lambda_))
+        return x + h * step.model(x + (r.rho - rho) * eps, r)
     return x + h / 2 * (eps + step.model(x + h * eps, s))

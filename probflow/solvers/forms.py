@@ -76,8 +76,12 @@ class Form:
         self, x: Linear, t: Point, s: Point, weights: Sequence[float], outputs: Sequence[Linear]
     ) -> Linear:
         """x' = L x + S h sum of weight times output."""
+        return Linear.sum(self.weights(t, s, weights), [x, *outputs])
+
+    def weights(self, t: Point, s: Point, weights: Sequence[float]) -> list[float]:
+        """L, and S h times each weight."""
         factor = self.scale(s) * (s.lambda_ - t.lambda_)
-        return Linear.sum([self.linear(t, s), *(factor * w for w in weights)], [x, *outputs])
+        return [self.linear(t, s), *[factor * w for w in weights]]
 
     def first(self, x: Linear, t: Point, s: Point, output: Linear) -> Linear:
         """One output for the whole step (DDIM), also to sigma' = 0, where h is infinite."""
@@ -100,33 +104,34 @@ EPS, X0 = Form(1.0), Form(-1.0)
 def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: Tableau) -> Linear:
     """A step with stages at the fractions 0 and ``nodes`` of h; to sigma' = 0, a DDIM step."""
     t, s = step.t, step.s
-    outputs = [step.model(step.x, t)]
     if s.sigma == 0:
-        return form.first(step.x, t, s, outputs[0])
-    stages, update = tableau(form.z(t, s))
+        return form.first(step.x, t, s, step.model(step.x, t))
     h = s.lambda_ - t.lambda_
-    noise = _noise_at(step, form, nodes) if form.eta else {}
+    points = {node: step.at_lambda(t.lambda_ + node * h) for node in nodes if node != 1}
+    points[1.0] = s
+    stages, update = tableau(form.z(t, s))
+    outputs = [step.model(step.x, t)]
+    noise = _noise_at(step, form, points) if form.eta else {}
     for node, weights in zip(nodes, stages, strict=True):
-        r = s if node == 1 else step.at_lambda(t.lambda_ + node * h)
+        r = points[node]
         # The weights are those of the whole step, so that h stands for the stage's, too.
         factor = form.scale(r) * h
-        all_weights = [form.linear(t, r), *(factor * weight for weight in weights)]
+        all_weights = [form.linear(t, r), *[factor * weight for weight in weights]]
         state = Linear.sum(all_weights, [step.x, *outputs])
         outputs.append(step.model(state + noise[node] if noise else state, r))
     new = form.step(step.x, t, s, update, outputs)
     return new + noise[1.0] if noise else new
 
 
-def _noise_at(step: StepBuilder, form: Form, nodes: Sequence[float]) -> dict[float, Linear]:
-    """The noise term of the exact solution at the fractions ``nodes`` of h, and at 1.
+def _noise_at(step: StepBuilder, form: Form, points: dict[float, Point]) -> dict[float, Linear]:
+    """The noise term of the exact solution at points, by their fractions of h, of which 1 is one.
 
-    One path: from a node to the next the term is multiplied by L, and a new noise is added.
+    One path: from a point to the next the term is multiplied by L, and a new noise is added.
     """
     t, s = step.t, step.s
     terms: dict[float, Linear] = {}
     before, begin, term = t, 0.0, Linear({})
-    for node in sorted({*nodes, 1.0}):
-        r = s if node == 1 else step.at_lambda(t.lambda_ + node * (s.lambda_ - t.lambda_))
+    for node, r in sorted(points.items()):
         end = 1.0 if node == 1 else (r.t - t.t) / (s.t - t.t)
         term = form.linear(before, r) * term + form.std(before, r) * step.noise(begin, end)
         terms[node] = term
@@ -154,12 +159,17 @@ def midpoint_2(c2: float) -> Tableau:
     return tableau
 
 
-def kutta_3(c2: float, c3: float) -> Tableau:
-    """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9)."""
+def kutta_3(c2: float, c3: float, inner: str = "exact") -> Tableau:
+    """Order 3 (Hochbruck, Ostermann 2005, eq. 5.8 and 5.9).
+
+    With ``inner`` "midpoint" the last stage has phi_1/2 in the place of phi_2.
+    """
+    check_choice("inner", inner, ("exact", "midpoint"))
     gamma = 0.0 if c3 == 2 / 3 else (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
 
     def tableau(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
-        a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * phi(2, c3 * z)
+        slope = phi(2, c3 * z) if inner == "exact" else phi(1, c3 * z) / 2
+        a32 = gamma * c2 * phi(2, c2 * z) + c3**2 / c2 * slope
         one, two = phis(2, z)
         b3 = two / (gamma * c2 + c3)
         stages = [[c2 * phi(1, c2 * z)], [c3 * phi(1, c3 * z) - a32, a32]]

@@ -170,15 +170,16 @@ def dpm_solver_pp_2m(
 
 
 def dpm_solver_3m_step(
-    step: StepBuilder, form: Form, factor: float, start: str, final: str
+    step: StepBuilder, form: Form, factor: float, solver_type: str, start: str, final: str
 ) -> Linear:
     """x' = L x + S h (phi_1 f + phi_2 D1 + phi_3 D2), after its start; see dpm-solver++-3m."""
+    check_choice("solver_type", solver_type, ("midpoint", "heun"))
     t, s = step.t, step.s
     order, stored = lowered(3, step, final), len(step.previous)
     if s.sigma == 0 or order == 1 or stored < (1 if start == "euler" or order == 2 else 2):
         return adams_step(step, form, 3, start=start, final=final)
     if order == 2 or stored == 1:
-        return dpm_solver_2m_step(step, form, "midpoint", "keep")
+        return dpm_solver_2m_step(step, form, solver_type, "keep")
     f = step.model(step.x, t)
     h = s.lambda_ - t.lambda_
     one, two = step.previous
@@ -199,10 +200,14 @@ def dpm_solver_3m_step(
     orders={"tv": 3, "strong": 3},
 )
 def dpm_solver_3m(
-    step: StepBuilder, factor: float = 2.0, start: str = "runge-kutta", final: str = "keep"
+    step: StepBuilder,
+    factor: float = 2.0,
+    solver_type: str = "midpoint",
+    start: str = "runge-kutta",
+    final: str = "keep",
 ) -> Linear:
     """x' = L x + S h (phi_1 eps + phi_2 D1 + phi_3 D2), as ``dpm-solver++-3m`` on eps."""
-    return dpm_solver_3m_step(step, EPS, factor, start, final)
+    return dpm_solver_3m_step(step, EPS, factor, solver_type, start, final)
 
 
 @register(
@@ -214,16 +219,20 @@ def dpm_solver_3m(
     orders={"tv": 3, "strong": 3},
 )
 def dpm_solver_pp_3m(
-    step: StepBuilder, factor: float = 2.0, start: str = "runge-kutta", final: str = "keep"
+    step: StepBuilder,
+    factor: float = 2.0,
+    solver_type: str = "midpoint",
+    start: str = "runge-kutta",
+    final: str = "keep",
 ) -> Linear:
     """x' = L x + S h (phi_1 x0 + phi_2 D1 + phi_3 D2), with h D1 and h^2 D2 for x0', x0''.
 
     D1 = d0 + r0/(r0 + r1) (d0 - d1), D2 = 2 (d0 - d1)/(r0 + r1), d0 = (x0 - x0_1)/r0,
     d1 = (x0_1 - x0_2)/r1, where r0 h and r1 h are the lengths of the two steps before. This is
     ``exponential-ab3-x0`` in other words. Published code has ``factor`` 1 in place of the 2 in D2,
-    and is of order 2.
+    and is of order 2. ``solver_type`` is that of the step of second order with ``start`` "euler".
     """
-    return dpm_solver_3m_step(step, X0, factor, start, final)
+    return dpm_solver_3m_step(step, X0, factor, solver_type, start, final)
 
 
 # Polynomials in rho ------------------------------------------------------------------------------
@@ -285,7 +294,7 @@ def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
 
 @register(
     "lms-4",
-    aliases=("deis-rhoab3",),
+    aliases=("deis-rhoab3", "lms"),
     reference=f"k-diffusion's sample_lms; {_DEIS}, rho-AB-DEIS 3",
     prediction="eps",
     memory=3,

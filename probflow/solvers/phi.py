@@ -71,14 +71,16 @@ def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
     >>> adams([0.0, -1.0], moments(2))  # the two-step Adams-Bashforth method
     [1.5, -0.5]
     """
-    weights = []
+    weights, before = [], means
     for j, own in enumerate(nodes):
-        values, scale = means, 1.0
-        for m, node in enumerate(nodes):
-            if m != j:
-                values = [high - node * low for low, high in pairwise(values)]
-                scale *= own - node
+        values, scale = before, 1.0
+        for node in nodes[:j]:
+            scale *= own - node
+        for node in nodes[j + 1 :]:
+            values = [high - node * low for low, high in pairwise(values)]
+            scale *= own - node
         weights.append(values[0] / scale)
+        before = [high - own * low for low, high in pairwise(before)]
     return weights
 
 

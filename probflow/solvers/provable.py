@@ -259,18 +259,20 @@ def collocation(
     if nodes < 2 or sweeps < 1:
         raise ValueError(f"nodes, sweeps: need at least 2 and 1, got {nodes} and {sweeps}")
     t, s = step.t, step.s
-    first = step.model(step.x, t)
     if s.sigma == 0:
-        return EPS.first(step.x, t, s, first)
+        return EPS.first(step.x, t, s, step.model(step.x, t))
     h, z = s.lambda_ - t.lambda_, EPS.z(t, s)
     places = [0.5 * (1 - cos(pi * i / (nodes - 1))) for i in range(nodes)]
     points = [s if c == 1 else step.at_lambda(t.lambda_ + c * h) for c in places[1:]]
     # The integral to c_i is one over a step of that length.
-    rows = [adams([c / end for c in places], moments(nodes, end * z)) for end in places[1:]]
-    outputs = [first] * nodes
+    rows = [
+        EPS.weights(t, r, adams([c / end for c in places], moments(nodes, end * z)))
+        for end, r in zip(places[1:], points, strict=True)
+    ]
+    outputs = [step.model(step.x, t)] * nodes
 
     def state(i: int, values: list[Linear]) -> Linear:
-        return EPS.step(step.x, t, points[i], rows[i], values)
+        return Linear.sum(rows[i], [step.x, *values])
 
     for _ in range(sweeps):
         values = outputs if iteration == "gauss-seidel" else outputs.copy()

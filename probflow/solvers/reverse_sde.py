@@ -133,14 +133,17 @@ def sde_dpm_solver_pp_3m(
     eta: Eta = 1.0,
     s_noise: float = 1.0,
     factor: float = 2.0,
+    solver_type: str = "midpoint",
     start: str = "runge-kutta",
 ) -> Linear:
     """x' = L x + S h (phi_1 x0 + phi_2 D1 + phi_3 D2) + N, D1 and D2 as in ``dpm-solver++-3m``.
 
-    Published code has ``factor`` 1 in place of the 2 in D2, and ``start`` "euler". Of order 3 for
-    eta = 0 only; for small eta the third order shows at coarse steps.
+    Published code has ``factor`` 1 in place of the 2 in D2, and ``start`` "euler" with
+    ``solver_type`` "heun" in the second step. Of order 3 for eta = 0 only; for small eta the third
+    order shows at coarse steps.
     """
-    return dpm_solver_3m_step(step, _form(X0, step, eta, s_noise), factor, start, "keep")
+    form = _form(X0, step, eta, s_noise)
+    return dpm_solver_3m_step(step, form, factor, solver_type, start, "keep")
 
 
 @register(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import log
 
-from probflow.plan import Linear, StepBuilder
+from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
 from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
@@ -30,36 +30,38 @@ def _stages(tableau: Tableau) -> list[tuple[float, tuple[float, ...]]]:
 def _in_time(step: StepBuilder, tableau: Tableau) -> Linear:
     t, s = step.t, step.s
     h = s.t - t.t
+    points = [s if c == 1.0 else step.at(t.t + c * h) for c, _ in _stages(tableau)]
     slopes = [step.model(step.x, t)]
-    for c, row in _stages(tableau):
-        inner = Linear.sum([1.0, *(h * a for a in row)], [step.x, *slopes])
-        slopes.append(step.model(inner, s if c == 1.0 else step.at(t.t + c * h)))
+    for r, (_, row) in zip(points, _stages(tableau), strict=True):
+        inner = Linear.sum([1.0, *[h * a for a in row]], [step.x, *slopes])
+        slopes.append(step.model(inner, r))
     weights = tableau.b[: len(slopes)]
-    return Linear.sum([1.0, *(h * b for b in weights)], [step.x, *slopes])
+    return Linear.sum([1.0, *[h * b for b in weights]], [step.x, *slopes])
 
 
 def _in_noise(step: StepBuilder, tableau: Tableau, variable: str) -> Linear:
     """A step for y = x/alpha in sigma or log-SNR; to sigma' = 0, an Euler step in sigma."""
     check_choice("variable", variable, ("sigma", "log-snr"))
     t, s = step.t, step.s
-    outputs, slopes = [step.model(step.x, t)], [1.0 if variable == "sigma" else -t.rho]
     if s.sigma == 0:
-        return step.x + (s.rho - t.rho) * outputs[0]
+        return step.x + (s.rho - t.rho) * step.model(step.x, t)
     h = s.rho - t.rho if variable == "sigma" else s.lambda_ - t.lambda_
 
+    def at(c: float) -> Point:
+        if c == 1.0:
+            return s
+        return step.at_lambda(-log(t.rho + c * h) if variable == "sigma" else t.lambda_ + c * h)
+
+    points = [at(c) for c, _ in _stages(tableau)]
+    slopes = [1.0 if variable == "sigma" else -r.rho for r in (t, *points)]
+    outputs = [step.model(step.x, t)]
+
     def advanced(weights: tuple[float, ...]) -> Linear:
-        factors = [h * weight * slope for weight, slope in zip(weights, slopes, strict=True)]
+        factors = [h * weight * slope for weight, slope in zip(weights, slopes, strict=False)]
         return Linear.sum([1.0, *factors], [step.x, *outputs])
 
-    for c, row in _stages(tableau):
-        if c == 1.0:
-            r = s
-        elif variable == "sigma":
-            r = step.at_lambda(-log(t.rho + c * h))
-        else:
-            r = step.at_lambda(t.lambda_ + c * h)
+    for r, (_, row) in zip(points, _stages(tableau), strict=True):
         outputs.append(step.model(advanced(row), r))
-        slopes.append(1.0 if variable == "sigma" else -r.rho)
     return advanced(tableau.b[: len(slopes)])
 
 

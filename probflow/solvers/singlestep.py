@@ -85,19 +85,21 @@ def exponential_rk4(step: StepBuilder) -> Linear:
     nfe=3,
     orders={"tv": 3, "strong": 3},
 )
-def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3) -> Linear:
+def dpm_solver_3(step: StepBuilder, r1: float = 1 / 3, inner: str = "exact") -> Linear:
     """x' = L x + S h [phi_1 eps + phi_2/r2 (eps_2 - eps)], with r2 = 2/3.
 
     eps_1 lies at r1 of h after a DDIM step, eps_2 at r2 after one with
     r2^2/r1 phi_2(r2 z) (eps_1 - eps) in addition. ``exponential-rk3`` with c2 = r1, c3 = 2/3.
+    ``inner`` "midpoint", as in diffusers, has phi_1/2 in the place of this phi_2.
     """
     if not 0 < r1 < 2 / 3:
         raise ValueError(f"r1: must lie between 0 and 2/3, got {r1}")
-    return runge_kutta(step, EPS, [r1, 2 / 3], kutta_3(r1, 2 / 3))
+    return runge_kutta(step, EPS, [r1, 2 / 3], kutta_3(r1, 2 / 3, inner))
 
 
 @register(
     "dpm-solver-fast",
+    aliases=("dpm-fast",),
     reference="Lu et al. 2022 (arXiv 2206.00927), section 3.4 (DPM-Solver-fast)",
     prediction="eps",
     nfe=3,
@@ -141,15 +143,16 @@ def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
     nfe=3,
     orders={"tv": 3, "strong": 3},
 )
-def dpm_solver_pp_3s(step: StepBuilder, r1: float = 1 / 3) -> Linear:
+def dpm_solver_pp_3s(step: StepBuilder, r1: float = 1 / 3, inner: str = "exact") -> Linear:
     """x' = L x + S h [phi_1 x0 + phi_2/r2 (x0_2 - x0)], with r2 = 2/3: ``dpm-solver-3`` on x0."""
     if not 0 < r1 < 2 / 3:
         raise ValueError(f"r1: must lie between 0 and 2/3, got {r1}")
-    return runge_kutta(step, X0, [r1, 2 / 3], kutta_3(r1, 2 / 3))
+    return runge_kutta(step, X0, [r1, 2 / 3], kutta_3(r1, 2 / 3, inner))
 
 
 @register(
     "edm-dpm2",
+    aliases=("dpm-2",),
     reference="k-diffusion's sample_dpm_2 without churn; Lu et al. 2022 (arXiv 2206.00927)",
     prediction="eps",
     coordinates="ve",

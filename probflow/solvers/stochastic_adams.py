@@ -56,6 +56,7 @@ def sa_solver(
     tau: Eta = 1.0,
     s_noise: float = 1.0,
     start: str = "runge-kutta",
+    variant: str = "exact",
 ) -> Linear:
     """x' = L xc + S h sum_j w_j x0_j + N, xc = x + S- h- sum_j (w-_j - v-_j) x0_j; eta = tau^2.
 
@@ -65,10 +66,13 @@ def sa_solver(
     sigma/alpha, such as 1 in an interval and 0 outside. The first steps are Runge-Kutta steps
     until the outputs suffice for the order at tau = 0, or (``start="euler"``) of low order.
     With tau = 0 predictor 3 and corrector 4 are ``unipc-3``, but for its first two steps.
+    ``variant`` "published" has 1/2 in the place of phi_2 where there are two outputs, as the
+    authors' code.
     """
     _order("predictor", predictor, 1)
     _order("corrector", corrector, 0)
     check_choice("start", start, ("runge-kutta", "euler"))
+    check_choice("variant", variant, ("exact", "published"))
     check_s_noise(s_noise)
     # As UniPC's: what the corrector gains makes up for one output less at the start.
     needed = max(predictor - 2, 0) if start == "runge-kutta" else 0
@@ -81,7 +85,10 @@ def sa_solver(
         h = s.lambda_ - t.lambda_
         fractions = [(node.lambda_ - t.lambda_) / h for node in nodes]
         own = form(t, s)
-        return own.scale(s) * h, adams(fractions, moments(len(nodes), own.z(t, s)))
+        means = moments(len(nodes), own.z(t, s))
+        if variant == "published" and len(nodes) == 2:
+            means[1] = 0.5
+        return own.scale(s) * h, adams(fractions, means)
 
     t, s, previous, x = step.t, step.s, step.previous, step.x
     if len(previous) < needed:

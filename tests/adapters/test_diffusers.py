@@ -162,7 +162,7 @@ def test_sigma_curves_are_those_of_the_stock_scheduler_and_timesteps_exact(
     ours.set_timesteps(12)
     assert torch.allclose(ours.sigmas, other.sigmas.float(), rtol=1e-3)
     levels = ours.noise_levels
-    told = np.array(ours._times[:-1])
+    told = np.array(ours._run.times[:-1])
     rho = np.exp(-levels.process.lambda_(told))
     assert np.allclose(rho, ours.sigmas[:-1].numpy(), rtol=1e-6)  # what the model is told is true
     assert (told != told.round()).sum() > 8
@@ -526,7 +526,7 @@ def test_edited_latents_are_the_state(sd: StableDiffusionPipeline, name: str) ->
         return {"latents": tensors["latents"] + edit} if edited else {}
 
     result = latents_of(sd, latents=x, callback_on_step_end=change)
-    model, times = from_pipeline(sd, PROMPTS, guidance_scale=3.0), sd.scheduler._times
+    model, times = from_pipeline(sd, PROMPTS, guidance_scale=3.0), sd.scheduler._run.times
     with torch.no_grad():
         solver = pf.get_solver(name)
         x = run_plan(solver.plan(model.process, times[:4], "eps"), model, x) + edit
@@ -613,13 +613,50 @@ def test_flux_with_its_shift_by_resolution() -> None:
     assert torch.allclose(pipe(**call).images, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("embeds", [False, True])
+def test_flux_as_a_model(embeds: bool, guided: bool) -> None:
+    pipe = flux(embeds)
+    text, pooled, no_text, no_pooled = (
+        normal(1, *s, seed=i) for i, s in enumerate(((5, 16), (16,)) * 2)
+    )
+    latents = normal(1, 4, 8, 12)
+    call = {
+        "prompt_embeds": text, "pooled_prompt_embeds": pooled, "num_inference_steps": 4,
+        "height": 16, "width": 24, "output_type": "latent", "guidance_scale": 2.5,
+        "latents": pipe._pack_latents(latents, 1, 4, 8, 12),
+    }  # fmt: skip
+    if guided:
+        call |= {"negative_prompt_embeds": no_text, "negative_pooled_prompt_embeds": no_pooled}
+        call |= {"true_cfg_scale": 3.0}
+    pipe.scheduler = ProbflowScheduler.from_config(pipe.scheduler.config, solver="dpm-solver++-2m")
+    packed = pipe(**call).images
+    theirs = pipe._unpack_latents(packed, 16, 24, pipe.vae_scale_factor)
+
+    def encode_prompt(prompt, prompt_2=None, device=None, num_images_per_prompt=1):
+        return (text, pooled, None) if prompt == "a cat" else (no_text, no_pooled, None)
+
+    pipe.encode_prompt = encode_prompt
+    guidance = {"guidance": 2.5} if embeds else {}
+    model = from_pipeline(pipe, "a cat", guidance_scale=3.0 if guided else 1.0, **guidance)
+    with torch.no_grad():
+        ours = run_plan(pipe.scheduler.plan, model, latents)
+    assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+    with pytest.raises(ValueError, match="x: height and width must be even, got 7 and 8"):
+        model(normal(1, 4, 7, 8), 0.5)
+    if embeds:
+        model = from_pipeline(pipe, "a cat")
+        with pytest.raises(ValueError, match="guidance: the network is told"):
+            model(latents, 0.5)
+
+
 def test_half_precision_states_are_computed_in_single() -> None:
     ours = ProbflowScheduler(solver="dpm-solver++-2m")
     ours.set_timesteps(4)
     x = normal(3, 2).to(torch.bfloat16)
     out = ours.step(x, ours.timesteps[0], x)
     assert out.prev_sample.dtype == torch.bfloat16
-    assert ours._walk._past[0][Register("f", 0)].dtype == torch.float32
+    assert ours._run.walk._past[0][Register("f", 0)].dtype == torch.float32
 
 
 # State, copies, seeds ----------------------------------------------------------------------------
@@ -695,7 +732,7 @@ def test_slices_of_the_timesteps(name: str) -> None:
         y, model = x, model_for(scheduler)
         for t, time in zip(
             scheduler.timesteps[begin:],
-            [s.time for step in scheduler._rest(begin).steps for s in step.stages],
+            [s.time for step in scheduler._run.rest(begin).steps for s in step.stages],
             strict=True,
         ):
             y = scheduler.step(model(y, time), t, y).prev_sample
@@ -744,7 +781,7 @@ def test_seed_gives_the_sample_of_probflow() -> None:
     ours.set_timesteps(5)
     result = loop(ours, ours.initial_noise((4, 2)))
     model = model_for(ours)
-    expected = pf.sample(model, (4, 2), "ddpm-posterior", grid=ours._times, seed=12)
+    expected = pf.sample(model, (4, 2), "ddpm-posterior", grid=ours._run.times, seed=12)
     assert torch.allclose(result, expected, atol=1e-6)
     draw = normals(12, torch.arange(4), torch.tensor([0]), 2)[0]
     assert torch.equal(ours.initial_noise((4, 2)), draw)

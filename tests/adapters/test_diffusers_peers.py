@@ -102,8 +102,67 @@ ROWS = [
     Row("DEISMultistep", "exponential-ab2", {"solver_order": 2}, {}, 20),
     Row("DEISMultistep", "exponential-ab3", {"solver_order": 3}, {**EULER_START, **LOWER}),
     Row("DEISMultistep", "exponential-ab3", {"solver_order": 3}, EULER_START, 20),
-    # Solvers that the registry does not have everywhere yet.
     Row("EulerAncestralDiscrete", "euler-ancestral"),
+    Row("KDPM2AncestralDiscrete", "dpm2-ancestral"),
+    *(
+        Row(
+            "DPMSolverMultistep",
+            "dpm-solver++-3m",
+            {"solver_order": 3, "solver_type": kind, **SIGMA_MIN},
+            {"factor": 1.0, "solver_type": kind, **EULER_START},
+            20,
+        )
+        for kind in ("midpoint", "heun")
+    ),
+    *(
+        Row(
+            "DPMSolverMultistep",
+            f"{solver}-2m",
+            {"solver_order": 2, "solver_type": "heun", "algorithm_type": algorithm, **SIGMA_MIN},
+            {"solver_type": "heun"},
+            20,
+        )
+        for solver, algorithm in (
+            ("dpm-solver++", "dpmsolver++"),
+            ("dpm-solver", "dpmsolver"),
+            ("sde-dpm-solver++", "sde-dpmsolver++"),
+        )
+    ),
+    Row(
+        "DPMSolverMultistep",
+        "seeds-1",
+        {"solver_order": 1, "algorithm_type": "sde-dpmsolver", **SIGMA_MIN},
+    ),
+    # Predictions of other kinds, and zero terminal SNR.
+    *(
+        Row(scheduler, solver, {"prediction_type": kind, **stock}, options, steps)
+        for kind in ("v_prediction", "sample")
+        for scheduler, solver, stock, options, steps in (
+            ("DDIM", "ddim", {"clip_sample": False}, {}, 10),
+            ("DDPM", "ddpm-posterior", {"clip_sample": False}, {}, 10),
+            ("EulerDiscrete", "ddim", {}, {}, 10),
+            ("HeunDiscrete", "edm-heun", {}, {}, 10),
+            ("LMSDiscrete", "lms-4", {}, EULER_START, 10),
+            ("DPMSolverMultistep", "dpm-solver++-2m", {}, {}, 20),
+            ("UniPCMultistep", "unipc-2", {"solver_order": 2}, LOWER, 10),
+            ("DEISMultistep", "exponential-ab2", {"solver_order": 2}, {}, 20),
+        )
+        # Stock Heun and LMS know no model of the data.
+        if kind == "v_prediction" or scheduler not in ("HeunDiscrete", "LMSDiscrete")
+    ),
+    *(
+        Row(
+            scheduler,
+            solver,
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, **stock},
+            {},
+            20,
+        )
+        for scheduler, solver, stock in (
+            ("DPMSolverMultistep", "dpm-solver++-2m", {"timestep_spacing": "trailing"}),
+            ("EulerDiscrete", "ddim", {"timestep_spacing": "trailing"}),
+        )
+    ),
     Row(
         "DPMSolverMultistep",
         "sde-dpm-solver++-1",
@@ -165,20 +224,32 @@ def stock_run(row: Row, levels, x: torch.Tensor, noises: list, monkeypatch) -> t
         rho = np.exp(-process.lambda_(np.append(times, 0.0)))
         rho[-1] = 0.0 if end < 0 else rho[-1]
         rho = torch.tensor(rho)
-        if two_calls:
+        if hasattr(other, "sigmas_up"):  # ancestral: half way to sigma_down
+            after = rho.roll(-1)
+            after[-1] = 0.0
+            up = (after**2 * (rho**2 - after**2) / rho**2) ** 0.5
+            down = (after**2 - up**2) ** 0.5
+            down[-1] = 0.0
+            between = rho.log().lerp(down.log(), 0.5).exp()
+            between[-2:] = 0.0
+            for name, value in (("up", up), ("down", down), ("interpol", between)):
+                twice = [value[:1], value[1:].repeat_interleave(2), value[-1:]]
+                setattr(other, f"sigmas_{name}", torch.cat(twice))
+        elif two_calls:
             middle = (0.5 * (rho.log() + rho.roll(1).log())).exp()
             other.sigmas_interpol = torch.cat(
                 [rho[:1], middle[1:].repeat_interleave(2), middle[-1:]]
             )
         if len(other.sigmas) > len(rho):
             rho = torch.cat([rho[:1], rho[1:-1].repeat_interleave(2), rho[-1:]])
-        if row.scheduler == "KDPM2Discrete":
+        if row.scheduler.startswith("KDPM2"):
             rho = torch.cat([rho, rho[-1:]])[: len(other.sigmas)]
         other.sigmas = rho
     else:
         end = -1.0
     exploding = row.scheduler in (
         "EulerDiscrete", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete", "EulerAncestralDiscrete",
+        "KDPM2AncestralDiscrete",
     )  # fmt: skip
     y = x / x.new_tensor(process.alpha(times[0])) if exploding else x
     y = y.as_subclass(Wide)

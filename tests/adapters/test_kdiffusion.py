@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import probflow as pf
+from probflow.adapters.kdiffusion import STOCK
 from probflow.integrate import SeededNoise, run_plan
 
 DOUBLE = torch.float64
@@ -94,6 +95,58 @@ def test_numbers_of_the_usual_samplers(name: str, reference) -> None:
     torch.testing.assert_close(result, reference(X, SIGMAS), rtol=0, atol=1e-11)
 
 
+def churned(x: torch.Tensor, sigmas: torch.Tensor, noise) -> torch.Tensor:
+    """Karras et al. 2022, Algorithm 2 without correction; S_churn = 5 for sigma <= 10."""
+    for sigma, after in pairwise(sigmas):
+        hat = sigma * (1 + min(5.0 / (len(sigmas) - 1), 2**0.5 - 1) if sigma <= 10 else 1.0)
+        x = x + 1.1 * (hat**2 - sigma**2) ** 0.5 * noise(sigma, after)
+        x = x + (after - hat) * (x - denoise(x, hat.expand(len(x)))) / hat
+    return x
+
+
+def test_churn_of_the_function_for_euler() -> None:
+    kept = torch.randn(6, 6, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
+
+    def noise(sigma: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return kept[int((SIGMAS - sigma).abs().argmin())]
+
+    options = {"s_churn": 5.0, "s_tmax": 10.0, "s_noise": 1.1}
+    expected = churned(X, SIGMAS, noise)
+    for made, called in ((options, {}), ({}, options)):
+        sample_fn = pf.kdiffusion.sample("sample_euler", **made)
+        result = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise, **called)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+
+
+def test_names_in_its_spelling() -> None:
+    pairs = {
+        "dpmpp_2m": "dpm-solver++-2m",
+        "dpm_2": "edm-dpm2",
+        "dpm_2_ancestral": "dpm2-ancestral",
+        "lms": "lms-4",
+        "dpmpp_3m_sde": "sde-dpm-solver++-3m",
+        "euler_ancestral": "euler-ancestral",
+    }
+    for name, own in pairs.items():
+        both = [
+            pf.kdiffusion.sample(n)(denoise, X, SIGMAS, disable=True, seed=2) for n in (name, own)
+        ]
+        assert torch.equal(*both)
+    for name in STOCK:
+        assert pf.kdiffusion.sample(name).__name__ == name
+    calls = []
+
+    def counted(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        calls.append(sigma)
+        return denoise(x, sigma)
+
+    fast = pf.kdiffusion.sample("sample_dpm_fast")
+    for n in (1, 2, 3, 7, 9):
+        calls.clear()
+        fast(counted, X, 0.1, 20.0, n, disable=True)
+        assert len(calls) == n
+
+
 @pytest.mark.parametrize("name", ["dpm-solver++-2m", "edm-heun", "unipc-3"])
 def test_callback_and_extra_arguments(name: str) -> None:
     seen = []
@@ -152,6 +205,19 @@ def test_half_precision_and_errors() -> None:
         pf.kdiffusion.sample("dopri5")
     with pytest.raises(ValueError, match="has no option"):
         pf.kdiffusion.sample("ddim", eta=1.0)
+    with pytest.raises(ValueError, match="sample_euler has no option 'eta'; allowed: s_churn"):
+        pf.kdiffusion.sample("sample_euler", eta=1.0)
+    with pytest.raises(ValueError, match=r"chooses its steps .* 'dpm-solver-23'"):
+        pf.kdiffusion.sample("sample_dpm_adaptive")
+    with pytest.raises(ValueError, match="near names: sample_dpmpp_2m"):
+        pf.kdiffusion.sample("sample_dpmpp_2n")
+    with pytest.raises(ValueError, match="order: must be 1, 2, 3 or 4, got 5"):
+        pf.kdiffusion.sample("sample_lms", order=5)
+    fast = pf.kdiffusion.sample("sample_dpm_fast")
+    with pytest.raises(ValueError, match="n: need at least 1"):
+        fast(denoise, X, 0.1, 20.0, 0, disable=True)
+    with pytest.raises(ValueError, match="sigma_min, sigma_max: need"):
+        fast(denoise, X, 0.0, 20.0, 5, disable=True)
 
 
 def test_derivatives_are_refused() -> None:

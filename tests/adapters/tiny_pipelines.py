@@ -192,7 +192,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def flux() -> FluxPipeline:
+def flux(guidance_embeds: bool = False) -> FluxPipeline:
     torch.manual_seed(4)
     network = FluxTransformer2DModel(
         patch_size=1,
@@ -204,6 +204,7 @@ def flux() -> FluxPipeline:
         joint_attention_dim=16,
         pooled_projection_dim=16,
         axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
     ).eval()
     pipe = FluxPipeline(
         transformer=network,

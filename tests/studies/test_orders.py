@@ -41,7 +41,7 @@ def name(solver: Solver) -> str:
 #: At 8 and 16 steps their errors are far above the asymptote, and the window begins at 32.
 LATE = {
     *("exponential-ab4", "exponential-ab4-x0", "unipc-3", "unipc-4", "edm-churn"),
-    *("two-interval-2", "seeds-2", "sde-exponential-rk2", "sde-heun"),
+    *("two-interval-2", "seeds-2", "sde-exponential-rk2", "sde-heun", "dpm-solver++-sde-stock"),
 }
 #: Quadrature in two variables, or a sum over a second noise: more than 10 s for 256 steps.
 LONG = {"accelerated-sde-3", "er-sde-2"}

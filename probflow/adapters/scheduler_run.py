@@ -1,0 +1,198 @@
+"""One sampling run of a scheduler: the plan of its levels, and the place in it.
+
+A pipeline may begin in the middle and copies schedulers while they run; a run may be copied and
+pickled as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probflow.adapters import solver_with_plan
+from probflow.adapters.noise_levels import NoiseLevels
+from probflow.integrate.walk import PlanWalk
+from probflow.plan import Plan, Point, Register, Step, conversion
+from probflow.processes import EDM
+from probflow.solvers import Solver
+from probflow.solvers.last_step import plan_to_data
+
+__all__ = ["SchedulerRun", "before_call", "calls_of", "clipping", "solver_of"]
+
+
+class SchedulerRun:
+    """The plan of a solver on process times, walked one model call at a time.
+
+    Parameters
+    ----------
+    levels
+        Noise levels of the model.
+    solver
+        The solver.
+    times
+        Process times from noise to data.
+
+    Attributes
+    ----------
+    whole : Plan
+        The plan of all times; :attr:`plan` may be that of a later step on.
+    walk : PlanWalk
+        The place in :attr:`plan`.
+    times : list of float
+        Process times of the whole plan.
+    """
+
+    def __init__(self, levels: NoiseLevels, solver: Solver, times: Sequence[float]) -> None:
+        self._levels, self._solver = levels, solver
+        self.whole = self._planned(times)
+        self.times = [self.whole.times[0], *times[1:]]
+        self.begin(0)
+
+    def _planned(self, times: Sequence[float]) -> Plan:
+        levels = self._levels
+        return plan_to_data(self._solver, levels.process, times, levels.prediction)
+
+    def begin(self, call: int) -> None:
+        """Walk anew from a model call of the whole plan on."""
+        self.walk = PlanWalk(self.rest(call))
+        process, prediction = self._levels.process, self._levels.prediction
+        points = Point.many(process, calls_of(self.plan))
+        self._to_x0 = [_weights(process, prediction, "x0", p) for p in points]
+        self._from_x0 = [_weights(process, "x0", prediction, p) for p in points]
+
+    def begin_at(self, time: float, told: Sequence[float]) -> int:
+        """Walk anew from the step that begins at a model time, of those ``told``; its first call.
+
+        Raises
+        ------
+        ValueError
+            If none begins there.
+        """
+        close = [i for i in self.firsts() if abs(told[i] - time) <= 1e-5 * max(1.0, abs(time))]
+        if not close:
+            raise ValueError(
+                f"timestep: no step begins at {time:g}; the scheduler's timesteps begin with "
+                f"{told[0]:g}"
+            )
+        if close[0]:
+            self.begin(close[0])
+        return close[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is walked."""
+        return self.walk.plan
+
+    @property
+    def calls_of_step(self) -> int:
+        """Model calls of a step; the last one may have fewer."""
+        steps = self.whole.steps
+        return len(steps[-2].stages) if len(steps) > 1 else self._solver.nfe
+
+    def firsts(self) -> list[int]:
+        """Numbers of the model calls with which steps begin."""
+        return list(accumulate((len(step.stages) for step in self.whole.steps[:-1]), initial=0))
+
+    def rest(self, call: int) -> Plan:
+        """The plan of the steps from a model call on.
+
+        Raises
+        ------
+        ValueError
+            If no step begins with that call, or the rest would need other calls than the whole.
+        """
+        firsts = self.firsts()
+        if call == 0:
+            return self.whole
+        if call in firsts:
+            rest = self._planned(self.times[firsts.index(call) :])
+            if calls_of(rest) == calls_of(self.whole)[call:]:
+                return rest
+        raise ValueError(
+            f"begin_index: {self.whole.solver} with these options cannot begin with model call "
+            f"{call}, because not all of its steps make {self.calls_of_step} calls, or no step "
+            "begins there; take a solver with as many calls in each step (start='euler', or "
+            "accelerated-ode-multistep in the place of accelerated-ode)"
+        )
+
+    def at_first_call(self) -> Step | None:
+        """The step that is about to begin, if one is."""
+        walk = self.walk
+        return None if walk.over or walk.stage else walk.plan.steps[walk.step]
+
+    def clipped(
+        self, fed: Tensor, output: Tensor, clip: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The model's output after clipping of the data it predicts, and that data."""
+        walk, scale = self.walk, self._levels.data_scale
+        number = sum(len(step.stages) for step in walk.plan.steps[: walk.step]) + walk.stage
+        of_input, of_output = self._to_x0[number]
+        x0 = (of_input * scale) * fed + (of_output * scale) * output
+        if clip is None:
+            return output, x0
+        x0 = clip(x0)
+        of_input, of_output = self._from_x0[number]
+        return of_input * fed + (of_output / scale) * x0, x0
+
+    def advance(self, fed: Tensor, output: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+        """From a model call to the next input, or to data; see :meth:`PlanWalk.advance`.
+
+        Raises
+        ------
+        ValueError
+            If all model calls are made.
+        """
+        result = self.walk.advance(fed, output, draw)
+        return result * self._levels.data_scale if self.walk.over else result
+
+
+def solver_of(solver: Any, options: Mapping[str, Any] | None) -> Solver:
+    """The solver, by default with ``start="euler"``: as many model calls in each step."""
+    found = solver_with_plan(solver, options)
+    if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):
+        euler = found.with_options(start="euler")
+        with suppress(ValueError):  # some have other starts only
+            euler.plan(EDM(), [3.0, 2.0, 1.0])
+            return euler
+    return found
+
+
+def clipping(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """The clipping of predicted data that a configuration asks for, or ``None``."""
+    if config.thresholding:  # dynamic: Saharia et al. 2022 (arXiv 2205.11487), section 2.3
+
+        def threshold(x0: Tensor) -> Tensor:
+            flat = x0.flatten(1).abs()
+            bound = torch.quantile(flat, config.dynamic_thresholding_ratio, dim=1)
+            bound = bound.clamp(1.0, config.sample_max_value).view(-1, *(1,) * (x0.ndim - 1))
+            return x0.clamp(-bound, bound) / bound
+
+        return threshold
+    if config.clip_sample:
+        return lambda x0: x0.clamp(-config.clip_sample_range, config.clip_sample_range)
+    return None
+
+
+def calls_of(plan: Plan) -> list[float]:
+    """Process times of the model calls."""
+    return [stage.time for step in plan.steps for stage in step.stages]
+
+
+def before_call(step: Step) -> tuple[float, float]:
+    """What a step does to its state before the first model call: factor, and noise added.
+
+    The state that pipelines hold is the one after that, because they feed it to the model.
+    """
+    combination = step.stages[0].input
+    factor = sum(weight for register, weight in combination if register == Register("x"))
+    return factor, sum(w**2 for register, w in combination if register.kind == "z") ** 0.5
+
+
+def _weights(process: Any, source: str, wanted: str, point: Point) -> tuple[float, float]:
+    of_input, of_output = conversion(process, source, wanted, point)
+    return float(of_input), float(of_output)

@@ -1,0 +1,89 @@
+"""Configurations of diffusers' stock schedulers in the arguments of probflow's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import diffusers
+
+__all__ = ["arguments_of", "translated"]
+
+# Whose timesteps a stock scheduler makes; the first words of its class name.
+_STOCK_LAYOUTS = {
+    **dict.fromkeys(("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE", "EDM", "Cosine"), "euler"),
+    **dict.fromkeys(("FlowMatch", "LTXEuler"), "euler"),
+    **dict.fromkeys(("DDIM", "DDPM", "PNDM", "UnCLIP", "CogVideoX", "RePaint"), "ddim"),
+    **dict.fromkeys(("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "SASolver"), "dpm"),
+    "UniPC": "unipc",
+    **dict.fromkeys(("LCM", "TCD"), "lcm"),
+}
+#: Class name of probflow's own.
+OWN = "ProbflowScheduler"
+_FLOWS = ("FlowMatch", "LTXEuler")
+_REFUSED = ("DDPMWuerstchen", "DDIMInverse", "DPMSolverMultistepInverse")
+
+
+@cache
+def _stock_byarguments_of() -> dict[frozenset[str], str]:
+    """Names of diffusers' schedulers by the names of their arguments; kin share them."""
+    found: dict[frozenset[str], str] = {}
+    supported = tuple(_STOCK_LAYOUTS)
+    for name in sorted(dir(diffusers.schedulers), key=lambda n: (not n.startswith(supported), n)):
+        if name.endswith("Scheduler") and inspect.isclass(stock := getattr(diffusers, name, None)):
+            found.setdefault(frozenset(arguments_of(stock)), name)
+    return found
+
+
+def arguments_of(scheduler: type) -> dict[str, Any]:
+    """Arguments of a scheduler with their defaults."""
+    parameters = list(inspect.signature(scheduler.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
+def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """Another scheduler's configuration in the arguments of ``ProbflowScheduler``, ``known``.
+
+    Raises
+    ------
+    ValueError
+        For a scheduler whose noise process is not known.
+    """
+    config = dict(config)
+    keys = frozenset(key for key in config if not key.startswith("_"))
+    # A scheduler that was never saved or loaded does not say its class.
+    name = config.get("_class_name") or _stock_byarguments_of().get(keys)
+    by_default = set(config.pop("_use_default_values", ()))
+    if name == OWN or (name is None and keys <= known):
+        return config
+    name = str(name)
+    layouts = [word for word in _STOCK_LAYOUTS if name.startswith(word)]
+    if name.startswith(_REFUSED) or not (layouts or "beta_schedule" in config):
+        raise ValueError(
+            f"config: the noise process of {name} is not known here; give ProbflowScheduler its "
+            f"trained_betas, or its prediction_type and shift, yourself (got {sorted(keys)})"
+        )
+    stock = getattr(diffusers, name, None)
+    for key, value in ({} if stock is None else arguments_of(stock)).items():
+        if key not in config:
+            config[key] = value
+            by_default.add(key)
+    for clipping in ("clip_sample", "thresholding"):
+        if clipping in by_default:
+            del config[clipping]
+    if layouts:
+        config["timestep_layout"] = _STOCK_LAYOUTS[max(layouts, key=len)]
+    if name.startswith(_FLOWS):
+        config["prediction_type"] = "flow_prediction"
+    if name.startswith("RePaint"):
+        config["timestep_spacing"] = "leading"
+    if name.startswith("Cosine"):
+        config["arctan_timesteps"] = True
+    if config.get("invert_sigmas"):
+        raise ValueError("invert_sigmas: models that run from data to noise are not supported")
+    if config.get("interpolation_type", "linear") != "linear":
+        raise ValueError("interpolation_type: only linear is supported")
+    config = {key: value for key, value in config.items() if key in known and value is not None}
+    return {**config, "_class_name": OWN}

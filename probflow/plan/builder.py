@@ -1,0 +1,145 @@
+"""What a solver function sees of a step, and what it leaves behind: the step as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from probflow.plan.linear import Linear, code
+from probflow.plan.points import COORDINATES, Between, Point
+from probflow.plan.steps import Stage, Step
+
+
+class StepBuilder:
+    """What a solver function sees of one step, from time ``t`` to time ``s``.
+
+    Attributes
+    ----------
+    t, s : Point
+        Start and stop of the step (noise to data: ``s.t < t.t``).
+    x : Linear
+        The state, in the solver's coordinates.
+    previous : list of StepBuilder
+        The finished steps before this one, newest first; ``previous[0].t`` is the grid point
+        before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
+    outputs, points : list of Linear, list of Point
+        The model outputs of this step so far, and where they were evaluated.
+    number, remaining, steps : int
+        Number of steps before this one, from this one on (1 in the last step), and in all.
+    following : Point, optional
+        The grid point after ``s``; ``None`` in the last step.
+    """
+
+    def __init__(
+        self,
+        points: list[Point],
+        number: int,
+        *,
+        predictions: tuple[str, str],
+        coordinates: str,
+        previous: list[StepBuilder],
+        between: Between,
+    ) -> None:
+        self._place(points, number, previous)
+        self._between = between
+        self._predictions, self._scale = predictions, COORDINATES[coordinates]
+        self._converts = predictions[0] != predictions[1]
+        self._age, self._unit = 0, 1.0 / self._scale(self.t)
+        self.outputs: list[Linear] = []
+        self.points: list[Point] = []
+        self._stages: list[Stage] = []
+        self._noises: list[tuple[float, float]] = []
+
+    def _place(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
+        """Where in the grid the step is."""
+        self.t, self.s = points[number : number + 2]
+        self.previous, self.number, self.steps = previous, number, len(points) - 1
+        self.remaining = self.steps - number
+        self.following = points[number + 2] if self.remaining > 1 else None
+
+    @property
+    def x(self) -> Linear:
+        """The state at the start of the step."""
+        return Linear({code("x", 0, self._age): 1.0}, None, self._unit)
+
+    def grow_old(self) -> None:
+        """Be one step further in the past."""
+        self._age += 1
+        self.outputs = [output.aged() for output in self.outputs]
+
+    def at(self, t: float) -> Point:
+        """The point at process time ``t``."""
+        return self._between.at(t)
+
+    def at_lambda(self, lambda_: float) -> Point:
+        """The point with log-SNR ``lambda_``."""
+        return self._between.at_lambda(lambda_)
+
+    def at_neg_log_ab(self, neg_log_ab: float) -> Point:
+        """The point with this ``-ln(ab)``."""
+        return self.at_lambda(-0.5 * math.log(math.expm1(neg_log_ab)))
+
+    @property
+    def lambda_min(self) -> float:
+        """Log-SNR of the noisiest time of the process, may be -inf."""
+        return self._between.lambda_min
+
+    def model(self, state: Linear, at: Point) -> Linear:
+        """Evaluate the model at ``state`` and time ``at``, in the solver's prediction type.
+
+        The conversion from the model's own prediction type is linear in (input, output), so it
+        becomes weights. ``result.input`` is the evaluated state as a register: referring to it,
+        rather than to the sum that made it, tells the exact laws that the rest of the step
+        depends on it alone.
+        """
+        scale, index = self._scale(at), len(self._stages)
+        stage = Stage((state if scale == 1.0 else state * scale).combination(), at.t)
+        self._stages.append(stage)
+        alias = stage.alias
+        register = code("u", index) if alias is None else code(*alias)
+        of_input, of_output, factor = self._weights(at)
+        terms = {code("f", index): of_output}
+        if of_input != 0.0:
+            terms[register] = of_input
+        result = Linear(terms, (register, scale), factor)
+        self.outputs.append(result)
+        self.points.append(at)
+        return result
+
+    def _weights(self, at: Point) -> tuple[float, float, float]:
+        """Weights of input and output in the solver's prediction type, and a factor of both."""
+        of_input, of_output = at.conversion(self._predictions) if self._converts else (0.0, 1.0)
+        # A score is the only prediction that scales with the state.
+        return of_input, of_output, self._scale(at) if self._predictions[1] == "score" else 1.0
+
+    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
+        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
+        tangent = tangent * self._scale(at)
+        output = self.model(state, at)
+        index = len(self._stages) - 1
+        along = tangent.combination()
+        self._stages[index] = replace(self._stages[index], tangent=along)
+        of_input, of_output, factor = self._weights(at)
+        derivative = Linear({code("j", index): of_output * factor})
+        return output, derivative + tangent * (of_input * factor)
+
+    def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
+        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
+        length = self.s.t - self.t.t
+        interval = (
+            self.t.t if start == 0.0 else self.t.t + start * length,
+            self.s.t if stop == 1.0 else self.t.t + stop * length,
+        )
+        if interval not in self._noises:
+            self._noises.append(interval)
+        return Linear({code("z", self._noises.index(interval)): 1.0})
+
+    def finish(self, update: Linear) -> Step:
+        """The step as data."""
+        return Step(
+            self.t.t,
+            self.s.t,
+            tuple(self._stages),
+            tuple(self._noises),
+            (update * self._scale(self.s)).combination(),
+        )

@@ -1,0 +1,258 @@
+"""Numbers of diffusers' schedulers beyond discrete schedules with a call a step, in float64.
+
+As in ``test_diffusers_peers.py``, the stock scheduler gets noise levels in float64: those of
+``ProbflowScheduler`` with the same configuration, which ``test_diffusers.py`` compares.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("torchsde")
+
+import diffusers
+from test_diffusers_peers import Wide, network
+
+import probflow as pf
+from probflow.diffusers import ProbflowScheduler
+from probflow.integrate import run_plan
+from probflow.plan import Linear, StepBuilder
+from probflow.solvers.last_step import plan_to_data
+from probflow.solvers.reverse_sde import sde_dpm_solver_pp_3m
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+
+DOUBLE = torch.float64
+NORMALS = torch.randn(40, 5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+X, NOISES = NORMALS[0], NORMALS[1:]
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+EULER_START, LOWER = {"start": "euler"}, {"final": "lower"}
+
+
+class Given:
+    """Normals one after the other, as the stock scheduler gets them."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._rest = iter(NOISES)
+
+    def __call__(self, start: float, stop: float) -> torch.Tensor:
+        return next(self._rest)
+
+
+def levels_of(other, steps: int, **given) -> tuple:
+    """Noise levels of the same configuration, and their process times in float64."""
+    levels = ProbflowScheduler.from_config(other.config).noise_levels
+    return levels, levels.grid(steps, **given)
+
+
+def ours(solver, levels, times: list[float]) -> torch.Tensor:
+    model = pf.Model(lambda x, t: levels.sign * network(x), levels.process, levels.prediction)
+    plan = plan_to_data(solver, levels.process, times, levels.prediction)
+    return run_plan(plan, model, X, noise=Given() if plan.stochastic else None)
+
+
+def theirs(other, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **options) -> torch.Tensor:
+    """What a pipeline does, without casts to float32."""
+    module, drawn = importlib.import_module(type(other).__module__), iter(NOISES)
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(drawn))
+    y = x.as_subclass(Wide)
+    torch.set_default_dtype(DOUBLE)
+    try:
+        for t in other.timesteps:
+            scaled = other.scale_model_input(y, t) if hasattr(other, "scale_model_input") else y
+            y = other.step(network(scaled), t, y, return_dict=False, **options)[0].as_subclass(Wide)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return y.as_subclass(torch.Tensor)
+
+
+def check(result: torch.Tensor, expected: torch.Tensor) -> None:
+    error = float((result - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+    assert error < 1e-10
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=DOUBLE)
+
+
+def inner_twice(values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([values[:1], values[1:-1].repeat_interleave(2), values[-1:]])
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "config", "options"),
+    [
+        ("FlowMatchEulerDiscrete", "euler", {"shift": 3.0}, {}),
+        ("FlowMatchHeunDiscrete", "heun", {"shift": 3.0}, {}),
+        ("DPMSolverMultistep", "dpm-solver++-2m", FLOW, {}),
+        ("DPMSolverMultistep", "sde-dpm-solver++-2m", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ("DPMSolverMultistep", "dpm-solver++-3m", {"solver_order": 3}, {"factor": 1.0, **LOWER}),
+        ("UniPCMultistep", "unipc-2", {"solver_order": 2}, LOWER),
+        ("UniPCMultistep", "unipc-3", {"solver_order": 3}, LOWER),
+    ],
+)
+def test_flows(name: str, solver: str, config: dict, options: dict, monkeypatch) -> None:
+    config = config if name.startswith("Flow") else {**FLOW, **config}
+    other = getattr(diffusers, f"{name}Scheduler")(**config)
+    other.set_timesteps(10)
+    levels, times = levels_of(other, 10)
+    if name.startswith("UniPC"):
+        times[0] = 0.999  # theirs cannot begin at 1, and moves it
+    other.sigmas = tensor(times)
+    if "Heun" in name:
+        other.sigmas = torch.cat([inner_twice(tensor(times)), tensor([0.0])])
+    expected = theirs(other, X, monkeypatch)
+    chosen = pf.get_solver(solver)
+    start = EULER_START if "start" in chosen.options else {}
+    check(ours(chosen.with_options(**start, **options), levels, times), expected)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "solver", "config", "options"),
+    [
+        ("EDMEuler", "edm-euler", {}, {}),
+        ("EDMDPMSolverMultistep", "dpm-solver++-2m", {}, {}),
+        (
+            "EDMDPMSolverMultistep",
+            "dpm-solver++-3m",
+            {"solver_order": 3},
+            {"factor": 1.0, **EULER_START, **LOWER},
+        ),
+        ("EDMDPMSolverMultistep", "sde-dpm-solver++-2m", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ],
+)
+def test_edm(name: str, solver: str, config: dict, options: dict, kind: str, monkeypatch) -> None:
+    other = getattr(diffusers, f"{name}Scheduler")(prediction_type=kind, **config)
+    other.set_timesteps(10)
+    levels, times = levels_of(other, 10)
+    other.sigmas = tensor(times)
+    # Their state is data plus sigma times noise, and the data of ours is divided by sigma_data.
+    factor = float(levels.process.alpha(times[0])) / levels.data_scale
+    expected = theirs(other, X / factor, monkeypatch)
+    result = ours(pf.get_solver(solver, **options), levels, times) * levels.data_scale
+    check(result, expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_with_eta(eta: float, monkeypatch) -> None:
+    other = diffusers.DDIMScheduler(clip_sample=False)
+    other.set_timesteps(10)
+    levels, times = levels_of(other, 10)
+    ab = levels.process.ab(torch.arange(levels.count, dtype=DOUBLE))
+    other.alphas_cumprod, other.final_alpha_cumprod = ab, tensor(1.0)
+    check(
+        ours(pf.get_solver("ddim-eta", eta=eta), levels, times),
+        theirs(other, X, monkeypatch, eta=eta),
+    )
+
+
+@pytest.mark.parametrize("predictor", [1, 3])
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+def test_sa_solver(predictor: int, tau: float, monkeypatch) -> None:
+    orders = {"predictor_order": predictor, "corrector_order": predictor + 1}
+    other = diffusers.SASolverScheduler(tau_func=lambda t: tau, lower_order_final=False, **orders)
+    other.set_timesteps(10)
+    levels, times = levels_of(other, 10)
+    times[-1] = 0.0  # theirs ends at the first level of training
+    process = levels.process
+    other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=predictor + 1, tau=tau)
+    solver = solver.with_options(**EULER_START, variant="published")
+    check(ours(solver, levels, times), theirs(other, X, monkeypatch))
+
+
+def test_dpm_solver_sde() -> None:
+    """On one Brownian path: increments over halves of steps and over whole ones."""
+    other = diffusers.DPMSolverSDEScheduler(use_exponential_sigmas=True)
+    other.set_timesteps(10)
+    levels, times = levels_of(other, 10)
+    process = levels.process
+    sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+    other.sigmas = inner_twice(sigmas)
+    path = pf.BrownianNoiseSampler(X, float(sigmas[-2]), float(sigmas[0]), seed=4)
+    other.noise_sampler = path
+    lambdas = -sigmas[:-1].log()
+    middles = (lambdas[:-1] + (lambdas[1:] - lambdas[:-1]) * 0.5).neg().exp()
+    known = torch.cat([lambdas.neg().exp(), middles])
+
+    class OnPath:
+        """The same increments for process times, at the same levels to the last bit."""
+
+        def __call__(self, start: float, stop: float) -> torch.Tensor:
+            rho = [float(process.sigma(t) / process.alpha(t)) for t in (start, stop)]
+            return path(*(known[int((known - r).abs().argmin())] for r in rho))
+
+        def restart(self) -> None:
+            pass
+
+    y = X / float(process.alpha(times[0]))
+    torch.set_default_dtype(DOUBLE)
+    try:
+        for t in other.timesteps:
+            y = other.step(network(other.scale_model_input(y, t)), t, y, return_dict=False)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model = pf.Model(lambda x, t: network(x), process, levels.prediction)
+    plan = plan_to_data(pf.get_solver("dpm-solver++-sde-stock"), process, times, "eps")
+    check(run_plan(plan, model, X, noise=OnPath()), y)
+
+
+@pytest.mark.parametrize(
+    ("order", "solver", "algorithm"),
+    [
+        (2, "dpm-solver++-2s", "dpmsolver++"),
+        (2, "dpm-solver-2", "dpmsolver"),
+        (3, "dpm-solver++-3s", "dpmsolver++"),
+        (3, "dpm-solver-3", "dpmsolver"),
+    ],
+)
+def test_single_steps_on_levels_even_in_log_snr(
+    order: int, solver: str, algorithm: str, monkeypatch
+) -> None:
+    """Theirs take levels of the grid for the stages: at 1/2, or at 1/3 and 2/3, of such steps."""
+    other = diffusers.DPMSolverSinglestepScheduler(
+        solver_order=order, algorithm_type=algorithm, use_exponential_sigmas=True,
+        final_sigmas_type="sigma_min", lower_order_final=False,
+    )  # fmt: skip
+    other.set_timesteps(4 * order)
+    levels, times = levels_of(other, 4 * order)
+    process = levels.process
+    other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+    chosen = pf.get_solver(solver, **({"inner": "midpoint"} if order == 3 else {}))
+    check(ours(chosen, levels, times[::order]), theirs(other, X, monkeypatch))
+
+
+def test_wrong_sign_of_the_third_order_of_stochastic_steps(monkeypatch) -> None:
+    """Their weight of the second derivative is phi_3 - 1 in the place of phi_3."""
+    other = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", solver_order=3, final_sigmas_type="sigma_min"
+    )
+    other.set_timesteps(20)
+    levels, times = levels_of(other, 20)
+    process = levels.process
+    other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+    expected = theirs(other, X, monkeypatch)
+    solver = pf.get_solver("sde-dpm-solver++-3m", factor=1.0, start="euler")
+
+    def wrong(step: StepBuilder, **options: object) -> Linear:
+        right = sde_dpm_solver_pp_3m(step, **options)
+        if len(step.previous) < 2:
+            return right
+        t, (one, two), f = step.t, step.previous, step.outputs[0]
+        h = step.s.lambda_ - t.lambda_
+        r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
+        second = (f - one.outputs[0]) / r0 - (one.outputs[0] - two.outputs[0]) / r1
+        return right - step.s.alpha / (r0 + r1) * second
+
+    check(ours(replace(solver, function=wrong), levels, times), expected)
+    assert float((ours(solver, levels, times) - expected).abs().max()) > 1e-3
