@@ -1,6 +1,7 @@
 """Solvers, one file per family, and their registry."""
 
 from probflow.solvers import (
+    adams,
     ancestral,
     chain,
     churn,
@@ -26,6 +27,7 @@ from probflow.solvers.registry import (
 
 __all__ = [
     "Solver",
+    "adams",
     "all_solvers",
     "ancestral",
     "chain",
