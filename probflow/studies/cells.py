@@ -151,8 +151,12 @@ def _keys(task: Task, process: Process | None, plan: Plan | str) -> dict[str, st
         *(task.target_key, curve.solver.name, curve.grid.label, task.steps, repr(plan)),
         *(levels, vars(curve.settings), _versions()),
     )
+    own: dict[str, Any] = {
+        "strong": _reference_levels,
+        "weak": lambda c: [repr(finer(c, task.steps))],
+    }
     return {
-        name: digest(name, *common, *(_reference_levels(curve) if name == "strong" else ()))
+        name: digest(name, *common, *(own[name](curve) if name in own else ()))
         for name in task.measures
     }
 
@@ -191,6 +195,13 @@ def _versions() -> tuple[str, ...]:
 
 
 # Measuring --------------------------------------------------------------------------------------
+
+
+def finer(curve: Curve, steps: int) -> Plan | None:
+    """The plan of twice as many steps; ``None`` where that would be on another process."""
+    if curve.process_at(2 * steps) is not curve.process_at(steps):
+        return None
+    return curve.plan(2 * steps)[1]
 
 
 def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
@@ -246,11 +257,12 @@ def _measure(
 ) -> Cell:
     curve, name = task.curve, cell.row.measure
     try:
-        m = measure(name, plan, process, curve.target, curve.settings, reference)
+        twice = finer(curve, task.steps) if name == "weak" else None
+        m = measure(name, plan, process, curve.target, curve.settings, reference, twice)
     except Exception as problem:
         row = replace(cell.row, status=_status(problem))
         return replace(cell, row=row, lasting=isinstance(problem, LASTING))
-    row = replace(cell.row, error=m.error, se=m.se, floor=m.floor)
+    row = replace(cell.row, error=m.error, se=m.se, floor=m.floor, note=m.note)
     return replace(cell, row=row, samples=m.samples, power=m.power)
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,10 @@ class Learned(Target):
     ) -> Tensor:
         """Samples of the data's noised law: see :meth:`probflow.targets.Target.sample`."""
         return self._arguments[1].sample(n, alpha, sigma, generator=generator)
+
+    def moments(self, alpha: float = 1.0, sigma: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the data's noised law: see :meth:`probflow.targets.Target.moments`."""
+        return self._arguments[1].moments(alpha, sigma)
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> NoReturn:
         """Refused: the network knows no law, only its own flow."""

@@ -27,6 +27,11 @@ MEASURES: dict[str, str] = {
     "w2": "W2(q, p)",
     "path-kl": "sqrt(path KL(q || p) / 2)",
     "strong": "strong error, RMS per coordinate",
+    "weak": "weak error, RMS of E f(Y_T) - E f(Y_2T)",
+    "sliced-w2": "sliced W2 of samples",
+    "energy": "root of the energy distance of samples",
+    "mmd": "MMD of samples",
+    "frechet": "Frechet distance of samples",
     "certificate": "sqrt(certificate / 2), a bound on TV(q, p)",
 }
 
@@ -52,7 +57,8 @@ class Row:
     se
         Standard error of ``error`` (0 where the measure has no sampling noise).
     floor
-        Size below which ``error`` is round-off or the reference's own error.
+        Size below which ``error`` is round-off, the reference's own error, or what exact samples
+        have among themselves.
     eoc
         Local order against the next coarser row, ``ln(e_coarse / e) / ln(T / T_coarse)``;
         NaN for the coarsest.
@@ -60,6 +66,8 @@ class Row:
         Whether the order estimate used this row.
     status
         ``"ok"``, or ``"refused: <reason>"`` / ``"failed: <reason>"``.
+    note
+        What else there is to say of the number; mostly empty.
     """
 
     target: str
@@ -75,6 +83,7 @@ class Row:
     eoc: float = math.nan
     in_window: bool = False
     status: str = "ok"
+    note: str = ""
 
 
 @dataclass(frozen=True)

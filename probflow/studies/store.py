@@ -5,7 +5,7 @@ When the study is complete, all of its cells are written to ``cells.jsonl``, in 
 and the partial file is removed. A line is a JSON object with
 
 =========== ====================================================================================
-``format``  ``"probflow-cells/1"``
+``format``  ``"probflow-cells/2"``
 ``key``     hash of all that the result depends on (:func:`probflow.studies.cells.cell_keys`)
 ``row``     the row, without what only the whole curve tells
 ``samples`` per-sample contributions, for the covariance of a curve; ``null`` where there are none
@@ -34,7 +34,7 @@ from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row
 
 __all__ = ["FORMAT", "Damaged", "Store", "cell_line", "read_cell"]
 
-FORMAT = "probflow-cells/1"
+FORMAT = "probflow-cells/2"
 
 _ROW_FIELDS = [f for f in dataclasses.fields(Row) if f.name not in ("eoc", "in_window")]
 _KEYS = ("key", "row", "samples", "power")

@@ -233,7 +233,7 @@ def test_damaged_files_are_never_misread(tmp_path: Path, data: st.DataObject) ->
         ('{"seconds": 1}', "line 1: it is no timing of a study"),
         ("[1]", "line 1: it is no timing of a study"),
         ('{"format":"probflow-timings/2"}', "its format is 'probflow-timings/2', this version"),
-        ('{"format":"probflow-cells/1"}', "its format is 'probflow-cells/1', this version"),
+        ('{"format":"probflow-cells/2"}', "its format is 'probflow-cells/2', this version"),
     ],
 )
 def test_files_of_others(tmp_path: Path, line: str, message: str) -> None:
