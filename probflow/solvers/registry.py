@@ -214,7 +214,7 @@ class Solver:
 
 
 #: Measures of the final law, whose orders follow from that of its total variation.
-_OF_THE_END = ("kl", "w2", "weak", "sliced-w2", "energy", "mmd", "frechet")
+_OF_THE_END = ("kl", "w2", "chi2", "weak", "sliced-w2", "energy", "mmd", "frechet")
 
 _SOLVERS: dict[str, Solver] = {}
 _ALIASES: dict[str, str] = {}

@@ -21,6 +21,7 @@ from probflow.laws.distances import gaussian_kl, gaussian_w2
 from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.laws.line import distances_1d
 from probflow.laws.path import path_kl, path_kl_samples
+from probflow.laws.ratio import chi2_samples
 from probflow.laws.registers import Refusal
 from probflow.laws.samples import SAMPLE_DISTANCES
 from probflow.plan import Plan, Point
@@ -52,6 +53,7 @@ Reference = tuple[Tensor, float]  # final states, and their own RMS error
 #: Errors below these are round-off. Measured where the error is 0, by ``rk4`` with 4096 steps (tv
 #: and strong 1e-14, kl 4e-28) and by ``ddpm-beta`` on N(0, 1), where it is exact (path-kl 3e-13).
 FLOORS = {
+    "chi2": 1e-13,
     "weak": 1e-13,
     "tv": 1e-13,
     "kl": 1e-26,
@@ -62,7 +64,7 @@ FLOORS = {
 }
 #: A stochastic plan's density is carried by quadrature, which loses tails of this order: on N(0, 1)
 #: ``ddpm-beta`` has tv 2e-12, kl 2e-17, w2 5e-10.
-FLOORS_STOCHASTIC = {"tv": 1e-11, "kl": 1e-16, "w2": 2e-9}
+FLOORS_STOCHASTIC = {"tv": 1e-11, "kl": 1e-16, "chi2": 1e-8, "w2": 2e-9}
 #: Measures of a product that follow from those of its factors.
 ADDITIVE = ("kl", "w2", "path-kl", "strong", "certificate")
 
@@ -142,7 +144,7 @@ def measure(
     by_factors = name in ADDITIVE or target.dim == 1
     if isinstance(target, Product) and by_factors and not (name == "strong" and plan.stochastic):
         return _product(name, plan, process, target, settings)
-    if name in ("tv", "kl", "w2"):
+    if name in ("tv", "kl", "chi2", "w2"):
         return _marginal(name, plan, process, target, settings)
     if name == "path-kl":
         return _path(plan, process, target, settings)
@@ -178,6 +180,8 @@ def _marginal(
     if target.dim == 1:
         floor = (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
         value = _line_distances(plan, process, target)[name]
+        if name == "chi2":
+            value = 0.5 * math.sqrt(value)
         if not math.isfinite(value):
             raise Refusal(
                 f"{plan.solver} with {len(plan.steps)} steps: {MEASURES[name]} is too large to "
@@ -191,15 +195,23 @@ def _marginal(
         return Measurement(value, floor=FLOORS[name])
     if name == "w2":
         raise Refusal(f"W2 in {target.dim} dimensions is exact for Gaussian targets only")
+    if name == "chi2" and plan.stochastic:
+        return Measurement.of_samples(
+            chi2_samples(plan, process, target, settings.samples, generator=generator(settings)),
+            0.5,
+            0.5,
+            FLOORS[name],
+        )
     if plan.stochastic:
         raise Refusal(
-            f"the marginal law of a stochastic solver in {target.dim} dimensions has no closed "
-            "form for this target; measure path-kl"
+            f"the density of a stochastic solver in {target.dim} dimensions is a mean over its "
+            f"noises, and {name} takes the noise of that mean for distance; measure chi2, path-kl"
         )
     samples = density_samples(
         plan, process, target, settings.samples, generator=generator(settings)
     )
-    return Measurement.of_samples(samples[name], 1.0, 1.0, FLOORS[name])
+    power, scale = (0.5, 0.5) if name == "chi2" else (1.0, 1.0)
+    return Measurement.of_samples(samples[name], power, scale, FLOORS[name])
 
 
 def _path(plan: Plan, process: Any, target: Target, settings: Settings) -> Measurement:

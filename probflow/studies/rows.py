@@ -25,6 +25,7 @@ MEASURES: dict[str, str] = {
     "tv": "TV(q, p)",
     "kl": "KL(q || p)",
     "w2": "W2(q, p)",
+    "chi2": "sqrt(chi^2(p || q)) / 2, a bound on TV(q, p)",
     "path-kl": "sqrt(path KL(q || p) / 2)",
     "strong": "strong error, RMS per coordinate",
     "weak": "weak error, RMS of E f(Y_T) - E f(Y_2T)",

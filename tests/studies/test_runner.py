@@ -99,7 +99,7 @@ def test_local_orders_skip_refused_cells() -> None:
             MIXTURE,
             "refused: edm-churn is stochastic: its strong error needs",
         ),
-        ("ddpm", "tv", PLANE, "refused: the marginal law of a stochastic solver in 2 dimensions"),
+        ("ddpm", "tv", PLANE, "refused: the density of a stochastic solver in 2 dimensions"),
         ("accelerated-sde", "path-kl", PLANE, "refused: accelerated-sde adds noise before"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
         ("ddpm-posterior", "kl", MIXTURE, r"refused: .* KL\(q \|\| p\) is too large to resolve"),
