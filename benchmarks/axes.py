@@ -11,37 +11,29 @@ import numpy as np
 
 import probflow as pf
 from probflow.studies.axes import Scan, scan
-from probflow.studies.perturbed import Product, ScoreError
+from probflow.studies.perturbed import Product, ScoreError, correlated
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32)
 
 
-def line(scale: float = 1.0) -> pf.GaussianMixture:
-    """The mixture of the built-in study, scaled."""
-    means, stds = np.array([-1.2, 0.8]), np.array([0.30, 0.45])
-    return pf.GaussianMixture([0.35, 0.65], scale * means, stds=scale * stds)
-
-
-LINE, NORMAL = line(), pf.Gaussian([0.3], [0.5])
+LINE = pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.30, 0.45])
+NORMAL = pf.Gaussian([0.3], [0.5])
 GRID = pf.grids.log_snr(3.0, -np.log(0.99), unit="neg_log_ab")
 
 
 def independent(d: int) -> Product:
     """d independent copies of the mixture."""
-    return Product([LINE] * d)
+    return correlated(LINE, d)
 
 
 def equicorrelated(d: int) -> Product:
     """The mixture's copies with correlation 1/2 between all, along the principal axes."""
-    small = line(0.5**0.5)
-    return Product([line((1 + 0.5 * (d - 1)) ** 0.5), *[small] * (d - 1)])
+    return correlated(LINE, d, 0.5)
 
 
 def markov(d: int) -> Product:
     """Correlation 0.8^|i - j|, along the principal axes."""
-    index = np.arange(d)
-    values = np.linalg.eigvalsh(0.8 ** np.abs(index[:, None] - index))
-    return Product([line(value**0.5) for value in values])
+    return correlated(LINE, d, 0.8, decay=True)
 
 
 def one_direction(d: int) -> Product:

@@ -111,16 +111,18 @@ def _rates(arguments: argparse.Namespace) -> int:
     from probflow.studies.config import read_study
     from probflow.studies.runner import StudyInterrupted, run_curves
 
+    content = None if arguments.study is None else read_study(arguments.study)
+    if content is not None and content.scans:
+        return _scans(arguments, content)
     check_writable(arguments.out)
     baseline = None if arguments.compare is None else read_baseline(arguments.compare)
     if arguments.seed is not None:
         check_seed(arguments.seed)
     timing = arguments.timing
-    if arguments.study is None:
+    if content is None:
         title = "Orders of convergence: the built-in study"
         curves = builtin.builtin_curves(arguments.seed or 0)
     else:
-        content = read_study(arguments.study)
         title, curves = content.name, list(content.curves)
         timing = content.timing if timing is None else timing
         if arguments.seed is not None:
@@ -151,6 +153,31 @@ def _rates(arguments: argparse.Namespace) -> int:
     comparison = compare(baseline, result)
     print(f"\n{comparison.text()}")
     return 1 if comparison.worse else 0
+
+
+def _scans(arguments: argparse.Namespace, content: Any) -> int:
+    """A study file with a ``[scan]`` table: errors along an axis, and slopes."""
+    from dataclasses import replace
+
+    from probflow.studies.scans import run_scans, scans_table
+
+    for name in ("compare", "timing"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name}: not for a scan")
+    jobs = content.scans
+    if arguments.seed is not None:
+        jobs = [replace(job, settings=replace(job.settings, seed=arguments.seed)) for job in jobs]
+    done = run_scans(
+        jobs,
+        title=content.name,
+        out=arguments.out,
+        resume=arguments.resume,
+        workers=arguments.jobs,
+        progress=not arguments.no_progress,
+    )
+    print(scans_table(done))
+    print(f"\nScans: {Path(arguments.out) / 'scans.md'}")
+    return 0
 
 
 def _write_rates(
@@ -341,7 +368,10 @@ def _named_target(name: str) -> tuple[Any, tuple[int, ...]]:
         return builtin.mixture(), (1,)
     if not name.endswith(".toml"):
         raise ValueError(f"--target: need digits, mixture or a .toml file, got {name!r}")
-    target = read_study(name).curves[0].target
+    study = read_study(name)
+    if not study.curves:
+        raise ValueError(f"--target: {name} is a scan, with many targets")
+    target = study.curves[0].target
     return target, (target.dim,)
 
 

@@ -23,6 +23,7 @@ _CACHES = ("_cache",)
 _SOURCES = (
     *("grids.py", "models.py", "processes.py", "schedules.py", "targets.py", "laws", "integrate"),
     *("studies/cells.py", "studies/measure.py", "studies/perturbed.py", "studies/sampled.py"),
+    "studies/learned.py",
 )
 
 

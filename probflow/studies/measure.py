@@ -26,7 +26,7 @@ from probflow.laws.registers import Refusal
 from probflow.laws.samples import SAMPLE_DISTANCES
 from probflow.plan import Plan, Point
 from probflow.solvers import get_solver
-from probflow.studies.perturbed import Product
+from probflow.studies.perturbed import Product, truth_of
 from probflow.studies.rows import MEASURES
 from probflow.studies.sampled import (
     Settings,
@@ -255,8 +255,9 @@ def _strong(
         return Measurement(value, floor=FLOORS["strong"])
     first, last = Point.many(process, [plan.times[0], plan.times[-1]])
     x = start(process, target, plan.times[0], settings)
-    if isinstance(target, Gaussian):
-        exact = target.flow(x, (first.alpha, first.sigma), (last.alpha, last.sigma))
+    truth = truth_of(target)
+    if isinstance(truth, Gaussian):
+        exact = truth.flow(x, (first.alpha, first.sigma), (last.alpha, last.sigma))
         floor = FLOORS["strong"]
     elif reference is not None:
         exact, floor = reference
@@ -276,7 +277,8 @@ def _distance(
 
 def needs_reference(target: Target, measures: Sequence[str], eta: Any = 0.0) -> bool:
     """Whether a strong error on this target has no exact solution to be measured against."""
-    flow = target.dim == 1 or isinstance(target, (Gaussian, Product))
+    known = isinstance(target, Product) or isinstance(truth_of(target), Gaussian)
+    flow = target.dim == 1 or known
     return "strong" in measures and not (eta == 0 and flow)
 
 
@@ -292,7 +294,7 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
         plan = get_solver("rk4").plan(process, times, "eps")
         x = start(process, target, times[0], settings)
         with torch.no_grad():
-            runs.append(run_plan(plan, target.model(process), x))
+            runs.append(run_plan(plan, truth_of(target).model(process), x))
     error = float((runs[0] - runs[1]).square().mean().sqrt()) / 15.0
     return runs[1], error
 
@@ -320,4 +322,4 @@ def reference_path(
     x = start(process, target, times[0], settings)
     with torch.no_grad():
         noise = path_noise(plan, x, settings)
-        return run_plan(plan, target.model(process), x, noise=noise), 0.0
+        return run_plan(plan, truth_of(target).model(process), x, noise=noise), 0.0
