@@ -42,6 +42,8 @@ from probflow.targets import Gaussian, Target
 __all__ = [
     "Measurement",
     "Settings",
+    "bootstrap_covariance",
+    "log_covariance",
     "measure",
     "needs_reference",
     "reference_flow",
@@ -105,6 +107,30 @@ def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
         return None
     relative = np.stack(columns)
     return np.atleast_2d(np.cov(relative)) / relative.shape[1]
+
+
+def bootstrap_covariance(
+    curve: list[Measurement], replicates: int = 2000, seed: int = 0
+) -> np.ndarray | None:
+    """The same by the paired bootstrap: samples drawn again, the same ones at every step count.
+
+    It takes no derivative, so that it also holds where the mean is not close to normal. Replicates
+    in which some mean is not positive are left out.
+
+    Returns
+    -------
+    ndarray or None
+        (points, points); ``None`` for exact measures.
+    """
+    columns = [m.samples for m in curve if m.samples is not None]
+    if len(columns) < len(curve):
+        return None
+    samples, powers = np.stack(columns), np.array([m.power for m in curve])
+    n = samples.shape[1]
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+    means = counts @ samples.T / n
+    logs = powers * np.log(means[(means > 0).all(axis=1)])
+    return np.atleast_2d(np.cov(logs.T))
 
 
 def measure(

@@ -128,7 +128,7 @@ def study(
     steps
         Increasing step counts, best at least five that span a factor of 8 or more.
     measure
-        One or several of ``tv``, ``kl``, ``w2``, ``path-kl``, ``strong``.
+        One or several keys of :data:`~probflow.studies.rows.MEASURES`.
     grid
         A :class:`probflow.grids.Grid`, or the name of one; by default ``-ln ab`` uniform from 3
         to -ln(0.99).
