@@ -1,6 +1,6 @@
 """Errors of the founding paper's samplers along axes other than T: the tables of docs/studies.md.
 
-python benchmarks/axes.py [--samples 2000]
+python benchmarks/axes.py [--samples 2000] [--points 400]
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main() -> None:
     """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--points", type=int, default=400, help="of the ratios in chi2")
     arguments = parser.parse_args()
     print("dimension", *DIMENSIONS)
     for family in (independent, equicorrelated, markov, one_direction):
@@ -75,6 +76,11 @@ def main() -> None:
         options = {"samples": arguments.samples}
         result = scan("dimension", DIMENSIONS, family, "accelerated-ode", 64, "tv", **options)
         show(family.__name__, result)
+    few = [1, 2, 3, 4, 6, 8]
+    print("dimension", *few)
+    options = {"samples": arguments.points}
+    result = scan("dimension", few, two_covariances, "accelerated-sde", 32, "chi2", **options)
+    show("two_covariances", result)
     for solver, axis, first in (
         ("rk4", "score", 0.001),
         ("rk4", "jacobian", 0.001),

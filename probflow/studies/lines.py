@@ -17,8 +17,8 @@ class Damaged(ValueError):
 
 def seal(kind: str, content: Mapping[str, Any]) -> str:
     """``content`` as one line of JSON that begins with its ``format`` and ends with its ``sum``."""
-    whole = {"format": kind, **content}
-    return _json({**whole, "sum": _checksum(whole)}) + "\n"
+    text = _json({"format": kind, **content})
+    return f'{text[:-1]},"sum":"{_sum_of(text)}"}}\n'
 
 
 def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, Any]:
@@ -66,4 +66,8 @@ def _checksum(content: Any) -> str:
         text = _json(content)
     except ValueError:  # a NaN that we never write
         return ""
+    return _sum_of(text)
+
+
+def _sum_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
