@@ -34,7 +34,7 @@ quick = settings(
 )
 
 SCAN: dict[str, Any] = {
-    **GOOD,
+    **{key: value for key, value in GOOD.items() if key != "timing"},
     "solvers": ["rk4"],
     "measures": ["tv"],
     "grid": {"kind": "log-snr", "start": 3.0, "end": -math.log(0.99), "steps": [24]},
