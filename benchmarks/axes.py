@@ -1,6 +1,6 @@
 """Errors of the founding paper's samplers along axes other than T: the tables of docs/studies.md.
 
-python benchmarks/axes.py [--samples 2000]
+python benchmarks/axes.py [--samples 2000] [--points 400]
 """
 
 from __future__ import annotations
@@ -11,37 +11,29 @@ import numpy as np
 
 import probflow as pf
 from probflow.studies.axes import Scan, scan
-from probflow.studies.perturbed import Product, ScoreError
+from probflow.studies.perturbed import Product, ScoreError, correlated
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32)
 
 
-def line(scale: float = 1.0) -> pf.GaussianMixture:
-    """The mixture of the built-in study, scaled."""
-    means, stds = np.array([-1.2, 0.8]), np.array([0.30, 0.45])
-    return pf.GaussianMixture([0.35, 0.65], scale * means, stds=scale * stds)
-
-
-LINE, NORMAL = line(), pf.Gaussian([0.3], [0.5])
+LINE = pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.30, 0.45])
+NORMAL = pf.Gaussian([0.3], [0.5])
 GRID = pf.grids.log_snr(3.0, -np.log(0.99), unit="neg_log_ab")
 
 
 def independent(d: int) -> Product:
     """d independent copies of the mixture."""
-    return Product([LINE] * d)
+    return correlated(LINE, d)
 
 
 def equicorrelated(d: int) -> Product:
     """The mixture's copies with correlation 1/2 between all, along the principal axes."""
-    small = line(0.5**0.5)
-    return Product([line((1 + 0.5 * (d - 1)) ** 0.5), *[small] * (d - 1)])
+    return correlated(LINE, d, 0.5)
 
 
 def markov(d: int) -> Product:
     """Correlation 0.8^|i - j|, along the principal axes."""
-    index = np.arange(d)
-    values = np.linalg.eigvalsh(0.8 ** np.abs(index[:, None] - index))
-    return Product([line(value**0.5) for value in values])
+    return correlated(LINE, d, 0.8, decay=True)
 
 
 def one_direction(d: int) -> Product:
@@ -71,6 +63,7 @@ def main() -> None:
     """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--points", type=int, default=400, help="of the ratios in chi2")
     arguments = parser.parse_args()
     print("dimension", *DIMENSIONS)
     for family in (independent, equicorrelated, markov, one_direction):
@@ -83,6 +76,11 @@ def main() -> None:
         options = {"samples": arguments.samples}
         result = scan("dimension", DIMENSIONS, family, "accelerated-ode", 64, "tv", **options)
         show(family.__name__, result)
+    few = [1, 2, 3, 4, 6, 8]
+    print("dimension", *few)
+    options = {"samples": arguments.points}
+    result = scan("dimension", few, two_covariances, "accelerated-sde", 32, "chi2", **options)
+    show("two_covariances", result)
     for solver, axis, first in (
         ("rk4", "score", 0.001),
         ("rk4", "jacobian", 0.001),

@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OLD.jsonl",
         help="cells.jsonl or results.jsonl of an earlier run; exit code 1 if a verdict got worse",
     )
+    rates.add_argument(
+        "--timing",
+        type=int,
+        default=None,
+        metavar="N",
+        help="take the wall time of N runs of each plan (overrides the study's; 0: none)",
+    )
     rates.add_argument("--seed", type=int, default=None, help="overrides the study's seed")
     rates.add_argument("--no-progress", action="store_true", help="no progress bar")
     rates.set_defaults(run=_rates)
@@ -105,16 +112,20 @@ def _rates(arguments: argparse.Namespace) -> int:
     from probflow.studies.config import read_study
     from probflow.studies.runner import StudyInterrupted, run_curves
 
+    content = None if arguments.study is None else read_study(arguments.study)
+    if content is not None and content.scans:
+        return _scans(arguments, content)
     check_writable(arguments.out)
     baseline = None if arguments.compare is None else read_baseline(arguments.compare)
     if arguments.seed is not None:
         check_seed(arguments.seed)
-    if arguments.study is None:
+    timing = arguments.timing
+    if content is None:
         title = "Orders of convergence: the built-in study"
         curves = builtin.builtin_curves(arguments.seed or 0)
     else:
-        content = read_study(arguments.study)
         title, curves = content.name, list(content.curves)
+        timing = content.timing if timing is None else timing
         if arguments.seed is not None:
             curves = [replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves]
     interrupted = False
@@ -125,6 +136,7 @@ def _rates(arguments: argparse.Namespace) -> int:
             progress=not arguments.no_progress,
             out=arguments.out,
             resume=arguments.resume,
+            timing=timing or 0,
             notify=lambda text: print(f"probflow: {text}", file=sys.stderr),
         )
     except StudyInterrupted as stop:
@@ -142,6 +154,31 @@ def _rates(arguments: argparse.Namespace) -> int:
     comparison = compare(baseline, result)
     print(f"\n{comparison.text()}")
     return 1 if comparison.worse else 0
+
+
+def _scans(arguments: argparse.Namespace, content: Any) -> int:
+    """A study file with a ``[scan]`` table: errors along an axis, and slopes."""
+    from dataclasses import replace
+
+    from probflow.studies.scans import run_scans, scans_table
+
+    for name in ("compare", "timing"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name}: not for a scan")
+    jobs = content.scans
+    if arguments.seed is not None:
+        jobs = [replace(job, settings=replace(job.settings, seed=arguments.seed)) for job in jobs]
+    done = run_scans(
+        jobs,
+        title=content.name,
+        out=arguments.out,
+        resume=arguments.resume,
+        workers=arguments.jobs,
+        progress=not arguments.no_progress,
+    )
+    print(scans_table(done))
+    print(f"\nScans: {Path(arguments.out) / 'scans.md'}")
+    return 0
 
 
 def _write_rates(
@@ -340,7 +377,10 @@ def _named_target(name: str) -> tuple[Any, tuple[int, ...]]:
         return builtin.mixture(), (1,)
     if not name.endswith(".toml"):
         raise ValueError(f"--target: need digits, mixture or a .toml file, got {name!r}")
-    target = read_study(name).curves[0].target
+    study = read_study(name)
+    if not study.curves:
+        raise ValueError(f"--target: {name} is a scan, with many targets")
+    target = study.curves[0].target
     return target, (target.dim,)
 
 

@@ -50,7 +50,7 @@ def test_rates_writes_the_whole_report(study_file: Path, tmp_path: Path, capsys)
     assert list((out / "tables").glob("*.tex"))
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 5
-    keys = "target solver grid steps nfe h_max measure error se floor eoc in_window status"
+    keys = "target solver grid steps nfe h_max measure error se floor eoc in_window status note"
     assert set(rows[0]) == set(keys.split())
     refused = [row for row in rows if row["solver"] == "ddim" and row["measure"] == "path-kl"]
     assert all(row["status"].startswith("refused: ddim is deterministic") for row in refused)

@@ -3,7 +3,8 @@ r"""Exact log-density of a deterministic sampler's output in d dimensions.
 A deterministic plan maps :math:`x \sim q_T` to y; the density of y is
 :math:`p(y) = q_T(x)/|\det \partial y/\partial x|`, with the Jacobian carried through every step.
 Total variation and KL against the true law are then means over samples of y:
-:math:`TV = \frac{1}{2} E_p|r - 1|`, :math:`KL(q\|p) = E_p[r\ln r - r + 1]`, r = q(y)/p(y).
+:math:`TV = \frac{1}{2} E_p|r - 1|`, :math:`KL(q\|p) = E_p[r\ln r - r + 1]`,
+:math:`\chi^2(p\|q) = E_p[(1 - r)^2/r]`, r = q(y)/p(y).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["density_samples"]
 def density_samples(
     plan: Plan, process: Any, target: Target, n: int, *, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
-    """Per-sample contributions whose means are TV and KL(q || p) of a deterministic plan.
+    """Contributions whose means are TV, KL(q || p) and chi^2(p || q) of a deterministic plan.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def density_samples(
     Returns
     -------
     dict
-        ``tv`` and ``kl``, each (n,) float64.
+        ``tv``, ``kl`` and ``chi2``, each (n,) float64.
 
     Raises
     ------
@@ -57,4 +58,8 @@ def density_samples(
     log_p = target.log_prob(x, start.alpha, start.sigma) - log_det
     log_r = (log_q - log_p).numpy()
     # r ln r - r + 1 = r (e^{-l} - 1 + l) with l = ln r: the non-negative form again.
-    return {"tv": 0.5 * np.abs(np.expm1(log_r)), "kl": np.exp(log_r) * excess(-log_r)}
+    return {
+        "tv": 0.5 * np.abs(np.expm1(log_r)),
+        "kl": np.exp(log_r) * excess(-log_r),
+        "chi2": 4.0 * np.sinh(0.5 * log_r) ** 2,  # (1 - r)^2/r
+    }

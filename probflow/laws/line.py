@@ -18,7 +18,7 @@ import torch
 from scipy.interpolate import CubicHermiteSpline, PPoly
 from scipy.special import logsumexp
 
-from probflow.laws.distances import kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.distances import chi2_on_grid, kl_on_grid, tv_on_grid, w2_on_grid
 from probflow.laws.pair import pair_law
 from probflow.laws.quadrature import (
     MASS_DEFECT,
@@ -68,7 +68,7 @@ def _flow(
 def map_distances(
     plan: Plan, process: Any, target: Target, points: int = 4001, *, reach: float = REACH
 ) -> dict[str, float]:
-    """TV, KL, W2 and strong error of a deterministic plan in one dimension.
+    """TV, KL, chi^2, W2 and strong error of a deterministic plan in one dimension.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def map_distances(
     Returns
     -------
     dict
-        ``tv``, ``kl``, ``w2`` and ``strong`` (the last two are equal: on the line the exact flow
-        is the optimal coupling). KL is infinite where the image stays too small.
+        ``tv``, ``kl``, ``chi2``, ``w2`` and ``strong`` (the last two are equal: on the line the
+        exact flow is the optimal coupling). KL is infinite where the image stays too small.
 
     Raises
     ------
@@ -122,6 +122,7 @@ def map_distances(
     return {
         "tv": tv_on_grid(q, p, dx) + 0.5 * missed,
         "kl": kl_on_grid(q, p, log_ratio, dx) if missed <= MISSED_MASS else math.inf,
+        "chi2": chi2_on_grid(q, p, log_ratio, dx),
         "w2": strong,
         "strong": strong,
     }
@@ -341,7 +342,7 @@ def line_law(
 
 
 def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
-    """TV, KL and W2 of a stochastic plan's law in one dimension."""
+    """TV, KL, chi^2 and W2 of a stochastic plan's law in one dimension."""
     law = line_law(plan, process, target)
     log_q = true_log_density(process, target, plan.times[-1], law.x)
     q = np.exp(log_q)
@@ -353,6 +354,7 @@ def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
     return {
         "tv": tv_on_grid(q, law.density, law.dx),
         "kl": kl_on_grid(q, law.density, log_ratio, law.dx) if finite else math.inf,
+        "chi2": chi2_on_grid(q, law.density, log_ratio, law.dx),
         "w2": w2_on_grid(q, law.density, law.x),
     }
 

@@ -45,7 +45,7 @@ from probflow.targets import Target
 #: Standard deviation of the log-ratio of a step up to which ``e^l - 1 - l`` is averaged.
 SPREAD = 0.5
 
-__all__ = ["path_kl", "path_kl_samples"]
+__all__ = ["chain", "log_kernel", "log_normal", "path_kl", "path_kl_samples", "reverse_pair"]
 
 # Spacing of the trapezoidal sums, in standard deviations of the narrowest component. Normal
 # densities would be summed to round-off; what limits the accuracy is where the posterior passes
@@ -55,7 +55,8 @@ SPACING = 0.4
 _HERMITE = np.polynomial.hermite_e.hermegauss(32)
 
 
-def _chain(plan: Plan) -> list[tuple[Step, tuple[Kernel, ...]]]:
+def chain(plan: Plan) -> list[tuple[Step, tuple[Kernel, ...]]]:
+    """The steps of a stochastic plan with their kernels."""
     if not plan.stochastic:
         raise Refusal(
             f"{plan.solver} is deterministic: its kernel is a point mass, so the path KL is "
@@ -85,7 +86,7 @@ def path_kl(plan: Plan, process: Any, target: Target) -> float:
     model = ExactModel(plan, process, target)
     return sum(
         _step_kl(step, factors, process, target, model, plan.solver)
-        for step, factors in _chain(plan)
+        for step, factors in chain(plan)
     )
 
 
@@ -187,8 +188,8 @@ def path_kl_samples(
         For deterministic plans, and steps whose kernel has no closed form in d dimensions: a
         product of two kernels is a convolution through the score.
     """
-    chain = _chain(plan)
-    for _, factors in chain:
+    steps = chain(plan)
+    for _, factors in steps:
         if len(factors) > 1:
             raise Refusal(
                 f"{plan.solver} adds noise before and after the score: in {target.dim} dimensions "
@@ -203,33 +204,34 @@ def path_kl_samples(
     finest = (ends[1] - ends[0]) * 2.0**-40
     w = BrownianInterval(*ends, x_next.shape, x_next.dtype, entropy=seed, tol=finest)
     total = np.zeros(n)
-    for step, (kernel,) in reversed(chain):
+    for step, (kernel,) in reversed(steps):
         t, s, a, v = reverse_pair(process, step)
         noise = t.alpha * w(s.rho**2, t.rho**2)
         x = a * x_next + noise
         log_here = target.log_prob(x, t.alpha, t.sigma)
-        log_q = log_next + _log_normal(noise, v) - log_here
-        ell = (_log_kernel(kernel, model, x, x_next) - log_q).numpy()
+        log_q = log_next + log_normal(noise, v) - log_here
+        ell = (log_kernel(kernel, model, x, x_next) - log_q).numpy()
         total += excess(ell) if ell.std() < SPREAD else -ell
         x_next, log_next = x, log_here
     return total
 
 
-def _log_normal(residual: Tensor, variance: float) -> Tensor:
+def log_normal(residual: Tensor, variance: float) -> Tensor:
+    """Log-density of N(0, variance I) at residuals (n, d)."""
     d = residual.shape[1]
     return -0.5 * (residual.square().sum(1) / variance + d * math.log(2 * math.pi * variance))
 
 
-def _log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tensor:
+def log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tensor:
     """Log-density of one step from x to y, both (n, d)."""
     if isinstance(kernel, NormalKernel):
-        return _log_normal(y - kernel.means(x, model)[0], kernel.std**2)
+        return log_normal(y - kernel.means(x, model)[0], kernel.std**2)
     if isinstance(kernel, BentNormal):
         factors = kernel.factors(x, model)
         root = torch.linalg.cholesky((factors @ factors.mT).sum(0))
         residual = (y - kernel.means(x, model)[0])[:, :, None]
         z = torch.linalg.solve_triangular(root, residual, upper=False)[:, :, 0]
-        return _log_normal(z, 1.0) - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_normal(z, 1.0) - root.diagonal(dim1=1, dim2=2).log().sum(1)
     if kernel.outer is not None:
         raise Refusal(
             f"a step with a second noise inside the model: in {x.shape[1]} dimensions its kernel "
@@ -249,4 +251,4 @@ def _log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tens
         raise Refusal("the density of a half-noise step: Newton's method did not converge")
     log_det = torch.linalg.slogdet(kernel.inner_jacobian(u, model)).logabsdet
     z = (u - kernel.r * x) / kernel.e
-    return _log_normal(z, 1.0) - log_det - x.shape[1] * math.log(abs(kernel.e))
+    return log_normal(z, 1.0) - log_det - x.shape[1] * math.log(abs(kernel.e))

@@ -208,10 +208,13 @@ class Solver:
 
     def order(self, measure: str) -> float | None:
         """Declared order in a measure of :data:`probflow.studies.rows.MEASURES`, or ``None``."""
-        if measure in ("kl", "w2") and "tv" in self.orders:
+        if measure in _OF_THE_END and "tv" in self.orders:
             return self.orders["tv"] * (2 if measure == "kl" else 1)
         return self.orders.get(measure)
 
+
+#: Measures of the final law, whose orders follow from that of its total variation.
+_OF_THE_END = ("kl", "w2", "chi2", "weak", "sliced-w2", "energy", "mmd", "frechet")
 
 _SOLVERS: dict[str, Solver] = {}
 _ALIASES: dict[str, str] = {}

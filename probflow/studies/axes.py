@@ -14,11 +14,13 @@ from probflow.plan import Point
 from probflow.processes import VP, Process
 from probflow.solvers import Solver
 from probflow.studies.cells import Curve
+from probflow.studies.learned import LearnedScore
 from probflow.studies.measure import Settings
 from probflow.studies.order import fit_order
-from probflow.studies.perturbed import OtherLaws, ScoreError
+from probflow.studies.perturbed import OtherLaws, ScoreError, truth_of
 from probflow.studies.rows import Row
 from probflow.studies.runner import make_curves, run_curves
+from probflow.studies.sampled import generator
 from probflow.studies.verdict import MAX_HALF_WIDTH
 from probflow.targets import Target
 
@@ -51,6 +53,7 @@ AXES: dict[str, Axis] = {
     "early": Axis(
         "-ln ab of the end, compared with the data", lambda v: math.sqrt(-math.expm1(-v))
     ),
+    "learned": Axis("measured L2 size of a network's score error", lambda e: e),
     "smoothness": Axis("smallest length of the target", lambda s: s, wrong=False),
 }
 
@@ -95,8 +98,8 @@ class Scan:
 
 def scan(
     axis: str,
-    values: Sequence[float],
-    target: Target | Callable[[Any], Target],
+    values: Sequence[Any],
+    target: Target | Callable[[Any], Target] | None,
     solver: str | Solver,
     steps: int,
     measure: str = "tv",
@@ -127,6 +130,9 @@ def scan(
           the true law; the slope is taken in alpha;
         - ``early``: ``-ln ab`` at the end, where the sampler's law is compared with the data's; the
           slope is taken in sigma;
+        - ``learned``: values are :class:`~probflow.studies.learned.LearnedScore` targets, for
+          instance checkpoints along a training; in their place stand the L2 sizes of their errors,
+          measured on the true laws at the times of the grid, and ``target`` is not needed;
         - ``smoothness``: values are the smallest length s of the target, and ``target`` a function
           of s.
     values
@@ -147,10 +153,15 @@ def scan(
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, allowed are {', '.join(AXES)}")
     kind = AXES[axis]
+    base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
+    if axis == "learned":
+        networks = _by_size(values, base, process or VP.linear(), steps, Settings(seed, samples))
+        values, target = list(networks), networks.__getitem__
+    if target is None:
+        raise ValueError(f"target: needed on the axis {axis!r}")
     ordered = sorted(values, key=kind.x, reverse=not kind.grows)
     if not all(0 < value < math.inf for value in values) or len(set(values)) < len(values):
         raise ValueError(f"values: need different positive finite numbers, got {list(values)}")
-    base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
 
     def curve(target: Target, grid: Grid) -> Curve:
         [made] = make_curves(
@@ -171,7 +182,7 @@ def scan(
         wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
         curves.append(curve(wrong, own_grid))
         if kind.wrong and (own_grid is not base or not right):
-            right.append(curve(made, own_grid))
+            right.append(curve(truth_of(made), own_grid))
     result = run_curves(
         [*curves, *right], jobs=jobs, out=out, resume=resume, executor=executor, progress=progress
     )
@@ -202,6 +213,22 @@ def scan(
         reason = f"no power: fitted is [{low:.2f}, {high:.2f}], but the local slope is {local:.2f}"
         slope = low = high = math.nan
     return Scan(axis, tuple(ordered), x, rows, slope, low, high, local, reason)
+
+
+def _by_size(
+    networks: Sequence[Any], grid: Grid, process: Process, steps: int, settings: Settings
+) -> dict[float, Target]:
+    """Networks by the measured size of their error, at the times where a step begins."""
+    times = grid.times(process, steps)[:-1].tolist()
+    sizes = {}
+    for network in networks:
+        if not isinstance(network, LearnedScore):
+            raise TypeError(f"values: need LearnedScore targets, got {type(network).__name__}")
+        draws = generator(settings, stream=1)
+        sizes[network.l2_error(times, settings.samples, generator=draws)] = network
+    if len(sizes) < len(networks):
+        raise ValueError("values: two networks have the same error")
+    return sizes  # type: ignore[return-value]
 
 
 def _reason(rows: Sequence[Row], reason: str) -> str:

@@ -34,6 +34,7 @@ from probflow.studies.rows import Row
 from probflow.targets import Target
 
 __all__ = [
+    "LASTING",
     "Cell",
     "Curve",
     "Task",
@@ -139,7 +140,7 @@ def cell_keys(task: Task) -> dict[str, str]:
     try:
         process, plan = task.curve.plan(task.steps)
     except Exception as problem:
-        return _keys(task, None, _status(problem)) if isinstance(problem, _LASTING) else {}
+        return _keys(task, None, _status(problem)) if isinstance(problem, LASTING) else {}
     return _keys(task, process, plan)
 
 
@@ -150,8 +151,12 @@ def _keys(task: Task, process: Process | None, plan: Plan | str) -> dict[str, st
         *(task.target_key, curve.solver.name, curve.grid.label, task.steps, repr(plan)),
         *(levels, vars(curve.settings), _versions()),
     )
+    own: dict[str, Any] = {
+        "strong": _reference_levels,
+        "weak": lambda c: [repr(finer(c, task.steps))],
+    }
     return {
-        name: digest(name, *common, *(_reference_levels(curve) if name == "strong" else ()))
+        name: digest(name, *common, *(own[name](curve) if name in own else ()))
         for name in task.measures
     }
 
@@ -192,6 +197,13 @@ def _versions() -> tuple[str, ...]:
 # Measuring --------------------------------------------------------------------------------------
 
 
+def finer(curve: Curve, steps: int) -> Plan | None:
+    """The plan of twice as many steps; ``None`` where that would be on another process."""
+    if curve.process_at(2 * steps) is not curve.process_at(steps):
+        return None
+    return curve.plan(2 * steps)[1]
+
+
 def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
     """Measure the cells of a task; one that cannot be measured has its reason in ``status``.
 
@@ -203,7 +215,7 @@ def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
         process, plan = task.curve.plan(task.steps)
         known = replace(_empty(task), nfe=plan.nfe, h_max=h_max(plan, process))
     except Exception as problem:
-        return unmeasured(task, _status(problem), lasting=isinstance(problem, _LASTING))
+        return unmeasured(task, _status(problem), lasting=isinstance(problem, LASTING))
     keys = _keys(task, process, plan) if task.target_key else {}
     return [
         _measure(
@@ -245,23 +257,24 @@ def _measure(
 ) -> Cell:
     curve, name = task.curve, cell.row.measure
     try:
-        m = measure(name, plan, process, curve.target, curve.settings, reference)
+        twice = finer(curve, task.steps) if name == "weak" else None
+        m = measure(name, plan, process, curve.target, curve.settings, reference, twice)
     except Exception as problem:
         row = replace(cell.row, status=_status(problem))
-        return replace(cell, row=row, lasting=isinstance(problem, _LASTING))
-    row = replace(cell.row, error=m.error, se=m.se, floor=m.floor)
+        return replace(cell, row=row, lasting=isinstance(problem, LASTING))
+    row = replace(cell.row, error=m.error, se=m.se, floor=m.floor, note=m.note)
     return replace(cell, row=row, samples=m.samples, power=m.power)
 
 
 #: What the numbers themselves lead to.
-_LASTING = (Refusal, NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError)
+LASTING = (Refusal, NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
 
 def _status(problem: BaseException) -> str:
     text = str(problem)
     if isinstance(problem, Refusal):
         return f"refused: {text}"
-    return f"failed: {text}" if isinstance(problem, _LASTING) else f"failed: {named(problem)}"
+    return f"failed: {text}" if isinstance(problem, LASTING) else f"failed: {named(problem)}"
 
 
 def named(problem: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ import numpy as np
 
 from probflow.grids import GRIDS, Grid
 from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.studies.axes import AXES
 from probflow.studies.cells import Curve
-from probflow.studies.learned import Learned
+from probflow.studies.learned import Learned, LearnedScore
 from probflow.studies.measure import Settings
+from probflow.studies.perturbed import correlated
 from probflow.studies.rows import MEASURES
 from probflow.studies.runner import make_curves
+from probflow.studies.scans import ScanJob
 from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
 from probflow.words import near
 
@@ -47,10 +51,16 @@ class StudyFile:
         Title of the report: the file's ``name``, or its stem.
     curves
         What to measure.
+    timing
+        Number of runs of each plan whose wall time is taken; 0 takes none.
+    scans
+        What to measure in a file with a ``[scan]`` table, in the place of curves.
     """
 
     name: str
     curves: tuple[Curve, ...]
+    timing: int = 0
+    scans: tuple[ScanJob, ...] = ()
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -87,6 +97,8 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "seed": int,
         "samples": int,
         "reference_steps": int,
+        "timing": int,
+        "scan": dict,
         "name": str,
     }
     _check_keys(table, allowed, "the study", required=("solvers", "measures", "target", "grid"))
@@ -111,16 +123,108 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     for name in table["measures"]:
         if name not in MEASURES:
             raise ValueError(f"measures: got {name!r}, allowed are {', '.join(MEASURES)}")
+    process = None if kind is None else PROCESSES[kind]()
+    name = table.get("name", path.stem)
+    if "scan" in table:
+        if "timing" in table:
+            raise ValueError("timing: a scan takes no wall times")
+        jobs = _scans(table, path.parent, steps, _grid(grid_table), process, settings)
+        return StudyFile(name, (), 0, jobs)
     curves = make_curves(
         targets=[target_from_table(table["target"], path.parent)],
         solvers=table["solvers"],
         steps=steps,
         measures=table["measures"],
         grid=_grid(grid_table),
-        process=None if kind is None else PROCESSES[kind](),
+        process=process,
         settings=settings,
     )
-    return StudyFile(table.get("name", path.stem), tuple(curves))
+    timing = table.get("timing", 0)
+    if timing < 0:
+        raise ValueError(f"timing: need a whole number >= 0, got {timing}")
+    return StudyFile(name, tuple(curves), timing)
+
+
+def _scans(
+    table: Mapping[str, Any],
+    folder: Path,
+    steps: list[Any],
+    grid: Grid,
+    process: Process | None,
+    settings: Settings,
+) -> tuple[ScanJob, ...]:
+    """The scans of a ``[scan]`` table: each solver in each measure at each number of steps."""
+    own = table["scan"]
+    number = (int, float)
+    allowed: dict[str, Any] = {"axis": str, "values": list, "correlation": number, "decay": bool}
+    allowed |= {"checkpoints": list, "prediction": str, "time_scale": number}
+    _check_keys(own, allowed, "[scan]", required=("axis",))
+    axis = own["axis"]
+    if axis not in AXES:
+        raise ValueError(f"[scan] axis: got {axis!r}, allowed are {', '.join(AXES)}")
+    needed = "checkpoints" if axis == "learned" else "values"
+    options = {"dimension": {"correlation", "decay"}, "learned": {"prediction", "time_scale"}}
+    for key in sorted(set(own) - {"axis", needed} - options.get(axis, set())):
+        raise ValueError(f"[scan] needs {needed} on the axis {axis!r}, not {key}")
+    if needed not in own:
+        raise ValueError(f"[scan] needs {needed} on the axis {axis!r}")
+    values = own[needed]
+    target: Any
+    if axis == "learned":
+        if not values or not all(isinstance(value, str) for value in values):
+            raise ValueError("[scan] checkpoints: need names of files")
+        truth = target_from_table(table["target"], folder)
+        network = {key: own[key] for key in ("prediction", "time_scale") if key in own}
+        trained_on = process or VP.linear()
+        values = [LearnedScore(folder / value, truth, trained_on, **network) for value in values]
+        target = None
+    else:
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, number) or not 0 < value < math.inf:
+                raise ValueError(f"[scan] values: need positive finite numbers, got {value!r}")
+        target = _along(axis, own, table["target"], folder)
+        if not isinstance(target, Target):
+            for value in values:
+                target(value)  # what is wrong with one shows here
+    if len(set(values)) < max(2, len(values)):
+        raise ValueError(f"[scan] {needed}: need at least two different ones")
+    # Solvers, measures, steps and the grid are checked as those of a study.
+    sample = target if isinstance(target, Target) else Gaussian([0.0], [1.0])
+    curves = make_curves(
+        targets=[sample],
+        solvers=table["solvers"],
+        steps=steps,
+        measures=table["measures"],
+        grid=grid,
+        process=process,
+        settings=settings,
+    )
+    return tuple(
+        ScanJob(axis, tuple(values), target, c.solver.name, count, name, grid, process, settings)
+        for c in curves
+        for name in c.measures
+        for count in c.steps
+    )
+
+
+def _along(axis: str, own: Mapping[str, Any], table: Mapping[str, Any], folder: Path) -> Any:
+    """The target of a scan, or a function that makes one of a value."""
+    if axis == "smoothness":
+        if table.get("kind") != "gaussian-mixture" or not isinstance(table.get("stds"), list):
+            raise ValueError("[target]: the axis 'smoothness' needs a gaussian-mixture with stds")
+        count = len(table["stds"])
+
+        def smooth(length: float) -> Target:
+            return target_from_table({**table, "stds": [float(length)] * count}, folder)
+
+        return smooth
+    target = target_from_table(table, folder)
+    if axis != "dimension":
+        return target
+    if target.dim != 1:
+        raise ValueError("[target]: the axis 'dimension' needs one on the line")
+    correlation, decay = own.get("correlation", 0.0), own.get("decay", False)
+    return lambda d: correlated(target, d, correlation, decay=decay)
 
 
 def _grid(table: Mapping[str, Any]) -> Grid:
@@ -226,7 +330,7 @@ def _check_keys(
                 f"{where} has the unknown key {key!r}{near(key, allowed)} "
                 f"(allowed: {', '.join(allowed)})"
             )
-        if not isinstance(value, allowed[key]) or isinstance(value, bool):
+        if not isinstance(value, allowed[key]) or isinstance(value, bool) != (allowed[key] is bool):
             raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")
     for key in required:
         if key not in table:

@@ -22,7 +22,8 @@ _CACHES = ("_cache",)
 #: weights are in the plan.
 _SOURCES = (
     *("grids.py", "models.py", "processes.py", "schedules.py", "targets.py", "laws", "integrate"),
-    *("studies/cells.py", "studies/measure.py", "studies/perturbed.py"),
+    *("studies/cells.py", "studies/measure.py", "studies/perturbed.py", "studies/sampled.py"),
+    "studies/learned.py",
 )
 
 

@@ -14,25 +14,36 @@ import torch
 from torch import Tensor
 
 from probflow.grids import Grid
-from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.loop import run_plan
-from probflow.integrate.noise import PathNoise
 from probflow.laws.certificate import certificate
 from probflow.laws.density import density_samples
 from probflow.laws.distances import gaussian_kl, gaussian_w2
 from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.laws.line import distances_1d
 from probflow.laws.path import path_kl, path_kl_samples
+from probflow.laws.ratio import chi2_samples
 from probflow.laws.registers import Refusal
+from probflow.laws.samples import SAMPLE_DISTANCES
 from probflow.plan import Plan, Point
 from probflow.solvers import get_solver
-from probflow.studies.perturbed import Product
+from probflow.studies.perturbed import Product, truth_of
 from probflow.studies.rows import MEASURES
+from probflow.studies.sampled import (
+    Settings,
+    generator,
+    path_noise,
+    reached,
+    sample_distance,
+    start,
+    weak_difference,
+)
 from probflow.targets import Gaussian, Target
 
 __all__ = [
     "Measurement",
     "Settings",
+    "bootstrap_covariance",
+    "log_covariance",
     "measure",
     "needs_reference",
     "reference_flow",
@@ -44,6 +55,8 @@ Reference = tuple[Tensor, float]  # final states, and their own RMS error
 #: Errors below these are round-off. Measured where the error is 0, by ``rk4`` with 4096 steps (tv
 #: and strong 1e-14, kl 4e-28) and by ``ddpm-beta`` on N(0, 1), where it is exact (path-kl 3e-13).
 FLOORS = {
+    "chi2": 1e-13,
+    "weak": 1e-13,
     "tv": 1e-13,
     "kl": 1e-26,
     "w2": 1e-13,
@@ -53,26 +66,9 @@ FLOORS = {
 }
 #: A stochastic plan's density is carried by quadrature, which loses tails of this order: on N(0, 1)
 #: ``ddpm-beta`` has tv 2e-12, kl 2e-17, w2 5e-10.
-FLOORS_STOCHASTIC = {"tv": 1e-11, "kl": 1e-16, "w2": 2e-9}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the sampled measures depend on.
-
-    Parameters
-    ----------
-    seed
-        Of all random draws; every step count and solver gets the same ones.
-    samples
-        Number of samples or paths where an expectation has no quadrature.
-    reference_steps
-        Steps of the fourth-order reference that stands in for an exact flow.
-    """
-
-    seed: int = 0
-    samples: int = 128
-    reference_steps: int = 256
+FLOORS_STOCHASTIC = {"tv": 1e-11, "kl": 1e-16, "chi2": 1e-8, "w2": 2e-9}
+#: Measures of a product that follow from those of its factors.
+ADDITIVE = ("kl", "w2", "path-kl", "strong", "certificate")
 
 
 @dataclass(frozen=True)
@@ -89,16 +85,19 @@ class Measurement:
     floor: float = 0.0
     samples: np.ndarray | None = None
     power: float = 1.0
+    note: str = ""
 
     @staticmethod
-    def of_samples(samples: np.ndarray, power: float, scale: float, floor: float) -> Measurement:
+    def of_samples(
+        samples: np.ndarray, power: float, scale: float, floor: float, note: str = ""
+    ) -> Measurement:
         """From per-sample contributions."""
         mean = float(np.mean(samples))
         if not (math.isfinite(mean) and mean > 0):
             raise Refusal(f"the mean over samples is {mean:.3g}: too few samples or an overflow")
         error = scale * mean**power
         relative = abs(power) * float(np.std(samples, ddof=1)) / (mean * math.sqrt(len(samples)))
-        return Measurement(error, error * relative, floor, samples, power)
+        return Measurement(error, error * relative, floor, samples, power, note)
 
 
 def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
@@ -110,6 +109,30 @@ def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
     return np.atleast_2d(np.cov(relative)) / relative.shape[1]
 
 
+def bootstrap_covariance(
+    curve: list[Measurement], replicates: int = 2000, seed: int = 0
+) -> np.ndarray | None:
+    """The same by the paired bootstrap: samples drawn again, the same ones at every step count.
+
+    It takes no derivative, so that it also holds where the mean is not close to normal. Replicates
+    in which some mean is not positive are left out.
+
+    Returns
+    -------
+    ndarray or None
+        (points, points); ``None`` for exact measures.
+    """
+    columns = [m.samples for m in curve if m.samples is not None]
+    if len(columns) < len(curve):
+        return None
+    samples, powers = np.stack(columns), np.array([m.power for m in curve])
+    n = samples.shape[1]
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+    means = counts @ samples.T / n
+    logs = powers * np.log(means[(means > 0).all(axis=1)])
+    return np.atleast_2d(np.cov(logs.T))
+
+
 def measure(
     name: str,
     plan: Plan,
@@ -117,6 +140,7 @@ def measure(
     target: Target,
     settings: Settings,
     reference: Reference | None = None,
+    finer: Plan | None = None,
 ) -> Measurement:
     """Measure one plan.
 
@@ -132,6 +156,8 @@ def measure(
     reference
         What :func:`reference_flow` or :func:`reference_path` returned, where
         :func:`needs_reference` says so.
+    finer
+        The plan with twice as many steps, for ``weak``.
 
     Raises
     ------
@@ -141,10 +167,10 @@ def measure(
     ValueError
         For an unknown measure.
     """
-    by_factors = name != "tv" or target.dim == 1
+    by_factors = name in ADDITIVE or target.dim == 1
     if isinstance(target, Product) and by_factors and not (name == "strong" and plan.stochastic):
         return _product(name, plan, process, target, settings)
-    if name in ("tv", "kl", "w2"):
+    if name in ("tv", "kl", "chi2", "w2"):
         return _marginal(name, plan, process, target, settings)
     if name == "path-kl":
         return _path(plan, process, target, settings)
@@ -153,11 +179,20 @@ def measure(
     if name == "certificate":
         value = math.sqrt(certificate(plan, process, target) / 2)
         return Measurement(value, floor=FLOORS[name])
+    if name == "weak":
+        return _weak(plan, finer, process, target, settings)
+    if name in SAMPLE_DISTANCES:
+        return Measurement(*sample_distance(name, plan, process, target, settings))
     raise ValueError(f"measure: got {name!r}, allowed are {', '.join(MEASURES)}")
 
 
-def _generator(settings: Settings) -> torch.Generator:
-    return torch.Generator().manual_seed(settings.seed)
+def _weak(
+    plan: Plan, finer: Plan | None, process: Any, target: Target, settings: Settings
+) -> Measurement:
+    if finer is None:
+        raise Refusal("the process depends on the number of steps, so T and 2T share no path")
+    weak = weak_difference(plan, finer, process, target, settings)
+    return Measurement.of_samples(weak.samples, 0.5, 1.0, FLOORS["weak"], weak.note)
 
 
 @lru_cache(maxsize=64)
@@ -171,6 +206,8 @@ def _marginal(
     if target.dim == 1:
         floor = (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
         value = _line_distances(plan, process, target)[name]
+        if name == "chi2":
+            value = 0.5 * math.sqrt(value)
         if not math.isfinite(value):
             raise Refusal(
                 f"{plan.solver} with {len(plan.steps)} steps: {MEASURES[name]} is too large to "
@@ -184,15 +221,23 @@ def _marginal(
         return Measurement(value, floor=FLOORS[name])
     if name == "w2":
         raise Refusal(f"W2 in {target.dim} dimensions is exact for Gaussian targets only")
+    if name == "chi2" and plan.stochastic:
+        return Measurement.of_samples(
+            chi2_samples(plan, process, target, settings.samples, generator=generator(settings)),
+            0.5,
+            0.5,
+            FLOORS[name],
+        )
     if plan.stochastic:
         raise Refusal(
-            f"the marginal law of a stochastic solver in {target.dim} dimensions has no closed "
-            "form for this target; measure path-kl"
+            f"the density of a stochastic solver in {target.dim} dimensions is a mean over its "
+            f"noises, and {name} takes the noise of that mean for distance; measure chi2, path-kl"
         )
     samples = density_samples(
-        plan, process, target, settings.samples, generator=_generator(settings)
+        plan, process, target, settings.samples, generator=generator(settings)
     )
-    return Measurement.of_samples(samples[name], 1.0, 1.0, FLOORS[name])
+    power, scale = (0.5, 0.5) if name == "chi2" else (1.0, 1.0)
+    return Measurement.of_samples(samples[name], power, scale, FLOORS[name])
 
 
 def _path(plan: Plan, process: Any, target: Target, settings: Settings) -> Measurement:
@@ -200,7 +245,7 @@ def _path(plan: Plan, process: Any, target: Target, settings: Settings) -> Measu
         value = math.sqrt(path_kl(plan, process, target) / 2)
         return Measurement(value, floor=FLOORS["path-kl"])
     samples = path_kl_samples(
-        plan, process, target, settings.samples, generator=_generator(settings)
+        plan, process, target, settings.samples, generator=generator(settings)
     )
     return Measurement.of_samples(samples, 0.5, math.sqrt(0.5), FLOORS["path-kl"])
 
@@ -234,10 +279,11 @@ def _strong(
     if target.dim == 1:
         value = _line_distances(plan, process, target)["strong"]
         return Measurement(value, floor=FLOORS["strong"])
-    start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
-    x = _start(process, target, plan.times[0], settings)
-    if isinstance(target, Gaussian):
-        exact = target.flow(x, (start.alpha, start.sigma), (stop.alpha, stop.sigma))
+    first, last = Point.many(process, [plan.times[0], plan.times[-1]])
+    x = start(process, target, plan.times[0], settings)
+    truth = truth_of(target)
+    if isinstance(truth, Gaussian):
+        exact = truth.flow(x, (first.alpha, first.sigma), (last.alpha, last.sigma))
         floor = FLOORS["strong"]
     elif reference is not None:
         exact, floor = reference
@@ -250,26 +296,15 @@ def _distance(
     plan: Plan, process: Any, target: Target, settings: Settings, exact: Tensor, floor: float
 ) -> Measurement:
     """RMS distance of a plan's final states from ``exact``, from the same draws."""
-    x = _start(process, target, plan.times[0], settings)
-    noise = _path_noise(plan, x, settings) if plan.stochastic else None
-    with torch.no_grad():
-        reached = run_plan(plan, target.model(process, plan.prediction), x, noise=noise)
-    squares = (reached - exact).square().mean(dim=1).numpy()
+    final = reached(plan, process, target, settings)
+    squares = (final - exact).square().mean(dim=1).numpy()
     return Measurement.of_samples(squares, 0.5, 1.0, floor)
-
-
-def _path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
-    """Noises read off one Brownian path in process time, the same for every plan."""
-    stop, start = min(plan.times), max(plan.times)
-    path = BrownianInterval(
-        stop, start, x.shape, x.dtype, entropy=settings.seed, tol=(start - stop) * 2.0**-22
-    )
-    return PathNoise(path)
 
 
 def needs_reference(target: Target, measures: Sequence[str], eta: Any = 0.0) -> bool:
     """Whether a strong error on this target has no exact solution to be measured against."""
-    flow = target.dim == 1 or isinstance(target, (Gaussian, Product))
+    known = isinstance(target, Product) or isinstance(truth_of(target), Gaussian)
+    flow = target.dim == 1 or known
     return "strong" in measures and not (eta == 0 and flow)
 
 
@@ -283,9 +318,9 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
     for count in (settings.reference_steps // 2, settings.reference_steps):
         times = grid.times(process, count)
         plan = get_solver("rk4").plan(process, times, "eps")
-        x = _start(process, target, times[0], settings)
+        x = start(process, target, times[0], settings)
         with torch.no_grad():
-            runs.append(run_plan(plan, target.model(process), x))
+            runs.append(run_plan(plan, truth_of(target).model(process), x))
     error = float((runs[0] - runs[1]).square().mean().sqrt()) / 15.0
     return runs[1], error
 
@@ -310,13 +345,7 @@ def reference_path(
     """
     times = grid.times(process, REFINEMENT * largest)
     plan = get_solver("sde-heun", eta=eta).plan(process, times, "eps")
-    x = _start(process, target, times[0], settings)
+    x = start(process, target, times[0], settings)
     with torch.no_grad():
-        noise = _path_noise(plan, x, settings)
-        return run_plan(plan, target.model(process), x, noise=noise), 0.0
-
-
-def _start(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
-    """The same draws of the exact law at the first time, for every plan."""
-    point = Point.many(process, [time])[0]
-    return target.sample(settings.samples, point.alpha, point.sigma, generator=_generator(settings))
+        noise = path_noise(plan, x, settings)
+        return run_plan(plan, truth_of(target).model(process), x, noise=noise), 0.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probflow.targets import Gaussian, Level, Target
 
-__all__ = ["OtherLaws", "Product", "ScoreError"]
+__all__ = ["Around", "OtherLaws", "Product", "Scaled", "ScoreError", "correlated", "truth_of"]
 
 
 class Product(Target):
@@ -71,7 +71,7 @@ class Product(Target):
         return np.concatenate([m for m, _ in both]), np.diag([float(c[0, 0]) for _, c in both])
 
 
-class _Around(Target):
+class Around(Target):
     """The target ``base`` in everything; what is wrong is overridden."""
 
     def __init__(self, base: Target) -> None:
@@ -84,6 +84,11 @@ class _Around(Target):
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
         """See :meth:`Target.score_and_jacobian`."""
         return self.base.score_and_jacobian(x, alpha, sigma)
+
+    @property
+    def truth(self) -> Target:
+        """What results are compared with."""
+        return self.base
 
     def _law(self, alpha: Any, sigma: Any) -> tuple[Target, Any, Any]:
         """Target and level whose law is meant at a level."""
@@ -111,7 +116,68 @@ class _Around(Target):
         return law._line_components(alpha, sigma)
 
 
-class ScoreError(_Around):
+class Scaled(Around):
+    """The law of ``scale`` times a sample of ``base``, scale > 0."""
+
+    def __init__(self, base: Target, scale: float) -> None:
+        if not 0.0 < scale < math.inf:
+            raise ValueError(f"scale: need a positive finite number, got {scale}")
+        super().__init__(base)
+        self.scale = float(scale)
+
+    @property
+    def truth(self) -> Target:
+        """Itself: a scaled law is another truth."""
+        return self
+
+    def _law(self, alpha: Any, sigma: Any) -> tuple[Target, Any, Any]:
+        return self.base, self.scale * alpha, sigma
+
+    def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """See :meth:`Target.score`."""
+        return self.base.score(x, self.scale * alpha, sigma)
+
+    def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """See :meth:`Target.score_and_jacobian`."""
+        return self.base.score_and_jacobian(x, self.scale * alpha, sigma)
+
+
+def correlated(line: Target, d: int, correlation: float = 0.0, *, decay: bool = False) -> Product:
+    """A target of d dimensions with the law ``line``, scaled, along the axes of a correlation.
+
+    Along its principal axes, which is how every sampler and measure of a :class:`Product` sees it:
+    each coordinate is ``line`` times the root of an eigenvalue of the correlation matrix.
+
+    Parameters
+    ----------
+    line
+        A target on the line.
+    d
+        Dimension, >= 1.
+    correlation
+        c in [0, 1): between all coordinates, or with ``decay`` :math:`c^{|i - j|}` between i and j.
+    """
+    if not 0.0 <= correlation < 1.0:
+        raise ValueError(f"correlation: need a number in [0, 1), got {correlation}")
+    if d != int(d) or d < 1:
+        raise ValueError(f"d: need a whole number >= 1, got {d}")
+    d = int(d)
+    if correlation == 0.0 or d == 1:
+        return Product([line] * d)
+    if not decay:  # the eigenvalue 1 - c is there d - 1 times
+        small = Scaled(line, math.sqrt(1 - correlation))
+        return Product([Scaled(line, math.sqrt(1 + correlation * (d - 1))), *[small] * (d - 1)])
+    index = np.arange(d)
+    values = np.linalg.eigvalsh(correlation ** np.abs(index[:, None] - index))
+    return Product([Scaled(line, math.sqrt(value)) for value in values])
+
+
+def truth_of(target: Target) -> Target:
+    """The target that one with something wrong is compared with; itself for others."""
+    return target.truth if isinstance(target, Around) else target
+
+
+class ScoreError(Around):
     r"""A target whose score is wrong by :math:`e(x) = u\,g(u^T x)`, with u = (1, ..., 1)/sqrt(d).
 
     The error is in the score of the scaled state :math:`x_t` and has the same size at every time:
@@ -161,7 +227,7 @@ class ScoreError(_Around):
         return score + wrong.to(x.dtype).reshape(x.shape), jacobian + slope
 
 
-class OtherLaws(_Around):
+class OtherLaws(Around):
     """A target whose law at one or two noise levels is another; the score is right everywhere.
 
     Parameters

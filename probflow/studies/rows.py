@@ -1,7 +1,6 @@
-"""What a study produces: one :class:`Row` per cell and one :class:`OrderEstimate` per curve.
+"""What a study produces: a :class:`Row` a cell, an :class:`OrderEstimate` a curve, wall times.
 
-Reports, files and tests all read these two types; nothing else travels between measuring and
-reporting.
+Reports, files and tests all read these types; nothing else travels between measuring and reporting.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ from typing import Literal
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
-#: Files of :mod:`probflow.studies.store`: cells while a study runs, all of them, these while they
-#: are written, the lock. They may stand in the folder of a report.
-PARTIAL, COMPLETE, NEW, LOCK = STORE_FILES = (
+#: Files of :mod:`probflow.studies.store` and ``timing``: cells while a study runs, all of them,
+#: these while they are written, the lock, wall times, these while they are written. They may stand
+#: in the folder of a report.
+PARTIAL, COMPLETE, NEW, LOCK, TIMINGS, NEW_TIMINGS = STORE_FILES = (
     *("cells.partial.jsonl", "cells.jsonl", "cells.new.jsonl", "study.lock"),
+    *("timings.jsonl", "timings.new.jsonl"),
 )
 
 #: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.
@@ -24,8 +25,14 @@ MEASURES: dict[str, str] = {
     "tv": "TV(q, p)",
     "kl": "KL(q || p)",
     "w2": "W2(q, p)",
+    "chi2": "sqrt(chi^2(p || q)) / 2, a bound on TV(q, p)",
     "path-kl": "sqrt(path KL(q || p) / 2)",
     "strong": "strong error, RMS per coordinate",
+    "weak": "weak error, RMS of E f(Y_T) - E f(Y_2T)",
+    "sliced-w2": "sliced W2 of samples",
+    "energy": "root of the energy distance of samples",
+    "mmd": "MMD of samples",
+    "frechet": "Frechet distance of samples",
     "certificate": "sqrt(certificate / 2), a bound on TV(q, p)",
 }
 
@@ -51,7 +58,8 @@ class Row:
     se
         Standard error of ``error`` (0 where the measure has no sampling noise).
     floor
-        Size below which ``error`` is round-off or the reference's own error.
+        Size below which ``error`` is round-off, the reference's own error, or what exact samples
+        have among themselves.
     eoc
         Local order against the next coarser row, ``ln(e_coarse / e) / ln(T / T_coarse)``;
         NaN for the coarsest.
@@ -59,6 +67,8 @@ class Row:
         Whether the order estimate used this row.
     status
         ``"ok"``, or ``"refused: <reason>"`` / ``"failed: <reason>"``.
+    note
+        What else there is to say of the number; mostly empty.
     """
 
     target: str
@@ -74,6 +84,7 @@ class Row:
     eoc: float = math.nan
     in_window: bool = False
     status: str = "ok"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,3 +126,36 @@ class OrderEstimate:
     solver: str = ""
     grid: str = ""
     measure: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one plan, for error against time (work-precision).
+
+    Times depend on the machine and what else it does: they are no part of a cell, and are not the
+    same on the next run.
+
+    Parameters
+    ----------
+    target, solver, grid, steps, nfe
+        As in :class:`Row`.
+    seconds
+        Median over the repeats of the wall time of one run over the whole batch, > 0.
+    low, high
+        Their quartiles.
+    repeats
+        Number of runs, >= 1; one more, before them, is not counted.
+    batch
+        Number of samples in the batch.
+    """
+
+    target: str
+    solver: str
+    grid: str
+    steps: int
+    nfe: int
+    seconds: float
+    low: float
+    high: float
+    repeats: int
+    batch: int

@@ -95,6 +95,7 @@ def test_results_have_exactly_the_keys(tmp_path: Path) -> None:
         "eoc",
         "in_window",
         "status",
+        "note",
     ]
     for line in lines:
         assert list(json.loads(line)) == keys

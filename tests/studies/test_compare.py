@@ -160,7 +160,7 @@ def test_cells_on_one_side_and_without_numbers(line) -> None:
         (lambda text: text + "[1]\n", "line 11: it is no row of results.jsonl"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": true,', 1), "nfe has the wrong type"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": 8.5,', 1), "nfe has the wrong type"),
-        (lambda text: text.replace('"strong"', '"weak"', 1), "its measure or steps are none"),
+        (lambda text: text.replace('"strong"', '"wrong"', 1), "its measure or steps are none"),
         (
             lambda text: text + text.splitlines()[0].replace('"error": ', '"error": 1') + "\n",
             "line 11: a second, different result of a cell",
@@ -181,7 +181,7 @@ def test_cells_that_are_refused(line, tmp_path: Path) -> None:
     path = tmp_path / "old.jsonl"
     for changed_text, message in (
         (text.replace('"nfe":8,', '"nfe":9,', 1), "line 1: wrong checksum"),
-        (text.replace("cells/1", "cells/2"), "its format is 'probflow-cells/2'"),
+        (text.replace("cells/2", "cells/1"), "its format is 'probflow-cells/1'"),
         (text[:-20], "torn"),
     ):
         path.write_text(changed_text)

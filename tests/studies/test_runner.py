@@ -19,6 +19,7 @@ from probflow.studies.builtin import mixture
 from probflow.studies.measure import (
     Measurement,
     Settings,
+    bootstrap_covariance,
     log_covariance,
     measure,
     needs_reference,
@@ -99,7 +100,7 @@ def test_local_orders_skip_refused_cells() -> None:
             MIXTURE,
             "refused: edm-churn is stochastic: its strong error needs",
         ),
-        ("ddpm", "tv", PLANE, "refused: the marginal law of a stochastic solver in 2 dimensions"),
+        ("ddpm", "tv", PLANE, "refused: the density of a stochastic solver in 2 dimensions"),
         ("accelerated-sde", "path-kl", PLANE, "refused: accelerated-sde adds noise before"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
         ("ddpm-posterior", "kl", MIXTURE, r"refused: .* KL\(q \|\| p\) is too large to resolve"),
@@ -163,13 +164,11 @@ def test_log_covariance_against_the_bootstrap() -> None:
         Measurement.of_samples(common * rng.gamma(5.0, size=2000) * scale, 0.5, 1.0, 0.0)
         for scale in (1.0, 0.1, 0.01)
     ]
-    logs = []
-    for _ in range(2000):
-        index = rng.integers(0, 2000, 2000)
-        logs.append([0.5 * math.log(m.samples[index].mean()) for m in curve])  # type: ignore[index]
-    bootstrap = np.cov(np.transpose(logs))
+    bootstrap = bootstrap_covariance(curve)
     exact = log_covariance(curve)
     assert exact is not None
+    assert bootstrap is not None
+    assert bootstrap_covariance([*curve, Measurement(0.1)]) is None
     # 2000 resamples know a variance to sqrt(2/2000) = 3 %.
     np.testing.assert_allclose(exact, bootstrap, rtol=4 * math.sqrt(2 / 2000))
     for index, m in enumerate(curve):

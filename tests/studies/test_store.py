@@ -37,6 +37,7 @@ cells = st.builds(
         se=floats,
         floor=floats,
         status=st.one_of(st.just("ok"), texts),
+        note=texts,
     ),
     st.none() | st.lists(floats, min_size=2, max_size=4).map(np.array),
     st.floats(0.25, 4),
@@ -167,7 +168,7 @@ def test_two_results_of_one_cell_are_refused(tmp_path: Path) -> None:
         (b"\0" * 50, "holds no cell of a study"),
         (b'{"target": "mixture", "error": 0.5}\n', "line 1: it is no cell of a study"),
         (b"[1, 2]\n", "line 1: it is no cell of a study"),
-        (b'{"format":"probflow-cells/2"}\n', "its format is 'probflow-cells/2', this version"),
+        (b'{"format":"probflow-cells/1"}\n', "its format is 'probflow-cells/1', this version"),
     ],
 )
 def test_files_of_others_are_refused_and_left_alone(
@@ -181,7 +182,7 @@ def test_files_of_others_are_refused_and_left_alone(
 
 def test_rows_of_another_version_beside_ours(tmp_path: Path) -> None:
     whole = fill(tmp_path, 1)
-    other = whole.replace(b"probflow-cells/1", b"probflow-cells/9")
+    other = whole.replace(b"probflow-cells/2", b"probflow-cells/9")
     (tmp_path / PARTIAL).write_bytes(whole + other)
     with pytest.raises(ValueError, match="line 2: its format is 'probflow-cells/9'"):
         reopen(tmp_path)

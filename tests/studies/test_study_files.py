@@ -26,6 +26,7 @@ GOOD: dict[str, Any] = {
     "seed": 3,
     "samples": 16,
     "reference_steps": 32,
+    "timing": 2,
     "target": {
         "kind": "gaussian-mixture",
         "weights": [0.35, 0.65],
@@ -80,6 +81,7 @@ def check(path: Path) -> bool:
         assert list(curve.steps) == sorted(set(curve.steps))
         assert curve.steps[0] >= 1
         assert curve.settings.samples >= 2
+        assert study.timing >= 0
         assert 0 <= curve.settings.seed < 2**64
         assert all(math.isfinite(x) for x in (curve.grid.start or 0, curve.grid.end or 0))
     assert study.curves

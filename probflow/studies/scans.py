@@ -1,0 +1,137 @@
+"""Scans of a study file: what its ``[scan]`` table lays out, their table, their file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from probflow.grids import Grid
+from probflow.processes import Process
+from probflow.studies.axes import AXES, Scan, scan
+from probflow.studies.lines import plain
+from probflow.studies.measure import Settings
+from probflow.targets import Target
+
+__all__ = ["SCANS", "ScanJob", "run_scans", "scans_json", "scans_table"]
+
+#: The files that :func:`run_scans` leaves in a folder, beside a folder of cells for each scan.
+SCANS = ("scans.md", "scans.json")
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """One scan: the arguments of :func:`probflow.studies.axes.scan`."""
+
+    axis: str
+    values: tuple[Any, ...]
+    target: Target | Callable[[Any], Target] | None
+    solver: str
+    steps: int
+    measure: str
+    grid: Grid
+    process: Process | None
+    settings: Settings
+
+    @property
+    def folder(self) -> str:
+        """Where its cells lie."""
+        return f"{self.solver}-{self.measure}-{self.steps}"
+
+
+def run_scans(
+    jobs: Sequence[ScanJob],
+    *,
+    title: str = "Scans",
+    out: str | Path | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> tuple[Scan, ...]:
+    """Run scans one after the other; with ``out`` their cells, table and numbers are kept there.
+
+    Raises
+    ------
+    ValueError
+        If ``out`` holds other files, or as :func:`~probflow.studies.axes.scan`.
+    """
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _check_folder(folder, {job.folder for job in jobs})
+    done = tuple(
+        scan(
+            job.axis,
+            job.values,
+            job.target,
+            job.solver,
+            job.steps,
+            job.measure,
+            grid=job.grid,
+            process=job.process,
+            seed=job.settings.seed,
+            samples=job.settings.samples,
+            jobs=workers,
+            out=None if folder is None else folder / job.folder,
+            resume=resume,
+            executor=executor,
+            progress=progress,
+        )
+        for job in jobs
+    )
+    if folder is not None:
+        text = f"# {title}\n\n{scans_table(done)}\n"
+        (folder / SCANS[0]).write_text(text, encoding="utf-8", newline="\n")
+        (folder / SCANS[1]).write_text(scans_json(done), encoding="utf-8", newline="\n")
+    return done
+
+
+def _check_folder(folder: Path, own: set[str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    known = {*own, *SCANS}
+    foreign = (
+        sorted(p.name for p in folder.iterdir() if p.name not in known) if folder.exists() else []
+    )
+    if foreign:
+        raise ValueError(
+            f"{folder} holds files of something else ({foreign[0]}), so nothing there is "
+            "overwritten; choose a new or an empty folder"
+        )
+
+
+def scans_table(scans: Sequence[Scan]) -> str:
+    """Markdown: a table of errors a scan, with its slope and interval, or why there is none."""
+    parts = []
+    for done in scans:
+        first = done.rows[0]
+        head = f"## {first.solver}, {first.measure}, T = {first.steps}: {AXES[done.axis].meaning}"
+        lines = ["| value | x | error | standard error | floor |", "|---|---|---|---|---|"]
+        for value, x, row in zip(done.values, done.x, done.rows, strict=True):
+            numbers = " | ".join(f"{number:.3g}" for number in (value, x))
+            what = f"{row.error:.3e} | {row.se:.1e} | {row.floor:.1e}"
+            lines.append(f"| {numbers} | {what if row.status == 'ok' else row.status + ' | | '} |")
+        parts.append("\n".join([head, "", *lines, "", slope_text(done)]))
+    return "\n\n".join(parts)
+
+
+def slope_text(done: Scan) -> str:
+    """``slope 1.00 [0.95, 1.05] in x``, or why there is none."""
+    if math.isnan(done.slope):
+        return f"No slope: {done.reason}."
+    return f"Slope {done.slope:.2f} [{done.low:.2f}, {done.high:.2f}] in x; last {done.local:.2f}."
+
+
+def scans_json(scans: Sequence[Scan]) -> str:
+    """All numbers of scans as JSON; what is no number is a text."""
+    return json.dumps([_plain(asdict(done)) for done in scans], indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else plain(value)
