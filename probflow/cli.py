@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OLD.jsonl",
         help="cells.jsonl or results.jsonl of an earlier run; exit code 1 if a verdict got worse",
     )
+    rates.add_argument(
+        "--timing",
+        type=int,
+        default=None,
+        metavar="N",
+        help="take the wall time of N runs of each plan (overrides the study's; 0: none)",
+    )
     rates.add_argument("--seed", type=int, default=None, help="overrides the study's seed")
     rates.add_argument("--no-progress", action="store_true", help="no progress bar")
     rates.set_defaults(run=_rates)
@@ -108,12 +115,14 @@ def _rates(arguments: argparse.Namespace) -> int:
     baseline = None if arguments.compare is None else read_baseline(arguments.compare)
     if arguments.seed is not None:
         check_seed(arguments.seed)
+    timing = arguments.timing
     if arguments.study is None:
         title = "Orders of convergence: the built-in study"
         curves = builtin.builtin_curves(arguments.seed or 0)
     else:
         content = read_study(arguments.study)
         title, curves = content.name, list(content.curves)
+        timing = content.timing if timing is None else timing
         if arguments.seed is not None:
             curves = [replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves]
     interrupted = False
@@ -124,6 +133,7 @@ def _rates(arguments: argparse.Namespace) -> int:
             progress=not arguments.no_progress,
             out=arguments.out,
             resume=arguments.resume,
+            timing=timing or 0,
             notify=lambda text: print(f"probflow: {text}", file=sys.stderr),
         )
     except StudyInterrupted as stop:

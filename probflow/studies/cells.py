@@ -34,6 +34,7 @@ from probflow.studies.rows import Row
 from probflow.targets import Target
 
 __all__ = [
+    "LASTING",
     "Cell",
     "Curve",
     "Task",
@@ -139,7 +140,7 @@ def cell_keys(task: Task) -> dict[str, str]:
     try:
         process, plan = task.curve.plan(task.steps)
     except Exception as problem:
-        return _keys(task, None, _status(problem)) if isinstance(problem, _LASTING) else {}
+        return _keys(task, None, _status(problem)) if isinstance(problem, LASTING) else {}
     return _keys(task, process, plan)
 
 
@@ -203,7 +204,7 @@ def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
         process, plan = task.curve.plan(task.steps)
         known = replace(_empty(task), nfe=plan.nfe, h_max=h_max(plan, process))
     except Exception as problem:
-        return unmeasured(task, _status(problem), lasting=isinstance(problem, _LASTING))
+        return unmeasured(task, _status(problem), lasting=isinstance(problem, LASTING))
     keys = _keys(task, process, plan) if task.target_key else {}
     return [
         _measure(
@@ -248,20 +249,20 @@ def _measure(
         m = measure(name, plan, process, curve.target, curve.settings, reference)
     except Exception as problem:
         row = replace(cell.row, status=_status(problem))
-        return replace(cell, row=row, lasting=isinstance(problem, _LASTING))
+        return replace(cell, row=row, lasting=isinstance(problem, LASTING))
     row = replace(cell.row, error=m.error, se=m.se, floor=m.floor)
     return replace(cell, row=row, samples=m.samples, power=m.power)
 
 
 #: What the numbers themselves lead to.
-_LASTING = (Refusal, NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError)
+LASTING = (Refusal, NonFiniteError, ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
 
 def _status(problem: BaseException) -> str:
     text = str(problem)
     if isinstance(problem, Refusal):
         return f"refused: {text}"
-    return f"failed: {text}" if isinstance(problem, _LASTING) else f"failed: {named(problem)}"
+    return f"failed: {text}" if isinstance(problem, LASTING) else f"failed: {named(problem)}"
 
 
 def named(problem: BaseException) -> str:

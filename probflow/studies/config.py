@@ -47,10 +47,13 @@ class StudyFile:
         Title of the report: the file's ``name``, or its stem.
     curves
         What to measure.
+    timing
+        Number of runs of each plan whose wall time is taken; 0 takes none.
     """
 
     name: str
     curves: tuple[Curve, ...]
+    timing: int = 0
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -87,6 +90,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "seed": int,
         "samples": int,
         "reference_steps": int,
+        "timing": int,
         "name": str,
     }
     _check_keys(table, allowed, "the study", required=("solvers", "measures", "target", "grid"))
@@ -120,7 +124,10 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         process=None if kind is None else PROCESSES[kind](),
         settings=settings,
     )
-    return StudyFile(table.get("name", path.stem), tuple(curves))
+    timing = table.get("timing", 0)
+    if timing < 0:
+        raise ValueError(f"timing: need a whole number >= 0, got {timing}")
+    return StudyFile(table.get("name", path.stem), tuple(curves), timing)
 
 
 def _grid(table: Mapping[str, Any]) -> Grid:

@@ -1,7 +1,6 @@
-"""What a study produces: one :class:`Row` per cell and one :class:`OrderEstimate` per curve.
+"""What a study produces: a :class:`Row` a cell, an :class:`OrderEstimate` a curve, wall times.
 
-Reports, files and tests all read these two types; nothing else travels between measuring and
-reporting.
+Reports, files and tests all read these types; nothing else travels between measuring and reporting.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ from typing import Literal
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
-#: Files of :mod:`probflow.studies.store`: cells while a study runs, all of them, these while they
-#: are written, the lock. They may stand in the folder of a report.
-PARTIAL, COMPLETE, NEW, LOCK = STORE_FILES = (
+#: Files of :mod:`probflow.studies.store` and ``timing``: cells while a study runs, all of them,
+#: these while they are written, the lock, wall times, these while they are written. They may stand
+#: in the folder of a report.
+PARTIAL, COMPLETE, NEW, LOCK, TIMINGS, NEW_TIMINGS = STORE_FILES = (
     *("cells.partial.jsonl", "cells.jsonl", "cells.new.jsonl", "study.lock"),
+    *("timings.jsonl", "timings.new.jsonl"),
 )
 
 #: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.
@@ -115,3 +116,36 @@ class OrderEstimate:
     solver: str = ""
     grid: str = ""
     measure: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one plan, for error against time (work-precision).
+
+    Times depend on the machine and what else it does: they are no part of a cell, and are not the
+    same on the next run.
+
+    Parameters
+    ----------
+    target, solver, grid, steps, nfe
+        As in :class:`Row`.
+    seconds
+        Median over the repeats of the wall time of one run over the whole batch, > 0.
+    low, high
+        Their quartiles.
+    repeats
+        Number of runs, >= 1; one more, before them, is not counted.
+    batch
+        Number of samples in the batch.
+    """
+
+    target: str
+    solver: str
+    grid: str
+    steps: int
+    nfe: int
+    seconds: float
+    low: float
+    high: float
+    repeats: int
+    batch: int

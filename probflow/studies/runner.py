@@ -36,8 +36,9 @@ from probflow.studies.curves import finish_curve
 from probflow.studies.executors import Failure, Job, Workers, run_jobs
 from probflow.studies.fingerprint import digest
 from probflow.studies.measure import Settings
-from probflow.studies.rows import MEASURES, OrderEstimate, Row
+from probflow.studies.rows import MEASURES, TIMINGS, OrderEstimate, Row, Timing
 from probflow.studies.store import Store
+from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
 from probflow.targets import Target
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
@@ -55,11 +56,14 @@ class Study:
         One :class:`~probflow.studies.rows.OrderEstimate` a curve.
     settings
         Seed, number of samples, reference.
+    timings
+        One :class:`~probflow.studies.rows.Timing` a plan, where wall times were asked for.
     """
 
     rows: tuple[Row, ...]
     estimates: tuple[OrderEstimate, ...]
     settings: Settings
+    timings: tuple[Timing, ...] = ()
 
     def orders(self) -> tuple[OrderEstimate, ...]:
         """The fitted orders with their verdicts."""
@@ -111,6 +115,7 @@ def study(
     out: str | Path | None = None,
     resume: bool = False,
     executor: Executor | None = None,
+    timing: int = 0,
 ) -> Study:
     """Measure solvers on targets and fit orders of convergence.
 
@@ -145,6 +150,9 @@ def study(
     executor
         A :class:`concurrent.futures.Executor` that measures the cells, in the place of ``jobs``:
         a thread pool, or ``client.get_executor()`` of a dask cluster.
+    timing
+        Number of runs of each plan whose wall time is taken when all cells are measured, one run at
+        a time in this process (:mod:`probflow.studies.timing`); 0 takes none.
 
     Raises
     ------
@@ -163,7 +171,13 @@ def study(
         settings=Settings(seed, samples, reference_steps),
     )
     return run_curves(
-        curves, jobs=jobs, progress=progress, out=out, resume=resume, executor=executor
+        curves,
+        jobs=jobs,
+        progress=progress,
+        out=out,
+        resume=resume,
+        executor=executor,
+        timing=timing,
     )
 
 
@@ -224,6 +238,7 @@ def run_curves(
     out: str | Path | None = None,
     resume: bool = False,
     executor: Executor | None = None,
+    timing: int = 0,
     notify: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2),
 ) -> Study:
     """Measure curves; the result is the same for any number and order of workers.
@@ -238,6 +253,8 @@ def run_curves(
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: need a whole number >= 1, got {jobs!r}")
+    if isinstance(timing, bool) or not isinstance(timing, int) or timing < 0:
+        raise ValueError(f"timing: need a whole number >= 0, got {timing!r}")
     if executor is not None and not isinstance(executor, Executor):
         raise TypeError(
             f"executor: need a concurrent.futures.Executor, got {type(executor).__name__}; of a "
@@ -265,11 +282,28 @@ def run_curves(
                 run.take(task, outcome)
                 bar.set_postfix_str(f"{run.failed} failed", refresh=False)
                 bar.update(len(run.tasks[task].measures))
+            if store is not None:
+                store.complete(run.keys())
+            bar.close()
+            return replace(run.study(), timings=_timings(run, timing, progress, notify))
         except KeyboardInterrupt:
             raise StudyInterrupted(run.study()) from None
-        if store is not None:
-            store.complete(run.keys())
-        return run.study()
+
+
+def _timings(
+    run: _Run, repeats: int, progress: bool, notify: Callable[[str], None]
+) -> tuple[Timing, ...]:
+    """The wall times of a study whose cells are measured: new ones, or those that were kept."""
+    folder = None if run.store is None else run.store.folder
+    if run.store is not None and not run.store.resumed:
+        (run.store.folder / TIMINGS).unlink(missing_ok=True)  # of the study that was replaced
+    if not repeats:
+        kept = {} if folder is None else read_timings(folder, notify)
+        return kept_timings(run.curves, kept, run.target_key)
+    timed = time_curves(run.curves, repeats, progress=progress)
+    if folder is not None:
+        write_timings(folder, timed, run.target_key)
+    return tuple(row for _, row in timed)
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -307,13 +341,11 @@ class _Run:
         self._open: list[dict[tuple[str, int], Cell]] = [{} for _ in curves]
         self._done: dict[int, tuple[list[Row], list[OrderEstimate]]] = {}
         self._keys: dict[tuple[int, str, int], str] = {}  # by curve, measure and steps
-        targets: dict[int, str] = {}
+        self._targets: dict[int, str] = {}
         for index, curve in enumerate(curves):
-            if store is not None and id(curve.target) not in targets:
-                targets[id(curve.target)] = digest(curve.target)
+            key = "" if store is None else self.target_key(curve)
             # Fine grids take longest: they go first, so that no worker is left with one at the end.
             for steps in reversed(curve.steps):
-                key = targets.get(id(curve.target), "")
                 self._plan_task(index, Task(curve, steps, curve.measures, key))
 
     def _plan_task(self, index: int, task: Task) -> None:
@@ -327,6 +359,13 @@ class _Run:
                     self._add(index, cell)
         if missing:
             self.tasks[index, task.steps] = replace(task, measures=tuple(missing))
+
+    def target_key(self, curve: Curve) -> str:
+        """Digest of a curve's target, computed once."""
+        name = id(curve.target)
+        if name not in self._targets:
+            self._targets[name] = digest(curve.target)
+        return self._targets[name]
 
     def keys(self) -> list[str]:
         """The keys of all cells, in the study's order."""

@@ -19,9 +19,7 @@ A line is used if its checksum is right and its key is that of a cell of the stu
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from probflow.studies.cells import Cell
+from probflow.studies.lines import Damaged, plain, seal, unseal
 from probflow.studies.lock import FolderLock
 from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row
 
@@ -38,25 +37,15 @@ __all__ = ["FORMAT", "Damaged", "Store", "cell_line", "read_cell"]
 FORMAT = "probflow-cells/1"
 
 _ROW_FIELDS = [f for f in dataclasses.fields(Row) if f.name not in ("eoc", "in_window")]
-_KEYS = {"format", "key", "row", "samples", "power", "sum"}
-
-
-class Damaged(ValueError):
-    """A line that was not written in full, or changed since: its cell is measured again."""
+_KEYS = ("key", "row", "samples", "power")
 
 
 def cell_line(cell: Cell) -> str:
     """A cell as one line of JSON with a checksum; floats keep every bit."""
-    row = {field.name: _plain(getattr(cell.row, field.name)) for field in _ROW_FIELDS}
-    samples = None if cell.samples is None else [_plain(float(v)) for v in cell.samples]
-    content = {
-        "format": FORMAT,
-        "key": cell.key,
-        "row": row,
-        "samples": samples,
-        "power": cell.power,
-    }
-    return _json({**content, "sum": _checksum(content)}) + "\n"
+    row = {field.name: plain(getattr(cell.row, field.name)) for field in _ROW_FIELDS}
+    samples = None if cell.samples is None else [plain(float(v)) for v in cell.samples]
+    content = {"key": cell.key, "row": row, "samples": samples, "power": cell.power}
+    return seal(FORMAT, content)
 
 
 def read_cell(line: str) -> Cell:
@@ -69,17 +58,7 @@ def read_cell(line: str) -> Cell:
     ValueError
         If it is something else than a cell, or one of another format.
     """
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        raise Damaged("no JSON") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), str):
-        raise ValueError("it is no cell of a study")
-    if content["format"] != FORMAT:
-        raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT!r}")
-    checksum = content.pop("sum", None)
-    if set(content) != _KEYS - {"sum"} or checksum != _checksum(content):
-        raise Damaged("wrong checksum")
+    content = unseal(line, FORMAT, _KEYS, "cell")
     row = {field.name: _number(field.type, content["row"][field.name]) for field in _ROW_FIELDS}
     samples = content["samples"]
     return Cell(
@@ -90,25 +69,8 @@ def read_cell(line: str) -> Cell:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no sign for as texts: ``"nan"``, ``"inf"``, ``"-inf"``."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _number(kind: Any, value: Any) -> Any:
     return float(value) if kind == "float" else value
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
-
-
-def _checksum(content: Any) -> str:
-    try:
-        text = _json(content)
-    except ValueError:  # a NaN that we never write
-        return ""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Store:
@@ -137,7 +99,7 @@ class Store:
     def __init__(
         self, folder: str | Path, *, resume: bool, notify: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.folder, self._notify = Path(folder), notify
+        self.folder, self.resumed, self._notify = Path(folder), resume, notify
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.folder)
         self._places: dict[str, tuple[Path, int]] = {}
@@ -296,7 +258,7 @@ def _torn_first(path: Path) -> bool:
     """Whether a file is the beginning of a first line of ours."""
     with open(path, "rb") as file:
         start = file.read(64)
-    wanted = _json({"format": FORMAT})[:-1].encode()
+    wanted = f'{{"format":"{FORMAT}"'.encode()
     return wanted.startswith(start) or start.startswith(wanted)
 
 

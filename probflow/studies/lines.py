@@ -1,0 +1,69 @@
+"""Lines of JSON that say what they are and carry a checksum, so that none is ever misread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["Damaged", "plain", "seal", "unseal"]
+
+
+class Damaged(ValueError):
+    """A line that was not written in full, or changed since: its content is measured again."""
+
+
+def seal(kind: str, content: Mapping[str, Any]) -> str:
+    """``content`` as one line of JSON that begins with its ``format`` and ends with its ``sum``."""
+    whole = {"format": kind, **content}
+    return _json({**whole, "sum": _checksum(whole)}) + "\n"
+
+
+def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, Any]:
+    """The content of a line of :func:`seal`.
+
+    Parameters
+    ----------
+    kind, keys
+        The format, and the content's keys.
+    noun
+        What the line should hold, for messages.
+
+    Raises
+    ------
+    Damaged
+        If the line is no JSON, or its checksum is wrong.
+    ValueError
+        If it is something else, or has another format.
+    """
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise Damaged("no JSON") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), str):
+        raise ValueError(f"it is no {noun} of a study")
+    if content["format"] != kind:
+        raise ValueError(f"its format is {content['format']!r}, this version reads {kind!r}")
+    checksum = content.pop("sum", None)
+    if set(content) != {"format", *keys} or checksum != _checksum(content):
+        raise Damaged("wrong checksum")
+    return content
+
+
+def plain(value: Any) -> Any:
+    """Numbers that JSON has no sign for as texts: ``"nan"``, ``"inf"``, ``"-inf"``."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(content: Any) -> str:
+    try:
+        text = _json(content)
+    except ValueError:  # a NaN that we never write
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
