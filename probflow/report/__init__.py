@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .captions import rate_caption, settings_text
 from .document import (
+    Shown,
     check_writable,
     footer_text,
     order_dict,
@@ -10,15 +12,16 @@ from .document import (
     row_dict,
     write_report,
 )
+from .latex import latex_figure, to_latex
 from .page import save_figure
 from .pictures import density_plot, image_grid
+from .precision import draw_times, work_precision
 from .rates import (
     Panel,
     draw_local_orders,
     draw_rates,
     rate_panels,
     rate_plot,
-    work_precision,
 )
 from .style import OKABE_ITO, Mark, figure_params, solver_marks
 from .tables import (
@@ -29,38 +32,48 @@ from .tables import (
     group_curves,
     order_text,
     summary_table,
+    summary_tables,
     to_csv,
     to_json,
-    to_latex,
     to_markdown,
     verdict_text,
 )
+from .venues import VENUES, Venue, page_width
 
 __all__ = [
     "OKABE_ITO",
+    "VENUES",
     "CurveKey",
     "Mark",
     "Panel",
+    "Shown",
     "Table",
+    "Venue",
     "check_writable",
     "curve_table",
     "curve_tables",
     "density_plot",
     "draw_local_orders",
     "draw_rates",
+    "draw_times",
     "figure_params",
     "footer_text",
     "group_curves",
     "image_grid",
+    "latex_figure",
     "order_dict",
     "order_text",
+    "page_width",
+    "rate_caption",
     "rate_panels",
     "rate_plot",
     "results_text",
     "row_dict",
     "save_figure",
+    "settings_text",
     "solver_marks",
     "summary_table",
+    "summary_tables",
     "to_csv",
     "to_json",
     "to_latex",

@@ -18,9 +18,6 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .style import GREY, style_context
 
-#: Width in inches of a figure that spans one or two columns of a page.
-WIDTHS: dict[int, float] = {1: 3.4, 2: 7.0}
-
 _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
@@ -28,16 +25,9 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
-def page_width(columns: int) -> float:
-    """Width in inches of a figure spanning ``columns`` (1 or 2) columns of a page."""
-    if columns not in WIDTHS:
-        raise ValueError(f"columns must be 1 or 2 (columns of the page), got {columns!r}")
-    return WIDTHS[columns]
-
-
-def new_figure(columns: int, nrows: int, ncols: int) -> tuple[Figure, list[Axes]]:
-    """Make a figure of so many page columns, and its axes row by row."""
-    fig = Figure(figsize=(page_width(columns), 2.5 * nrows), layout="constrained")
+def new_figure(width: float, nrows: int, ncols: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure of so many inches, and its axes row by row."""
+    fig = Figure(figsize=(width, 2.5 * nrows), layout="constrained")
     return fig, list(fig.subplots(nrows, ncols, squeeze=False).flat)
 
 
