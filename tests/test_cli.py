@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import probflow as pf
-from probflow import cli
 from probflow.cli import main
+from probflow.studies import figures
 
 STUDY = """
 solvers  = ["ddim", "accelerated-sde"]
@@ -270,7 +270,7 @@ def test_rates_resumes_and_compares(study_file: Path, tmp_path: Path, capsys, mo
         patch.setattr(runner.Store, "append", full)
         assert run(*common, out) == 2
     capsys.readouterr()
-    assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl", "study.json"]
     assert run(*common, out) == 2
     assert (
         "holds an unfinished study; resume it (resume=True, --resume), or remove"
@@ -300,7 +300,7 @@ def test_rates_compare_says_what_got_worse(
     for row in rows:
         row["error"] = 1.0 / row["steps"]  # consistent with order 1, which now is undecided
     old.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(cli, "_write_rates", lambda *_: None)  # the same report again
+    monkeypatch.setattr(figures, "study_report", lambda *_, **__: None)  # the same report again
     capsys.readouterr()
     assert run(*common, "--compare", old) == 1
     text = capsys.readouterr().out

@@ -15,6 +15,7 @@ from .document import (
 from .latex import latex_figure, to_latex
 from .page import save_figure
 from .pictures import density_plot, image_grid
+from .plots import KINDS, plot_on, plot_study
 from .precision import draw_times, work_precision
 from .rates import (
     Panel,
@@ -23,6 +24,7 @@ from .rates import (
     rate_panels,
     rate_plot,
 )
+from .scenes import picture_caption, picture_name, picture_plot, plane_plot, trajectory_plot
 from .style import OKABE_ITO, Mark, figure_params, solver_marks
 from .tables import (
     CurveKey,
@@ -41,6 +43,7 @@ from .tables import (
 from .venues import VENUES, Venue, page_width
 
 __all__ = [
+    "KINDS",
     "OKABE_ITO",
     "VENUES",
     "CurveKey",
@@ -64,6 +67,12 @@ __all__ = [
     "order_dict",
     "order_text",
     "page_width",
+    "picture_caption",
+    "picture_name",
+    "picture_plot",
+    "plane_plot",
+    "plot_on",
+    "plot_study",
     "rate_caption",
     "rate_panels",
     "rate_plot",
@@ -78,6 +87,7 @@ __all__ = [
     "to_json",
     "to_latex",
     "to_markdown",
+    "trajectory_plot",
     "verdict_text",
     "work_precision",
     "write_report",

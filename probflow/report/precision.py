@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..studies.rows import MEASURES, Row, Timing
 from .curves import (
@@ -103,10 +103,11 @@ def draw_times(
     low, high = min(t.low for t in shown), max(t.high for t in shown)
     pad = max((high / low) ** 0.05, 1.1)
     ax.set_xlim(low / pad, high * pad)
-    # Less than a decade has at most one power of ten: label 2 and 5 times those, too.
-    narrow = math.log10(high / low) < 1.5
+    # Times seldom span many decades: up to two of them, label 2 and 5 times their powers, too.
+    narrow = math.log10(high / low) < 2.0
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
-    ax.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(time_label(shown))
     ax.set_ylabel(MEASURES.get(measure, measure))
     return handles

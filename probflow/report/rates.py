@@ -135,7 +135,7 @@ def draw_rates(
                 draw_arrow(ax, (x_row, value), -9.0, mark.colour)
         text = legend_text(labels[key], find_orders(orders, key), axis) if fitted else labels[key]
         handles.append(curve_handle(mark, text))
-    label_ticks(ax, x_all, ".2g" if axis == "h" else "g")
+    label_ticks(ax, x_all, ".2g" if axis == "h" else "g", merge=0.08 if axis == "nfe" else 0.0)
     ax.set_xlabel(X_NAME[axis])
     ax.set_ylabel(MEASURES.get(measure, measure))
     return handles
@@ -148,11 +148,16 @@ def draw_local_orders(
     *,
     measure: str,
     marks: Marks | None = None,
-) -> None:
+) -> list[Line2D]:
     """Draw the local order of every row against ``T``, with the claims as dashed lines.
 
     Each local order stands at the finer of its two ``T``. Values far away from every claim are
     drawn as arrows at the edge, so that one wild point does not flatten the panel.
+
+    Returns
+    -------
+    list of Line2D
+        Legend handles.
     """
     curves, labels, marks = prepare(rows, measure, marks)
     orders = [order for key in curves for order in find_orders(orders, key)]
@@ -184,6 +189,7 @@ def draw_local_orders(
     ax.yaxis.set_major_locator(MultipleLocator(0.5 if high - low < 4.5 else 1.0))
     ax.set_xlabel(X_NAME["T"])
     ax.set_ylabel("local order")
+    return [curve_handle(marks[labels[key]], labels[key]) for key in curves]
 
 
 def rate_plot(

@@ -259,9 +259,10 @@ def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list
     """One :func:`summary_table` for each measure, target and grid, which its title names."""
     rows, orders = list(rows), list(orders)
     groups: dict[tuple[str, str, str], tuple[list[Row], list[OrderEstimate]]] = {}
-    for item in (*rows, *orders):
-        own = groups.setdefault((item.measure, item.target, item.grid), ([], []))
-        (own[0] if isinstance(item, Row) else own[1]).append(item)  # type: ignore[arg-type]
+    for row in rows:
+        groups.setdefault((row.measure, row.target, row.grid), ([], []))[0].append(row)
+    for order in orders:
+        groups.setdefault((order.measure, order.target, order.grid), ([], []))[1].append(order)
     return [
         replace(summary_table(*own), title=f"Orders in {place_text(*names)}")
         for names, own in groups.items()

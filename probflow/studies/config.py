@@ -49,11 +49,14 @@ class StudyFile:
         What to measure.
     timing
         Number of runs of each plan whose wall time is taken; 0 takes none.
+    pictures
+        Number of steps of the pictures in the report; 0 makes none.
     """
 
     name: str
     curves: tuple[Curve, ...]
     timing: int = 0
+    pictures: int = 0
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -91,6 +94,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "samples": int,
         "reference_steps": int,
         "timing": int,
+        "pictures": int,
         "name": str,
     }
     _check_keys(table, allowed, "the study", required=("solvers", "measures", "target", "grid"))
@@ -124,10 +128,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         process=None if kind is None else PROCESSES[kind](),
         settings=settings,
     )
-    timing = table.get("timing", 0)
-    if timing < 0:
-        raise ValueError(f"timing: need a whole number >= 0, got {timing}")
-    return StudyFile(table.get("name", path.stem), tuple(curves), timing)
+    counts = {name: table.get(name, 0) for name in ("timing", "pictures")}
+    for name, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{name}: need a whole number >= 0, got {count}")
+    return StudyFile(table.get("name", path.stem), tuple(curves), **counts)
 
 
 def _grid(table: Mapping[str, Any]) -> Grid:

@@ -35,8 +35,10 @@ __all__ = [
     "Settings",
     "measure",
     "needs_reference",
+    "path_noise",
     "reference_flow",
     "reference_path",
+    "start_states",
 ]
 
 Reference = tuple[Tensor, float]  # final states, and their own RMS error
@@ -235,7 +237,7 @@ def _strong(
         value = _line_distances(plan, process, target)["strong"]
         return Measurement(value, floor=FLOORS["strong"])
     start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
-    x = _start(process, target, plan.times[0], settings)
+    x = start_states(process, target, plan.times[0], settings)
     if isinstance(target, Gaussian):
         exact = target.flow(x, (start.alpha, start.sigma), (stop.alpha, stop.sigma))
         floor = FLOORS["strong"]
@@ -250,15 +252,15 @@ def _distance(
     plan: Plan, process: Any, target: Target, settings: Settings, exact: Tensor, floor: float
 ) -> Measurement:
     """RMS distance of a plan's final states from ``exact``, from the same draws."""
-    x = _start(process, target, plan.times[0], settings)
-    noise = _path_noise(plan, x, settings) if plan.stochastic else None
+    x = start_states(process, target, plan.times[0], settings)
+    noise = path_noise(plan, x, settings) if plan.stochastic else None
     with torch.no_grad():
         reached = run_plan(plan, target.model(process, plan.prediction), x, noise=noise)
     squares = (reached - exact).square().mean(dim=1).numpy()
     return Measurement.of_samples(squares, 0.5, 1.0, floor)
 
 
-def _path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
+def path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
     """Noises read off one Brownian path in process time, the same for every plan."""
     stop, start = min(plan.times), max(plan.times)
     path = BrownianInterval(
@@ -283,7 +285,7 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
     for count in (settings.reference_steps // 2, settings.reference_steps):
         times = grid.times(process, count)
         plan = get_solver("rk4").plan(process, times, "eps")
-        x = _start(process, target, times[0], settings)
+        x = start_states(process, target, times[0], settings)
         with torch.no_grad():
             runs.append(run_plan(plan, target.model(process), x))
     error = float((runs[0] - runs[1]).square().mean().sqrt()) / 15.0
@@ -310,13 +312,13 @@ def reference_path(
     """
     times = grid.times(process, REFINEMENT * largest)
     plan = get_solver("sde-heun", eta=eta).plan(process, times, "eps")
-    x = _start(process, target, times[0], settings)
+    x = start_states(process, target, times[0], settings)
     with torch.no_grad():
-        noise = _path_noise(plan, x, settings)
+        noise = path_noise(plan, x, settings)
         return run_plan(plan, target.model(process), x, noise=noise), 0.0
 
 
-def _start(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
+def start_states(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
     """The same draws of the exact law at the first time, for every plan."""
     point = Point.many(process, [time])[0]
     return target.sample(settings.samples, point.alpha, point.sigma, generator=_generator(settings))
