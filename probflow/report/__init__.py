@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .captions import rate_caption, settings_text
+from .captions import rate_caption, sentences, settings_text
 from .document import (
     Shown,
     check_writable,
@@ -25,13 +25,14 @@ from .rates import (
     rate_plot,
 )
 from .scenes import picture_caption, picture_name, picture_plot, plane_plot, trajectory_plot
-from .style import OKABE_ITO, Mark, figure_params, solver_marks
+from .style import OKABE_ITO, Mark, Marks, figure_params, solver_marks
 from .tables import (
     CurveKey,
     Table,
     curve_table,
     curve_tables,
     group_curves,
+    numbered,
     order_text,
     summary_table,
     summary_tables,
@@ -48,6 +49,7 @@ __all__ = [
     "VENUES",
     "CurveKey",
     "Mark",
+    "Marks",
     "Panel",
     "Shown",
     "Table",
@@ -64,6 +66,7 @@ __all__ = [
     "group_curves",
     "image_grid",
     "latex_figure",
+    "numbered",
     "order_dict",
     "order_text",
     "page_width",
@@ -79,6 +82,7 @@ __all__ = [
     "results_text",
     "row_dict",
     "save_figure",
+    "sentences",
     "settings_text",
     "solver_marks",
     "summary_table",

@@ -101,12 +101,14 @@ thead, tbody { border-bottom: 1.5px solid; }
 thead { border-top: 1.5px solid; }
 tbody.last { font-weight: 600; }
 th, td { padding: 0.2rem 0.6rem; text-align: left; vertical-align: top; }
+th:last-child, td:last-child { min-width: 12rem; }
 .r { text-align: right; white-space: nowrap; }
 @media print {
   body { font-size: 10pt; max-width: none; margin: 0; }
   figure, tr { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; }
   .table { overflow: visible; }
+  .whole { break-inside: avoid; }
   table, figcaption { font-size: 8pt; }
 }
 """
@@ -168,7 +170,7 @@ def _table(table: Table, titled: bool) -> str:
         return f"<tr>{''.join(inner)}</tr>"
 
     end = len(table.body) - table.last
-    lines = ['<div class="table"><table>']
+    lines = [f'<div class="table{" whole" if titled else ""}"><table>']
     lines += [f"<caption>{html.escape(table.title)}</caption>"] if titled else []
     lines += [f"<thead>{row(table.head, 'th')}</thead>", "<tbody>"]
     lines += [row(cells, "td") for cells in table.body[:end]]

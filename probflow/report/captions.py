@@ -8,7 +8,7 @@ from typing import Any
 from ..studies.rows import OrderEstimate, Row
 from .tables import DASH, place_text, window_text
 
-__all__ = ["rate_caption", "settings_text", "window_sentence"]
+__all__ = ["rate_caption", "sentences", "settings_text", "window_sentence"]
 
 _LIBRARIES = ("probflow", "commit", "torch", "numpy", "scipy")
 
@@ -28,18 +28,29 @@ def rate_caption(
     row = rows[0]
     grids = list(dict.fromkeys(item.grid for item in rows))
     place = place_text(row.measure, row.target, " and ".join(grids))
-    sentences = [f"{place}: error and local order", window_sentence(orders)]
+    parts = [f"{place}: error and local order", window_sentence(orders)]
     if any(item.se > 0 for item in rows):
         samples = provenance.get("samples")
         count = (
             samples.get(f"{row.target}, {row.measure}") if isinstance(samples, Mapping) else None
         )
-        sentences.append(f"{f'{count} samples; ' if count else ''}bars are 95 % intervals")
-    return " ".join(f"{text}." for text in (*sentences, settings_text(provenance)) if text)
+        parts.append(f"{f'{count} samples; ' if count else ''}bars are 95 % intervals")
+    return sentences(*parts, settings_text(provenance))
+
+
+def sentences(*texts: str) -> str:
+    """Texts as sentences, one after the other; empty ones are left out.
+
+    Examples
+    --------
+    >>> sentences("strong error", "", "Seed 0")
+    'Strong error. Seed 0.'
+    """
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts if text)
 
 
 def window_sentence(orders: Iterable[OrderEstimate]) -> str:
-    """The windows of the fits, for instance ``Fit window T = 16–512 (ddim), 32–512 (heun)``."""
+    """The windows of the fits, for instance ``fit window T = 16–512 (ddim), 32–512 (heun)``."""
     windows: dict[str, list[str]] = {}
     for order in orders:
         windows.setdefault(window_text(order), []).append(order.solver)
@@ -53,8 +64,7 @@ def window_sentence(orders: Iterable[OrderEstimate]) -> str:
         parts.append(f"fit window T = {', '.join(texts)}")
     if none:
         parts.append(f"no fit for {', '.join(none)}" if windows else "no fit")
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
+    return "; ".join(parts)
 
 
 def settings_text(provenance: Mapping[str, Any]) -> str:
@@ -63,7 +73,7 @@ def settings_text(provenance: Mapping[str, Any]) -> str:
     Examples
     --------
     >>> settings_text({"seed": 0, "probflow": "0.1.0", "torch": "2.13.0"})
-    'Seed 0; probflow 0.1.0, torch 2.13.0'
+    'seed 0; probflow 0.1.0, torch 2.13.0'
     """
     known = {key: value for key, value in provenance.items() if value not in (None, "", {})}
     parts = []
@@ -76,5 +86,4 @@ def settings_text(provenance: Mapping[str, Any]) -> str:
         parts.append(f"{known['dtype']}{device}")
     versions = [f"{name} {known[name]}" for name in _LIBRARIES if name in known]
     parts += [", ".join(versions)] if versions else []
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
+    return "; ".join(parts)

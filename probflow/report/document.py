@@ -30,6 +30,7 @@ from .tables import (
     escape_markdown,
     group_curves,
     json_text,
+    numbered,
     plain,
     summary_table,
     summary_tables,
@@ -248,8 +249,7 @@ def _write_tables(
     tables = {"summary": ([summary], summary_tables(rows, orders))}
     for (target, measure), stem in stems.items():
         own = [row for row in rows if (row.target, row.measure) == (target, measure)]
-        curves = curve_tables(own, orders)
-        tables[stem] = curves, curves
+        tables[stem] = curve_tables(own, orders), curve_tables(numbered(own), orders)
     for stem, (written, printed) in tables.items():
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
             _write(folder / f"{stem}.{suffix}", write(*written))

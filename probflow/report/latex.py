@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .captions import sentences
 from .tables import DASH, Table
 from .venues import WIDE, page_width, spans_columns
 
@@ -28,13 +29,14 @@ def to_latex(
     columns, venue
         How wide the tables may be: see :func:`~probflow.report.venues.page_width`. A table below
         5 in leaves out some columns and breaks long names; one over two columns of a page is a
-        ``table*``.
+        ``table*``. Columns without an entry are left out of any.
     label
         First part of the labels, ``label:title-of-the-table``.
     """
     narrow = page_width(columns, venue) < WIDE
     kind = "table*" if spans_columns(columns, venue) else "table"
-    return "\n".join(_float(table, note, narrow, kind, label) for table in tables)
+    floats = [_float(table, note, narrow, kind, label) for table in tables]
+    return "\n".join(floats) or "% No curve has a number.\n"
 
 
 def latex_figure(name: str, caption: str, *, columns: int = 2, venue: str | None = None) -> str:
@@ -53,8 +55,12 @@ def latex_figure(name: str, caption: str, *, columns: int = 2, venue: str | None
 
 def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
     left_out = {*table.files, "status", *(table.wide if narrow else ())}
-    kept = [i for i, head in enumerate(table.head) if head not in left_out]
     first_last = len(table.body) - table.last
+    kept = [
+        i
+        for i, head in enumerate(table.head)
+        if head not in left_out and any(c[i] not in ("", DASH) for c in table.body[:first_last])
+    ]
     reasons = _reasons(table, first_last)
     lines = []
     for cells in table.body[:first_last]:
@@ -63,17 +69,15 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
         if reason:
             texts[-1] += rf"\textsuperscript{{{reasons[reason]}}}"
         lines.append(_row(texts))
-    if table.last:
-        lines.append(r"\midrule")
+    foot = []
     for cells in table.body[first_last:]:
         first, *rest = (cell for cell in cells if cell and cell != DASH)
-        text = escape_latex(f"{first}: {', '.join(rest)}")
-        lines.append(rf"\multicolumn{{{len(kept)}}}{{@{{}}l@{{}}}}{{{text}}} \\")
-    foot = [
+        foot.append(r"\par\smallskip " + escape_latex(f"{first}: {', '.join(rest)}"))
+    foot += [
         rf"\par\smallskip\raggedright\textsuperscript{{{letter}}} {escape_latex(reason)}"
         for reason, letter in reasons.items()
     ]
-    caption = " ".join(_sentence(text) for text in (table.title, note) if text)
+    caption = sentences(table.title, note)
     return (
         "\n".join(
             [
@@ -81,6 +85,7 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
                 r"\centering",
                 rf"\caption{{{escape_latex(caption)}}}",
                 rf"\label{{{label}:{_slug(table.title)}}}",
+                r"\smallskip",
                 r"\footnotesize",
                 rf"\setlength{{\tabcolsep}}{{{3 if narrow else 5}pt}}",
                 rf"\begin{{tabular}}{{@{{}}{''.join(table.align[i] for i in kept)}@{{}}}}",
@@ -144,11 +149,6 @@ def _broken(text: str) -> list[str]:
             parts.append("")
         parts[-1] += piece
     return [part.strip() for part in parts]
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith(".") else text + "."
 
 
 def _slug(text: str) -> str:

@@ -32,9 +32,7 @@ def new_figure(width: float, nrows: int, ncols: int) -> tuple[Figure, list[Axes]
     return fig, list(fig.subplots(nrows, ncols, squeeze=False).flat)
 
 
-def label_ticks(
-    ax: Axes, values: Iterable[float], spec: str = "g", *, merge: float = 0.0
-) -> None:
+def label_ticks(ax: Axes, values: Iterable[float], spec: str = "g", *, merge: float = 0.0) -> None:
     """Put a tick at every value of a logarithmic x axis; label as many as fit.
 
     Of values less than ``merge`` inches apart, as 127 and 128 model calls, the most frequent has

@@ -146,6 +146,7 @@ def image_grid(
     if tile < 0.06:
         raise ValueError(f"{min(counts)} pictures a row do not fit a figure {width} in wide")
     group_width = per_group * tile + (per_group - 1) * gap
+    left += 0.5 * (width - margin - left - groups * group_width - (groups - 1) * group_gap)
     height = len(images) * (tile + row_gap) + 0.2
     with style_context():
         fig, (ax,) = new_figure(width, 1, 1)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..studies.order import Z
 from ..studies.rows import MEASURES
 from ..studies.shown import Densities, Images, Picture, Plane, Trajectory
-from .captions import settings_text
+from .captions import sentences, settings_text
 from .curves import curve_handle, draw_curve
 from .page import finish_figure, new_figure
 from .pictures import density_plot, image_grid
@@ -85,8 +85,9 @@ def plane_plot(
         raise ValueError("plane_plot needs the samples of at least one solver")
     marks = all_marks(picture.points, marks)
     width = page_width(columns, venue)
-    ncols = min(len(picture.points), max(2, int(width / 1.6)))
-    nrows = math.ceil(len(picture.points) / ncols)
+    most = max(2, int(width / 1.6))
+    nrows = math.ceil(len(picture.points) / most)
+    ncols = max(math.ceil(len(picture.points) / nrows), 2)
     levels = _levels(picture.true)
     spans = np.ptp(picture.y) / np.ptp(picture.x)
     with style_context():
@@ -108,6 +109,7 @@ def plane_plot(
             ax.set_title(name, loc="left")
             ax.set_xlim(picture.x[0], picture.x[-1])
             ax.set_ylim(picture.y[0], picture.y[-1])
+            ax.set_aspect("equal")
             ax.grid(False)
         for ax in axes[len(picture.points) :]:
             ax.remove()
@@ -131,19 +133,25 @@ def _levels(density: np.ndarray) -> list[float]:
 
 
 def picture_plot(
-    picture: Picture, *, footer: str | None = None, columns: int = 2, venue: str | None = None
+    picture: Picture,
+    *,
+    footer: str | None = None,
+    columns: int = 2,
+    venue: str | None = None,
+    marks: Marks | None = None,
 ) -> Figure:
     """The figure of a picture that shows something."""
     size: dict[str, Any] = {"footer": footer, "columns": columns, "venue": venue}
+    if isinstance(picture, Images):
+        images = {name: list(rows) for name, rows in picture.images.items()}
+        return image_grid(images, picture.groups, vmin=picture.low, vmax=picture.high, **size)
+    size["marks"] = marks
     if isinstance(picture, Trajectory):
         return trajectory_plot(picture, **size)
     if isinstance(picture, Densities):
         curves = {name: (picture.x, values) for name, values in picture.densities.items()}
         return density_plot(curves, (picture.x, picture.true), difference=True, **size)
-    if isinstance(picture, Plane):
-        return plane_plot(picture, **size)
-    images = {name: list(rows) for name, rows in picture.images.items()}
-    return image_grid(images, picture.groups, vmin=picture.low, vmax=picture.high, **size)
+    return plane_plot(picture, **size)
 
 
 def picture_name(picture: Picture) -> str:
@@ -159,7 +167,7 @@ def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
     """What a picture shows, of which target, on which grid, and what it depends on."""
     where = f"on {picture.target}, grid {picture.grid}"
     if isinstance(picture, Trajectory):
-        what = f"{MEASURES[picture.measure]} after each of {picture.steps} steps {where}"
+        what = f"{MEASURES[picture.measure]}, after each of {picture.steps} steps {where}"
         if any((np.nan_to_num(se) > 0).any() for se in picture.se.values()):
             what += "; bars are 95 % intervals"
     elif isinstance(picture, Densities):
@@ -176,4 +184,4 @@ def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
         what = f"Samples ({', '.join(picture.groups)}) {where}; the same draws for every solver"
     parts = [what]
     parts += [f"{name}: {reason}" for name, reason in picture.refused.items()]
-    return " ".join(f"{text}." for text in (*parts, settings_text(provenance)) if text)
+    return sentences(*parts, settings_text(provenance))

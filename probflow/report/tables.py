@@ -256,8 +256,13 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
 
 
 def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list[Table]:
-    """One :func:`summary_table` for each measure, target and grid, which its title names."""
-    rows, orders = list(rows), list(orders)
+    """One :func:`summary_table` for each measure, target and grid, which its title names.
+
+    Curves without a number are left out.
+    """
+    rows = numbered(rows)
+    keys = {curve_key(row) for row in rows}
+    orders = [order for order in orders if curve_key(order) in keys]
     groups: dict[tuple[str, str, str], tuple[list[Row], list[OrderEstimate]]] = {}
     for row in rows:
         groups.setdefault((row.measure, row.target, row.grid), ([], []))[0].append(row)
@@ -267,6 +272,13 @@ def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list
         replace(summary_table(*own), title=f"Orders in {place_text(*names)}")
         for names, own in groups.items()
     ]
+
+
+def numbered(rows: Iterable[Row]) -> list[Row]:
+    """The rows of curves that have at least one number."""
+    rows = list(rows)
+    keys = {curve_key(row) for row in rows if row.status == "ok"}
+    return [row for row in rows if curve_key(row) in keys]
 
 
 def place_text(measure: str, target: str, grid: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from probflow.report import (
+    Marks,
     Panel,
     Shown,
     footer_text,
@@ -21,7 +22,9 @@ from probflow.report import (
     rate_caption,
     rate_panels,
     rate_plot,
+    sentences,
     settings_text,
+    solver_marks,
     work_precision,
     write_report,
 )
@@ -82,7 +85,8 @@ def study_report(
     known = description.provenance
     built_in = complete and description.layout == BUILT_IN
     figures = (builtin_figures if built_in else study_figures)(study, known, venue)
-    figures += picture_figures(pictures, known, venue)
+    marks = solver_marks(row.solver for row in study.rows)
+    figures += picture_figures(pictures, known, venue, marks)
     return write_report(
         out,
         rows=study.rows,
@@ -103,6 +107,7 @@ def study_figures(
     A target and measure without a number has none.
     """
     figures: list[Shown] = []
+    marks = solver_marks(row.solver for row in study.rows)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in study.rows:
         groups.setdefault((row.target, row.measure), []).append(row)
@@ -114,16 +119,18 @@ def study_figures(
         orders = [o for o in study.estimates if (o.target, o.measure) == (target, name)]
         orders = [order for order in orders if order.solver in solvers]
         look: dict[str, Any] = {"measure": name, "footer": footer_text(provenance, rows)}
+        if len({row.grid for row in rows}) == 1:  # a solver looks the same in every figure
+            look["marks"] = marks
         axis: Any = "h" if orders and orders[0].axis == "h" else "T"
         caption = rate_caption(rows, orders, provenance)
         draw = partial(rate_plot, rows, orders, axis=axis, **look)
         figures.append(_shown(f"{target}-{name}", caption, draw, venue))
         timings = [timing for timing in study.timings if timing.target == target]
         if timings:
-            caption = (
+            caption = sentences(
                 f"{MEASURES[name]} on {target}, grid {rows[0].grid}, against model calls and "
-                f"against the median wall time of {timings[0].repeats} runs; bars are quartiles. "
-                f"{settings_text(provenance)}."
+                f"against the median wall time of {timings[0].repeats} runs; bars are quartiles",
+                settings_text(provenance),
             )
             draw = partial(work_precision, rows, timings, **look)
             figures.append(_shown(f"{target}-{name}-work-precision", caption, draw, venue))
@@ -131,14 +138,17 @@ def study_figures(
 
 
 def picture_figures(
-    pictures: Iterable[Picture], provenance: Mapping[str, Any], venue: str | None = None
+    pictures: Iterable[Picture],
+    provenance: Mapping[str, Any],
+    venue: str | None = None,
+    marks: Marks | None = None,
 ) -> list[Shown]:
     """The figures of the pictures that show something."""
     return [
         _shown(
             picture_name(picture),
             picture_caption(picture, provenance),
-            partial(picture_plot, picture, footer=_footer(picture, provenance)),
+            partial(picture_plot, picture, footer=_footer(picture, provenance), marks=marks),
             venue,
         )
         for picture in pictures
@@ -195,10 +205,9 @@ def builtin_figures(
 
     def figure(name: str, caption: str, panels: list[Panel]) -> Shown:
         rows = [row for p in panels for row in p.rows]
-        grid = f" Grid {rows[0].grid}."
         return Shown(
             name,
-            f"{caption}{grid} {settings_text(provenance)}.",
+            f"{caption} {sentences(f'grid {rows[0].grid}', settings_text(provenance))}",
             rate_panels(panels, footer=footer_text(provenance, rows), venue=venue),
         )
 

@@ -128,6 +128,12 @@ def describe(curves: Sequence[Curve], *, title: str = TITLE, layout: str = PLAIN
 def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
     """What the numbers depend on; no times, no machine names."""
     processes = [curve.process for curve in curves if curve.process is not None]
+    samples = {
+        f"{curve.target.name}, {measure}": curve.settings.samples
+        for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
+        for measure in curve.measures
+        if curve.target.dim > 1
+    }
     return {
         "probflow": __version__,
         "commit": _commit(),
@@ -137,12 +143,7 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         "device": "cpu",
         "process": str(processes[0]) if processes else "vp-linear",
         "seed": curves[0].settings.seed,
-        "samples": {
-            f"{curve.target.name}, {measure}": curve.settings.samples
-            for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
-            for measure in curve.measures
-            if curve.target.dim > 1
-        },
+        **({"samples": samples} if samples else {}),
     }
 
 

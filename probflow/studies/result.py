@@ -138,7 +138,8 @@ class Study:
         if what not in ("orders", "errors"):
             raise ValueError(f"what: got {what!r}, allowed are orders, errors")
         if what == "errors":
-            tables = report.curve_tables(self.rows, self.estimates)
+            rows = report.numbered(self.rows) if style == "latex" else self.rows
+            tables = report.curve_tables(rows, self.estimates)
         elif style == "latex":
             tables = report.summary_tables(self.rows, self.estimates)
         else:

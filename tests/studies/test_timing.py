@@ -105,7 +105,11 @@ def test_arguments(value: object) -> None:
 def test_cells_do_not_know_of_times(tmp_path: Path) -> None:
     run_curves(small(), out=tmp_path / "plain")
     run_curves(small(), out=tmp_path / "timed", timing=1)
-    assert sorted(p.name for p in (tmp_path / "timed").iterdir()) == [COMPLETE, DESCRIPTION, TIMINGS]
+    assert sorted(p.name for p in (tmp_path / "timed").iterdir()) == [
+        COMPLETE,
+        DESCRIPTION,
+        TIMINGS,
+    ]
     plain, timed = ((tmp_path / name / COMPLETE).read_bytes() for name in ("plain", "timed"))
     assert plain == timed
 
