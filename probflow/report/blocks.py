@@ -181,7 +181,7 @@ def _table(table: Table, titled: bool) -> str:
 
 
 _INLINE = re.compile(
-    r"\\(?P<sign>[^\w\s])|`(?P<code>[^`]+)`|\*\*(?P<strong>[^*]+)\*\*|\*(?P<em>[^*]+)\*"
+    r"\\(?P<sign>[^A-Za-z0-9\s])|`(?P<code>[^`]+)`|\*\*(?P<strong>[^*]+)\*\*|\*(?P<em>[^*]+)\*"
     r"|\[(?P<text>[^\]]+)\]\((?P<to>[^)\s]+)\)"
 )
 

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from probflow._version import __version__
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
+from probflow.studies.lines import seal, unseal
 from probflow.studies.measure import Settings
 from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
 from probflow.studies.result import Study
@@ -71,8 +72,8 @@ class Description:
     layout: str = PLAIN
     provenance: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, int] = field(default_factory=dict)
-    curves: tuple[Mapping[str, Any], ...] = ()
-    found: tuple[str, ...] = ()
+    curves: Sequence[Mapping[str, Any]] = ()
+    found: Sequence[str] = ()
     offset: int = 0
 
 
@@ -167,9 +168,9 @@ def _commit() -> str:
 def write_description(folder: Path, description: Description) -> None:
     """Write ``study.json``, whole or not at all."""
     new = folder / NEW_DESCRIPTION
-    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, allow_nan=False)
     try:
-        new.write_text(text + "\n", encoding="utf-8", newline="\n")
+        text = seal(FORMAT, asdict(description))
+        new.write_text(text, encoding="utf-8", newline="\n")
         os.replace(new, folder / DESCRIPTION)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -225,18 +226,12 @@ def _read_description(path: Path) -> Description | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        if any(set(curve) != _CURVE for curve in content["curves"]):
-            raise ValueError("a curve has other keys")
-        content |= {name: tuple(content[name]) for name in ("curves", "found")}
-        return Description(**content)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+        names = [f.name for f in fields(Description)]
+        content = unseal(path.read_text(encoding="utf-8"), FORMAT, names, "description")
+    except (OSError, ValueError) as problem:
         raise ValueError(f"{path} is damaged ({problem})") from None
-
-
-_CURVE = {"target", "solver", "grid", "kind", "steps", "claims"}
+    del content["format"]
+    return Description(**content)
 
 
 @dataclass(frozen=True)
