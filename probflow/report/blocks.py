@@ -101,7 +101,7 @@ thead, tbody { border-bottom: 1.5px solid; }
 thead { border-top: 1.5px solid; }
 tbody.last { font-weight: 600; }
 th, td { padding: 0.2rem 0.6rem; text-align: left; vertical-align: top; }
-th:last-child, td:last-child { min-width: 12rem; }
+th:last-child, td:last-child { min-width: 8rem; }
 .r { text-align: right; white-space: nowrap; }
 @media print {
   body { font-size: 10pt; max-width: none; margin: 0; }

@@ -28,7 +28,7 @@ def rate_caption(
     row = rows[0]
     grids = list(dict.fromkeys(item.grid for item in rows))
     place = place_text(row.measure, row.target, " and ".join(grids))
-    parts = [f"{place}: error and local order", window_sentence(orders)]
+    parts = [f"error and local order: {place}", window_sentence(orders)]
     if any(item.se > 0 for item in rows):
         samples = provenance.get("samples")
         count = (

@@ -77,7 +77,7 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
         rf"\par\smallskip\raggedright\textsuperscript{{{letter}}} {escape_latex(reason)}"
         for reason, letter in reasons.items()
     ]
-    caption = sentences(table.title, note)
+    caption = f"{table.title}. {sentences(note)}".strip()
     return (
         "\n".join(
             [

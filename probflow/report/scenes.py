@@ -167,7 +167,7 @@ def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
     """What a picture shows, of which target, on which grid, and what it depends on."""
     where = f"on {picture.target}, grid {picture.grid}"
     if isinstance(picture, Trajectory):
-        what = f"{MEASURES[picture.measure]}, after each of {picture.steps} steps {where}"
+        what = f"error after each of {picture.steps} steps: {MEASURES[picture.measure]} {where}"
         if any((np.nan_to_num(se) > 0).any() for se in picture.se.values()):
             what += "; bars are 95 % intervals"
     elif isinstance(picture, Densities):
@@ -183,5 +183,7 @@ def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
     else:
         what = f"Samples ({', '.join(picture.groups)}) {where}; the same draws for every solver"
     parts = [what]
-    parts += [f"{name}: {reason}" for name, reason in picture.refused.items()]
+    if picture.refused:
+        reasons = (f"{name} ({reason})" for name, reason in picture.refused.items())
+        parts.append(f"not shown: {'; '.join(reasons)}")
     return sentences(*parts, settings_text(provenance))

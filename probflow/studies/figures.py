@@ -19,6 +19,7 @@ from probflow.report import (
     picture_caption,
     picture_name,
     picture_plot,
+    place_text,
     rate_caption,
     rate_panels,
     rate_plot,
@@ -31,7 +32,7 @@ from probflow.report import (
 from probflow.solvers import get_solver
 from probflow.studies.folder import BUILT_IN, Description
 from probflow.studies.result import Study
-from probflow.studies.rows import MEASURES, Row
+from probflow.studies.rows import Row
 from probflow.studies.shown import Picture
 
 __all__ = ["BUILTIN_NOTES", "builtin_figures", "refusal_notes", "study_figures", "study_report"]
@@ -127,9 +128,10 @@ def study_figures(
         figures.append(_shown(f"{target}-{name}", caption, draw, venue))
         timings = [timing for timing in study.timings if timing.target == target]
         if timings:
+            place = place_text(name, target, rows[0].grid)
             caption = sentences(
-                f"{MEASURES[name]} on {target}, grid {rows[0].grid}, against model calls and "
-                f"against the median wall time of {timings[0].repeats} runs; bars are quartiles",
+                f"work-precision: {place}, against model calls and against the median "
+                f"wall time of {timings[0].repeats} runs; bars are quartiles",
                 settings_text(provenance),
             )
             draw = partial(work_precision, rows, timings, **look)
