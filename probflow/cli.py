@@ -1,12 +1,10 @@
-"""The command line: ``probflow rates``, ``probflow solvers`` and ``probflow sample``."""
+"""The command line: ``probflow rates``, ``report``, ``solvers`` and ``sample``."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +60,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="take the wall time of N runs of each plan (overrides the study's; 0: none)",
     )
+    rates.add_argument(
+        "--pictures",
+        type=int,
+        default=None,
+        metavar="STEPS",
+        help="also show trajectories, densities and samples at so many steps (0: none)",
+    )
     rates.add_argument("--seed", type=int, default=None, help="overrides the study's seed")
     rates.add_argument("--no-progress", action="store_true", help="no progress bar")
+    _add_venue(rates)
     rates.set_defaults(run=_rates)
+
+    report = commands.add_parser("report", help="write the report of a run, finished or partial")
+    report.add_argument("folder", metavar="RUN_DIR", help="folder with the cells of a study")
+    report.add_argument("--out", default=None, help="folder of the report; RUN_DIR by default")
+    _add_venue(report)
+    report.set_defaults(run=_report)
 
     solvers = commands.add_parser("solvers", help="list the solvers, or print one")
     solvers.add_argument("name", nargs="?", help="solver to print: equation, tableau, reference")
@@ -99,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_venue(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--venue",
+        default=None,
+        metavar="NAME",
+        help="widths of figures and tables: neurips, iclr, icml, aistats, jmlr, tmlr, siam",
+    )
+
+
 # probflow rates --------------------------------------------------------------------------------
 
 
@@ -106,49 +127,63 @@ def _rates(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from probflow.integrate.noise import check_seed
-    from probflow.report import check_writable, summary_table, to_markdown
-    from probflow.studies import builtin
+    from probflow.report import check_writable, page_width, summary_table, to_markdown
+    from probflow.studies import builtin, folder
     from probflow.studies.compare import compare, read_baseline
     from probflow.studies.config import read_study
+    from probflow.studies.figures import study_report
+    from probflow.studies.pictures import pictures_of
     from probflow.studies.runner import StudyInterrupted, run_curves
+    from probflow.studies.shown import read_pictures, write_pictures
 
+    out = Path(arguments.out)
     content = None if arguments.study is None else read_study(arguments.study)
     if content is not None and content.scans:
         return _scans(arguments, content)
-    check_writable(arguments.out)
+    check_writable(out)
+    page_width(2, arguments.venue)
     baseline = None if arguments.compare is None else read_baseline(arguments.compare)
     if arguments.seed is not None:
         check_seed(arguments.seed)
-    timing = arguments.timing
+    timing, steps = arguments.timing, arguments.pictures
     if content is None:
-        title = "Orders of convergence: the built-in study"
+        title, layout = "Orders of convergence: the built-in study", folder.BUILT_IN
         curves = builtin.builtin_curves(arguments.seed or 0)
     else:
-        title, curves = content.name, list(content.curves)
+        title, layout, curves = content.name, folder.PLAIN, list(content.curves)
         timing = content.timing if timing is None else timing
+        steps = content.pictures if steps is None else steps
         if arguments.seed is not None:
             curves = [replace(c, settings=replace(c.settings, seed=arguments.seed)) for c in curves]
-    interrupted = False
+    if steps is not None and steps < 0:
+        raise ValueError(f"--pictures: need a whole number >= 0, got {steps}")
     try:
         result = run_curves(
             curves,
             jobs=arguments.jobs,
             progress=not arguments.no_progress,
-            out=arguments.out,
+            out=out,
             resume=arguments.resume,
             timing=timing or 0,
+            title=title,
+            layout=layout,
             notify=lambda text: print(f"probflow: {text}", file=sys.stderr),
         )
     except StudyInterrupted as stop:
         if not stop.study.rows:
             raise
-        result, interrupted = stop.study, True
-    _write_rates(arguments, title, result, curves, interrupted)
-    print(to_markdown(summary_table(result.rows, result.estimates)))
-    print(f"\nReport: {Path(arguments.out) / 'report.md'}")
-    if interrupted:
+        _write_report(out, out, arguments.venue)
         print("probflow: interrupted; the report holds what was finished", file=sys.stderr)
         return 130
+    pictures = list(pictures_of(curves, steps)) if steps else []
+    if layout == folder.BUILT_IN:
+        pictures.append(builtin.digit_images(seed=arguments.seed or 0))
+    if pictures:
+        write_pictures(out, pictures)
+    about = folder.describe(curves, title=title, layout=layout)
+    study_report(out, result, about, read_pictures(out), venue=arguments.venue)
+    print(to_markdown(summary_table(result.rows, result.estimates)))
+    print(f"\nReport: {out / 'report.md'}, {out / 'report.html'}")
     if baseline is None:
         return 0
     comparison = compare(baseline, result)
@@ -162,7 +197,7 @@ def _scans(arguments: argparse.Namespace, content: Any) -> int:
 
     from probflow.studies.scans import run_scans, scans_table
 
-    for name in ("compare", "timing"):
+    for name in ("compare", "timing", "pictures"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name}: not for a scan")
     jobs = content.scans
@@ -181,69 +216,34 @@ def _scans(arguments: argparse.Namespace, content: Any) -> int:
     return 0
 
 
-def _write_rates(
-    arguments: argparse.Namespace, title: str, result: Any, curves: Any, interrupted: bool
-) -> None:
-    from probflow.report import write_report
-    from probflow.studies import figures
+# probflow report -------------------------------------------------------------------------------
 
-    provenance = _provenance(result.settings.seed, curves)
-    if arguments.study is None and not interrupted:
-        pictures, notes = figures.builtin_figures(result, provenance), figures.BUILTIN_NOTES
-    else:
-        pictures, notes = figures.study_figures(result, provenance), []
-    notes = [*notes, *figures.refusal_notes(result)]
-    if interrupted:
-        notes = ["The study was interrupted; curves that are not listed were not measured.", *notes]
-    write_report(
-        arguments.out,
-        rows=result.rows,
-        orders=result.estimates,
-        provenance=provenance,
-        figures=pictures,
-        notes=notes,
-        title=title,
+
+def _report(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.folder)
+    out = folder if arguments.out is None else Path(arguments.out)
+    _write_report(folder, out, arguments.venue)
+    return 0
+
+
+def _write_report(run: Path, out: Path, venue: str | None) -> None:
+    """The report of the run in a folder, and its summary on the screen."""
+    from probflow.report import check_writable, page_width, summary_table, to_markdown
+    from probflow.studies.figures import study_report
+    from probflow.studies.folder import load
+
+    page_width(2, venue)
+    found = load(run)
+    check_writable(out)
+    study_report(
+        *(out, found.study, found.description, found.pictures, found.notes),
+        complete=found.complete,
+        venue=venue,
     )
-
-
-def _provenance(seed: int, curves: Sequence[Any]) -> dict[str, Any]:
-    """What the numbers depend on; no times, no machine names."""
-    from importlib.metadata import version
-
-    processes = [curve.process for curve in curves if curve.process is not None]
-    return {
-        "probflow": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
-        "dtype": "float64",
-        "device": "cpu",
-        "process": str(processes[0]) if processes else "vp-linear",
-        "seed": seed,
-        "samples": {
-            f"{curve.target.name}, {measure}": curve.settings.samples
-            for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
-            for measure in curve.measures
-            if curve.target.dim > 1
-        },
-    }
-
-
-def _commit() -> str:
-    """Short commit of the checkout that probflow runs from, or an empty text."""
-    folder = Path(__file__).resolve().parent
-    if not (folder.parent / ".git").exists():
-        return ""
-    try:
-        return subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    print(to_markdown(summary_table(found.study.rows, found.study.estimates)))
+    for note in found.notes:
+        print(f"\n{note}")
+    print(f"\nReport: {out / 'report.md'}, {out / 'report.html'}")
 
 
 # probflow solvers ------------------------------------------------------------------------------
@@ -331,8 +331,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     from probflow.grids import Grid
     from probflow.integrate.sample import sample
     from probflow.report import save_figure
-    from probflow.studies import figures
     from probflow.studies.config import PROCESSES
+    from probflow.studies.samples import samples_figure
 
     out = Path(arguments.out)
     if arguments.process not in PROCESSES:
@@ -360,7 +360,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         progress=not arguments.no_progress,
     )
     np.save(out / "samples.npy", x.numpy())
-    figure = figures.samples_figure(x.numpy(), None if arguments.checkpoint else model, process)
+    figure = samples_figure(x.numpy(), None if arguments.checkpoint else model, process)
     save_figure(figure, out / "samples", ("png",))
     print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {out / 'samples.npy'}")
     print(f"Picture: {out / 'samples.png'}")

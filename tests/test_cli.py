@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import probflow as pf
-from probflow import cli
 from probflow.cli import main
+from probflow.studies import figures
 
 STUDY = """
 solvers  = ["ddim", "accelerated-sde"]
@@ -270,7 +270,7 @@ def test_rates_resumes_and_compares(study_file: Path, tmp_path: Path, capsys, mo
         patch.setattr(runner.Store, "append", full)
         assert run(*common, out) == 2
     capsys.readouterr()
-    assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["cells.partial.jsonl", "study.json"]
     assert run(*common, out) == 2
     assert (
         "holds an unfinished study; resume it (resume=True, --resume), or remove"
@@ -300,7 +300,7 @@ def test_rates_compare_says_what_got_worse(
     for row in rows:
         row["error"] = 1.0 / row["steps"]  # consistent with order 1, which now is undecided
     old.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(cli, "_write_rates", lambda *_: None)  # the same report again
+    monkeypatch.setattr(figures, "study_report", lambda *_, **__: None)  # the same report again
     capsys.readouterr()
     assert run(*common, "--compare", old) == 1
     text = capsys.readouterr().out
@@ -310,3 +310,81 @@ def test_rates_compare_says_what_got_worse(
     for wrong, message in ((tmp_path / "torn.jsonl", "line 5 is torn"), (out, "cannot be read")):
         assert run(*common, "--compare", wrong) == 2
         assert message in capsys.readouterr().err
+
+
+# Reports of runs --------------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_report_is_that_of_rates_again(study_file: Path, tmp_path: Path, capsys) -> None:
+    text = STUDY.replace(", 64, 128]", "]").replace(', "path-kl"', "")
+    study_file.write_text("pictures = 4\ntiming = 1\n" + text)
+    out = tmp_path / "run"
+    arguments = ("rates", study_file, "--jobs", 1, "--no-progress", "--venue", "icml")
+    assert run(*arguments, "--out", out) == 0
+    before = files_of(out)
+    assert {name.rsplit("/", 1)[-1] for name in before} >= {
+        *("report.html", "report.md", "study.json", "pictures.jsonl", "timings.jsonl"),
+        *("gaussian-mixture-1d-tv-column.pdf", "gaussian-mixture-1d-tv-work-precision.pdf"),
+        *("gaussian-mixture-1d-densities.svg", "gaussian-mixture-1d-trajectory-tv.tex"),
+        *("summary-column.tex", "gaussian-mixture-1d-tv.tex"),
+    }
+    assert run("report", out, "--venue", "icml") == 0
+    assert files_of(out) == before
+    capsys.readouterr()
+    other = tmp_path / "other"
+    assert run("report", out, "--out", other, "--venue", "siam") == 0
+    captured = capsys.readouterr().out
+    assert "accelerated-sde" in captured
+    assert str(other / "report.html") in captured
+    assert files_of(out) == before
+    assert not [name for name in files_of(other) if "column" in name]
+    text = (other / "report.md").read_text()
+    assert "TV(q, p) on gaussian-mixture-1d, grid exponential, -ln ab 3 to 0.0100503" in text
+    assert "seed 0; float64 on cpu; probflow " in text.lower()
+
+
+def test_report_of_an_unfinished_study(study_file: Path, tmp_path: Path, monkeypatch) -> None:
+    from probflow.studies import runner
+
+    study_file.write_text(STUDY.replace(', "path-kl"', ""))
+    out, append = tmp_path / "run", runner.Store.append
+
+    def interrupt(self, cell):
+        append(self, cell)
+        if len(self) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.Store, "append", interrupt)
+    arguments = ("rates", study_file, "--jobs", 1, "--no-progress", "--out", out)
+    assert run(*arguments) == 130
+    text = (out / "report.md").read_text()
+    assert "The study is not complete: 2 of 10 cells are missing." in text
+    assert text.startswith("# study\n")
+    before = files_of(out)
+    assert run("report", out) == 0
+    assert files_of(out) == before
+    monkeypatch.undo()
+    assert run(*arguments, "--resume") == 0
+    assert "not complete" not in (out / "report.md").read_text()
+
+
+def test_report_of_what_is_none(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "cells.jsonl").write_text("half a li")
+    for folder, message in (
+        ("nowhere", f"run folder: there is no folder {tmp_path / 'nowhere'}"),
+        ("empty", f"run folder: {tmp_path / 'empty'} holds no cells of a study"),
+        ("torn", f"run folder: {tmp_path / 'torn' / 'cells.jsonl'}, line 1 is torn"),
+    ):
+        assert run("report", tmp_path / folder) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+    assert run("report", tmp_path, "--venue", "jlmr") == 2
+    assert "venue: got 'jlmr'; near names: jmlr" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .captions import rate_caption, sentences, settings_text
 from .document import (
+    Shown,
     check_writable,
     footer_text,
     order_dict,
@@ -10,61 +12,88 @@ from .document import (
     row_dict,
     write_report,
 )
+from .latex import latex_figure, to_latex
 from .page import save_figure
 from .pictures import density_plot, image_grid
+from .plots import KINDS, plot_on, plot_study
+from .precision import draw_times, work_precision
 from .rates import (
     Panel,
     draw_local_orders,
     draw_rates,
     rate_panels,
     rate_plot,
-    work_precision,
 )
-from .style import OKABE_ITO, Mark, figure_params, solver_marks
+from .scenes import picture_caption, picture_name, picture_plot, plane_plot, trajectory_plot
+from .style import OKABE_ITO, Mark, Marks, figure_params, solver_marks
 from .tables import (
     CurveKey,
     Table,
     curve_table,
     curve_tables,
     group_curves,
+    numbered,
     order_text,
+    place_text,
     summary_table,
+    summary_tables,
     to_csv,
     to_json,
-    to_latex,
     to_markdown,
     verdict_text,
 )
+from .venues import VENUES, Venue, page_width
 
 __all__ = [
+    "KINDS",
     "OKABE_ITO",
+    "VENUES",
     "CurveKey",
     "Mark",
+    "Marks",
     "Panel",
+    "Shown",
     "Table",
+    "Venue",
     "check_writable",
     "curve_table",
     "curve_tables",
     "density_plot",
     "draw_local_orders",
     "draw_rates",
+    "draw_times",
     "figure_params",
     "footer_text",
     "group_curves",
     "image_grid",
+    "latex_figure",
+    "numbered",
     "order_dict",
     "order_text",
+    "page_width",
+    "picture_caption",
+    "picture_name",
+    "picture_plot",
+    "place_text",
+    "plane_plot",
+    "plot_on",
+    "plot_study",
+    "rate_caption",
     "rate_panels",
     "rate_plot",
     "results_text",
     "row_dict",
     "save_figure",
+    "sentences",
+    "settings_text",
     "solver_marks",
     "summary_table",
+    "summary_tables",
     "to_csv",
     "to_json",
     "to_latex",
     "to_markdown",
+    "trajectory_plot",
     "verdict_text",
     "work_precision",
     "write_report",

@@ -13,26 +13,32 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from ..studies.rows import MEASURES, STORE_FILES, OrderEstimate, Row
+from .blocks import Block, Bullets, Heading, Picture, Tabular, Text, to_html, to_text
+from .captions import settings_text
+from .latex import latex_figure, to_latex
 from .page import save_figure
 from .tables import (
-    FORMATS,
-    CurveKey,
-    Table,
     curve_table,
     curve_tables,
     escape_markdown,
     group_curves,
     json_text,
+    numbered,
     plain,
     summary_table,
+    summary_tables,
+    to_csv,
+    to_json,
+    to_markdown,
 )
+from .venues import page_width
 
 #: Value of ``"format"`` in ``provenance.json``: how a report knows its own folder.
 REPORT_FORMAT = "probflow-report/1"
@@ -43,6 +49,21 @@ _ORDER_KEYS = (
 )
 
 _PROVENANCE = "provenance.json"
+
+#: Suffixes of a table's files; those of a figure's.
+_TABLES = ("md", "tex", "csv", "json")
+
+
+class Shown(NamedTuple):
+    """A figure of a report: its name, which becomes that of its files, its caption, and itself.
+
+    ``narrow`` is the same at the width of one column, where the page has two.
+    """
+
+    name: str
+    caption: str
+    figure: Figure
+    narrow: Figure | None = None
 
 
 def check_writable(out_dir: str | Path) -> None:
@@ -84,10 +105,10 @@ def write_report(
     rows: Iterable[Row],
     orders: Iterable[OrderEstimate],
     provenance: Mapping[str, Any],
-    figures: Sequence[tuple[str, str, Figure]] = (),
+    figures: Sequence[tuple[str, str, Figure] | Shown] = (),
     notes: Sequence[str] = (),
-    sections: Sequence[tuple[str, str]] = (),
     title: str = "Orders of convergence",
+    venue: str | None = None,
 ) -> list[Path]:
     """Write a report, all of it or nothing; the same input gives the same bytes.
 
@@ -102,13 +123,15 @@ def write_report(
         Versions, device, commit, seed and the like. For identical bytes on a re-run it must not
         hold the time of day.
     figures
-        ``(name, caption, figure)``; the name becomes the file name.
+        ``(name, caption, figure)``, or :class:`Shown`; the name becomes the file name, and the
+        caption is plain text.
     notes
         Paragraphs of Markdown, shown as a list.
-    sections
-        ``(heading, text)`` in Markdown, shown after the notes.
     title
         Heading of the page.
+    venue
+        Where the paper is to appear, for the width of the LaTeX tables; where the page has two
+        columns, there are tables for one column, too.
 
     Returns
     -------
@@ -118,7 +141,9 @@ def write_report(
     check_writable(out_dir)
     out = Path(out_dir)
     rows, orders = list(rows), list(orders)
-    names = [name for name, _, _ in figures]
+    page_width(2, venue)
+    shown = [Shown(*figure) for figure in figures]
+    names = [figure.name for figure in shown]
     bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(name.lower() for name in names)) < len(names):
         raise ValueError(
@@ -135,7 +160,7 @@ def write_report(
     try:
         new = private / "report"
         new.mkdir()
-        _write_all(new, rows, orders, provenance, figures, notes, sections, title)
+        _write_all(new, rows, orders, provenance, shown, notes, title, venue)
         files = _move_into_place(new, real)
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -184,91 +209,107 @@ def _write_all(
     rows: list[Row],
     orders: list[OrderEstimate],
     provenance: Mapping[str, Any],
-    figures: Sequence[tuple[str, str, Figure]],
+    figures: Sequence[Shown],
     notes: Sequence[str],
-    sections: Sequence[tuple[str, str]],
     title: str,
+    venue: str | None,
 ) -> None:
     (folder / "figures").mkdir()
     (folder / "tables").mkdir()
-    for name, _, figure in figures:
+    drawings: dict[str, str] = {}
+    for name, caption, figure, narrow in figures:
         save_figure(figure, folder / "figures" / name)
-    summary = summary_table(rows, orders)
+        drawings[name] = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        snippets = [latex_figure(name, caption, venue=venue)]
+        if narrow is not None:
+            save_figure(narrow, folder / "figures" / f"{name}-column", ("pdf",))
+            snippets.append(latex_figure(f"{name}-column", caption, columns=1, venue=venue))
+        _write(folder / "figures" / f"{name}.tex", "\n".join(snippets))
     stems = _table_stems(rows)
-    tables = {"summary": [summary]}
-    for (target, measure), stem in stems.items():
-        own = [row for row in rows if (row.target, row.measure) == (target, measure)]
-        tables[stem] = curve_tables(own, orders)
-    for stem, group in tables.items():
-        for suffix, write in FORMATS.items():
-            _write(folder / "tables" / f"{stem}.{suffix}", write(*group))
+    _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
     _write(folder / "results.jsonl", results_text(rows))
     _write(folder / "orders.json", json_text([order_dict(order) for order in orders]))
-    page = _page(rows, orders, provenance, figures, notes, sections, title, summary, stems)
-    _write(folder / "report.md", page)
+    blocks = _page(rows, orders, provenance, figures, notes, title, stems)
+    _write(folder / "report.md", to_text(blocks))
+    _write(folder / "report.html", to_html(blocks, title, drawings))
     files = sorted([*_files_below(folder), _PROVENANCE])
     own_keys = {"format": REPORT_FORMAT, "files": files}
     _write(folder / _PROVENANCE, json_text(dict(sorted({**plain(provenance), **own_keys}.items()))))
+
+
+def _write_tables(
+    folder: Path,
+    rows: list[Row],
+    orders: list[OrderEstimate],
+    stems: Mapping[tuple[str, str], str],
+    note: str,
+    venue: str | None,
+) -> None:
+    summary = summary_table(rows, orders)
+    tables = {"summary": ([summary], summary_tables(rows, orders))}
+    for (target, measure), stem in stems.items():
+        own = [row for row in rows if (row.target, row.measure) == (target, measure)]
+        tables[stem] = curve_tables(own, orders), curve_tables(numbered(own), orders)
+    for stem, (written, printed) in tables.items():
+        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
+            _write(folder / f"{stem}.{suffix}", write(*written))
+        _write(folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue))
+        if page_width(1, venue) < page_width(2, venue):
+            text = to_latex(*printed, note=note, columns=1, venue=venue, label="tab:column")
+            _write(folder / f"{stem}-column.tex", text)
 
 
 def _page(
     rows: list[Row],
     orders: list[OrderEstimate],
     provenance: Mapping[str, Any],
-    figures: Sequence[tuple[str, str, Figure]],
+    figures: Sequence[Shown],
     notes: Sequence[str],
-    sections: Sequence[tuple[str, str]],
     title: str,
-    summary: Table,
     stems: Mapping[tuple[str, str], str],
-) -> str:
-    parts = [f"# {escape_markdown(title)}"]
-    parts += ["## Summary", _bare(summary, FORMATS["md"])]
-    parts.append(
-        "An order belongs to a solver together with a measure, a grid and a target. A verdict is "
-        "`consistent` (with the claim), `slower` (contradicts it), `faster` (the claim holds but "
-        "is not sharp) or `inconclusive`. EOCs are local orders between neighbouring T, from "
-        "coarse to fine."
-    )
+) -> list[Block]:
+    blocks: list[Block] = [
+        Heading(1, escape_markdown(title)),
+        Heading(2, "Summary"),
+        Tabular(summary_table(rows, orders), titled=False),
+        Text(
+            "An order belongs to a solver together with a measure, a grid and a target. A verdict "
+            "is `consistent` (with the claim), `slower` (contradicts it), `faster` (the claim "
+            "holds but is not sharp) or `inconclusive`. EOCs are local orders between neighbouring "
+            "T, from coarse to fine."
+        ),
+    ]
     if figures:
-        parts.append("## Figures")
-    for name, caption, _ in figures:
-        text = escape_markdown(caption)
-        parts.append(f"![{text.replace('[', '(').replace(']', ')')}](figures/{name}.png)")
-        links = ", ".join(f"[{s}](figures/{name}.{s})" for s in ("pdf", "svg"))
-        parts.append(f"*{name}.* {text} ({links})")
+        blocks.append(Heading(2, "Figures"))
+    for name, caption, _, narrow in figures:
+        blocks.append(Picture(name, caption))
+        if narrow is not None:
+            blocks.append(Text(f"[In one column](figures/{name}-column.pdf)", files=True))
     if notes:
-        parts += ["## Notes", "\n".join("- " + "\n  ".join(n.splitlines()) for n in notes)]
-    for heading, text in sections:
-        parts += [f"## {heading}", text.rstrip("\n")]
+        blocks += [Heading(2, "Notes"), Bullets(tuple(notes))]
     for target in dict.fromkeys(target for target, _ in stems):
-        parts.append(f"## Target: {escape_markdown(target)}")
+        blocks.append(Heading(2, f"Target: {escape_markdown(target)}"))
         for (other, measure), stem in stems.items():
             if other != target:
                 continue
-            files = ", ".join(f"[{s}](tables/{stem}.{s})" for s in FORMATS)
-            parts.append(f"### {escape_markdown(MEASURES.get(measure, measure))}")
-            parts.append(f"Files: {files}")
+            files = ", ".join(f"[{end}](tables/{stem}.{end})" for end in _TABLES)
+            blocks.append(Heading(3, escape_markdown(MEASURES.get(measure, measure))))
+            blocks.append(Text(f"Files: {files}", files=True))
             for key, curve in group_curves(rows).items():
                 if (key.target, key.measure) == (target, measure):
                     table = curve_table(curve, orders)
-                    table = dataclasses.replace(table, title=_short_title(key))
-                    parts.append(FORMATS["md"](table).rstrip("\n"))
+                    blocks.append(
+                        Tabular(dataclasses.replace(table, title=f"{key.solver}, {key.grid}"))
+                    )
     data = "[results.jsonl](results.jsonl), [orders.json](orders.json), "
-    data += ", ".join(f"[summary.{suffix}](tables/summary.{suffix})" for suffix in FORMATS)
-    parts += ["## Data and provenance", f"Data: {data}."]
-    lines = [f"- {escape_markdown(k)}: {_inline(v)}" for k, v in sorted(plain(provenance).items())]
-    parts.append("\n".join(lines) or "No provenance was given.")
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _short_title(key: CurveKey) -> str:
-    return f"{key.solver}, {key.grid}"
-
-
-def _bare(table: Table, write: Callable[..., str]) -> str:
-    """Text of a table without its title, where a heading says it already."""
-    return write(table).split("\n\n", 1)[1].rstrip("\n")
+    data += ", ".join(f"[summary.{end}](tables/summary.{end})" for end in _TABLES)
+    known = [f"{escape_markdown(k)}: {_inline(v)}" for k, v in sorted(plain(provenance).items())]
+    return [
+        *blocks,
+        Heading(2, "Data and provenance"),
+        Text(f"Data: {data}.", files=True),
+        Bullets(tuple(known)) if known else Text("No provenance was given."),
+    ]
 
 
 def _inline(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,6 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .style import GREY, style_context
 
-#: Width in inches of a figure that spans one or two columns of a page.
-WIDTHS: dict[int, float] = {1: 3.4, 2: 7.0}
-
 _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
@@ -28,33 +26,38 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
-def page_width(columns: int) -> float:
-    """Width in inches of a figure spanning ``columns`` (1 or 2) columns of a page."""
-    if columns not in WIDTHS:
-        raise ValueError(f"columns must be 1 or 2 (columns of the page), got {columns!r}")
-    return WIDTHS[columns]
-
-
-def new_figure(columns: int, nrows: int, ncols: int) -> tuple[Figure, list[Axes]]:
-    """Make a figure of so many page columns, and its axes row by row."""
-    fig = Figure(figsize=(page_width(columns), 2.5 * nrows), layout="constrained")
+def new_figure(width: float, nrows: int, ncols: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure of so many inches, and its axes row by row."""
+    fig = Figure(figsize=(width, 2.5 * nrows), layout="constrained")
     return fig, list(fig.subplots(nrows, ncols, squeeze=False).flat)
 
 
-def label_ticks(ax: Axes, values: Iterable[float], spec: str = "g") -> None:
-    """Put a tick at every value of a logarithmic x axis; label as many as fit."""
-    by_label = {format(value, spec): value for value in sorted(set(values))}
+def label_ticks(ax: Axes, values: Iterable[float], spec: str = "g", *, merge: float = 0.0) -> None:
+    """Put a tick at every value of a logarithmic x axis; label as many as fit.
+
+    Of values less than ``merge`` inches apart, as 127 and 128 model calls, the most frequent has
+    the tick.
+    """
     left, right = ax.get_xlim()
     inches = ax.get_window_extent().width / ax.figure.dpi
     scale = inches / math.log(right / left)
+    counts = Counter(values)
+    groups: list[list[float]] = []
+    for value in sorted(counts):
+        if groups and scale * math.log(value / groups[-1][0]) < merge:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    chosen = [max(group, key=lambda value: (counts[value], value)) for group in groups]
     labels, end = [], -math.inf
-    for label, value in by_label.items():
+    for value in chosen:
+        label = format(value, spec)
         half = 0.5 * (0.055 * len(label) + 0.03)
         place = scale * math.log(value / left)
         fits = place - half >= end
         labels.append(label if fits else "")
         end = place + half if fits else end
-    ax.xaxis.set_major_locator(FixedLocator(list(by_label.values())))
+    ax.xaxis.set_major_locator(FixedLocator(chosen))
     ax.xaxis.set_major_formatter(FixedFormatter(labels))
     ax.xaxis.set_minor_locator(NullLocator())
 

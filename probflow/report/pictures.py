@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .curves import curve_handle
-from .page import finish_figure, new_figure, page_width
+from .page import finish_figure, new_figure
 from .style import GREY, Marks, all_marks, style_context
+from .venues import WIDE, page_width
 
 
 def density_plot(
@@ -24,6 +25,7 @@ def density_plot(
     title: str | None = None,
     footer: str | None = None,
     columns: int = 1,
+    venue: str | None = None,
     marks: Marks | None = None,
 ) -> Figure:
     """Plot densities over the true one and, if asked, their differences to it.
@@ -38,15 +40,16 @@ def density_plot(
         Texts.
     difference
         Whether to add a panel with density minus true density (interpolated in ``x``).
-    title, footer, columns, marks
+    title, footer, columns, venue, marks
         As in :func:`~probflow.report.rates.rate_plot`.
     """
     if difference and truth is None:
         raise ValueError("difference=True needs the true density; pass truth=(x, density)")
     marks = all_marks(curves, marks)
+    width = page_width(columns, venue)
     with style_context():
         count = 2 if difference else 1
-        fig, axes = new_figure(columns, *((1, count) if columns == 2 else (count, 1)))
+        fig, axes = new_figure(width, *((1, count) if width >= WIDE else (count, 1)))
         handles: list[Any] = []
         if truth is not None:
             x_true, p_true = (np.asarray(values, dtype=float) for values in truth)
@@ -94,6 +97,7 @@ def image_grid(
     title: str | None = None,
     footer: str | None = None,
     columns: int = 2,
+    venue: str | None = None,
 ) -> Figure:
     """Show pictures: a row per solver, a group of columns per budget.
 
@@ -109,7 +113,7 @@ def image_grid(
         Values of the lightest and darkest grey; by default the extremes over all pictures.
     cmap
         Name of a matplotlib colour map.
-    title, footer, columns
+    title, footer, columns, venue
         As in :func:`~probflow.report.rates.rate_plot`.
     """
     groups = len(column_labels)
@@ -134,7 +138,7 @@ def image_grid(
         max((float(np.nanmax(image)) for image in present), default=1.0) if vmax is None else vmax
     )
 
-    width = page_width(columns)
+    width = page_width(columns, venue)
     gap, group_gap, row_gap, margin = 0.03, 0.1, 0.05, 0.05
     left = margin + 0.06 + 0.062 * max(len(name) for name in images)
     space = width - left - margin - (groups - 1) * group_gap - groups * (per_group - 1) * gap
@@ -142,9 +146,10 @@ def image_grid(
     if tile < 0.06:
         raise ValueError(f"{min(counts)} pictures a row do not fit a figure {width} in wide")
     group_width = per_group * tile + (per_group - 1) * gap
+    left += 0.5 * (width - margin - left - groups * group_width - (groups - 1) * group_gap)
     height = len(images) * (tile + row_gap) + 0.2
     with style_context():
-        fig, (ax,) = new_figure(columns, 1, 1)
+        fig, (ax,) = new_figure(width, 1, 1)
         ax.set_axis_off()
         for i, (name, row) in enumerate(arrays.items()):
             y = height - 0.2 - i * (tile + row_gap)

@@ -1,4 +1,4 @@
-"""Rate plots of a study: errors, local orders and work-precision.
+"""Rate plots of a study: errors and local orders.
 
 Everything is drawn with matplotlib's object-oriented interface, so no global state changes and
 no display is needed. Functions called ``draw_*`` draw on given axes; the others return a whole
@@ -8,7 +8,7 @@ no display is needed. Functions called ``draw_*`` draw on given axes; the others
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ from .page import finish_figure, label_ticks, new_figure
 from .style import GREY, Marks, all_marks, style_context
 from .tables import curve_labels, find_orders
 from .triangles import draw_slope_triangles
+from .venues import WIDE, page_width
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def draw_rates(
                 draw_arrow(ax, (x_row, value), -9.0, mark.colour)
         text = legend_text(labels[key], find_orders(orders, key), axis) if fitted else labels[key]
         handles.append(curve_handle(mark, text))
-    label_ticks(ax, x_all, ".2g" if axis == "h" else "g")
+    label_ticks(ax, x_all, ".2g" if axis == "h" else "g", merge=0.08 if axis == "nfe" else 0.0)
     ax.set_xlabel(X_NAME[axis])
     ax.set_ylabel(MEASURES.get(measure, measure))
     return handles
@@ -147,11 +148,16 @@ def draw_local_orders(
     *,
     measure: str,
     marks: Marks | None = None,
-) -> None:
+) -> list[Line2D]:
     """Draw the local order of every row against ``T``, with the claims as dashed lines.
 
     Each local order stands at the finer of its two ``T``. Values far away from every claim are
     drawn as arrows at the edge, so that one wild point does not flatten the panel.
+
+    Returns
+    -------
+    list of Line2D
+        Legend handles.
     """
     curves, labels, marks = prepare(rows, measure, marks)
     orders = [order for key in curves for order in find_orders(orders, key)]
@@ -183,6 +189,7 @@ def draw_local_orders(
     ax.yaxis.set_major_locator(MultipleLocator(0.5 if high - low < 4.5 else 1.0))
     ax.set_xlabel(X_NAME["T"])
     ax.set_ylabel("local order")
+    return [curve_handle(marks[labels[key]], labels[key]) for key in curves]
 
 
 def rate_plot(
@@ -194,6 +201,7 @@ def rate_plot(
     title: str | None = None,
     footer: str | None = None,
     columns: int = 2,
+    venue: str | None = None,
     marks: Marks | None = None,
 ) -> Figure:
     """Plot error against ``axis`` beside (or, in one column, above) local order against ``T``.
@@ -206,12 +214,14 @@ def rate_plot(
         As in :func:`draw_rates`.
     title, footer
         Text above, and small print below: versions, device, seed and the like.
-    columns
-        Columns of a page the figure spans: 2 is 7 in wide with the panels side by side, 1 is
-        3.4 in wide with the panels above each other.
+    columns, venue
+        Columns of a page the figure spans (1 or 2), and whose page
+        (:data:`~probflow.report.venues.VENUES`): 3.4 and 7 in without one. From 5 in on the panels
+        stand side by side, below that above each other.
     """
     panel = Panel(list(rows), list(orders), measure, axis)
-    return _rate_figure([panel], columns == 2, True, title, footer, columns, marks)
+    width = page_width(columns, venue)
+    return _rate_figure([panel], width >= WIDE, True, title, footer, width, marks)
 
 
 def rate_panels(
@@ -221,6 +231,7 @@ def rate_panels(
     title: str | None = None,
     footer: str | None = None,
     columns: int = 2,
+    venue: str | None = None,
     marks: Marks | None = None,
 ) -> Figure:
     """Plot several measures side by side, each with its local orders below and its own legend.
@@ -233,12 +244,13 @@ def rate_panels(
         What to draw, from left to right.
     local_orders
         Whether to add the second row with local orders.
-    title, footer, columns, marks
+    title, footer, columns, venue, marks
         As in :func:`rate_plot`.
     """
     if not panels:
         raise ValueError("rate_panels needs at least one panel")
-    return _rate_figure(panels, False, local_orders, title, footer, columns, marks)
+    width = page_width(columns, venue)
+    return _rate_figure(panels, False, local_orders, title, footer, width, marks)
 
 
 def _rate_figure(
@@ -247,7 +259,7 @@ def _rate_figure(
     local: bool,
     title: str | None,
     footer: str | None,
-    columns: int,
+    width: float,
     marks: Marks | None,
 ) -> Figure:
     names = [
@@ -258,7 +270,7 @@ def _rate_figure(
     marks = all_marks(names, marks)
     count = len(panels)
     with style_context():
-        fig, axes = new_figure(columns, *((1, 2) if beside else (1 + local, count)))
+        fig, axes = new_figure(width, *((1, 2) if beside else (1 + local, count)))
         legends, triangles, keys = [], [], {}
         for i, panel in enumerate(panels):
             curves = curves_of(panel.rows, panel.measure)
@@ -298,56 +310,4 @@ def _rate_figure(
         )
         for ax, slopes, sign in triangles:
             draw_slope_triangles(ax, slopes, sign)
-    return fig
-
-
-def work_precision(
-    rows: Iterable[Row],
-    *,
-    measure: str,
-    wall: Mapping[tuple[str, int], float] | None = None,
-    title: str | None = None,
-    footer: str | None = None,
-    columns: int = 2,
-    marks: Marks | None = None,
-) -> Figure:
-    """Plot error against model calls and, where times are given, against median wall time.
-
-    Parameters
-    ----------
-    rows
-        Rows; those of other measures are ignored.
-    measure
-        Which measure to draw.
-    wall
-        Median wall time in seconds by (solver, steps); cells without one are left out.
-    title, footer, columns, marks
-        As in :func:`rate_plot`.
-    """
-    rows = list(rows)
-    curves, labels, marks = prepare(rows, measure, marks)
-    count = 1 if wall is None else 2
-    with style_context():
-        fig, axes = new_figure(columns, *((1, count) if columns == 2 else (count, 1)))
-        handles = draw_rates(axes[0], rows, measure=measure, axis="nfe", marks=marks, fitted=False)
-        if wall is not None:
-            ax = axes[1]
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            for key, curve in curves.items():
-                timed = [row for row in curve if (row.solver, row.steps) in wall]
-                x = [wall[row.solver, row.steps] for row in timed]
-                values = [shown_error(row) for row in timed]
-                draw_curve(ax, x, values, map(is_censored, timed), marks[labels[key]])
-            ax.set_ylim(axes[0].get_ylim())
-            ax.set_xlabel("median wall time [s]")
-            ax.set_ylabel(MEASURES.get(measure, measure))
-        finish_figure(
-            fig,
-            panel_height=2.5,
-            legends=[(0.0, 1.0, handles)],
-            keys=key_handles(curves.values(), (), fitted=False),
-            title=title,
-            footer=footer,
-        )
     return fig

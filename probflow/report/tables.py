@@ -1,4 +1,4 @@
-"""Tables of a study as Markdown, LaTeX, CSV and JSON, all from one intermediate type.
+"""Tables of a study as Markdown, CSV and JSON, all from one type; LaTeX is in :mod:`.latex`.
 
 A :class:`Table` holds the same content twice: ``body`` is text, rounded for readers (Markdown and
 LaTeX); ``records`` are the numbers in full precision (CSV and JSON).
@@ -11,8 +11,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..studies.rows import MEASURES, OrderEstimate, Row
@@ -41,13 +41,17 @@ class Table:
     head
         Column heads of ``body``.
     align
-        One letter per column of ``body``: ``"l"`` or ``"r"``, or ``"p"`` for long text.
+        One letter per column of ``body``: ``"l"`` or ``"r"``.
     body
         Formatted cells, row by row.
     records
         One mapping per row, with numbers unrounded; NaN where there is none.
     last
         How many rows at the end of ``body`` are set off by a rule (the estimates).
+    wide
+        Heads of columns that LaTeX leaves out of a narrow table.
+    files
+        Heads of columns that LaTeX always leaves out: their texts are too long for a paper.
     """
 
     title: str
@@ -56,6 +60,8 @@ class Table:
     body: tuple[tuple[str, ...], ...]
     records: tuple[dict[str, Any], ...]
     last: int = 0
+    wide: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 # --- curves and their estimates -------------------------------------------------------------
@@ -183,12 +189,13 @@ def curve_table(rows: Sequence[Row], orders: Iterable[OrderEstimate] = ()) -> Ta
         end = {"in_window": span, "status": verdict_text(order)}
         records.append(names | {"T": kind} | numbers | end)
     return Table(
-        title=f"{key.solver}: {MEASURES.get(key.measure, key.measure)} on {key.target}, {key.grid}",
+        title=f"{key.solver}: {place_text(key.measure, key.target, key.grid)}",
         head=("T", "NFE", "h", "error", "SE", "EOC", "in window", "status"),
         align="rrrrrrll",
         body=tuple(body),
         records=tuple(records),
         last=len(found),
+        wide=("h", "in window"),
     )
 
 
@@ -240,10 +247,44 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
     return Table(
         title="Measured orders",
         head=("solver", "measure", *varying, *heads),
-        align="ll" + "l" * len(varying) + "rrrllp",
+        align="ll" + "l" * len(varying) + "rrrlll",
         body=tuple(body),
         records=tuple(records),
+        wide=("finest EOCs", "window"),
+        files=("measure", "target", "grid", "reason"),
     )
+
+
+def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list[Table]:
+    """One :func:`summary_table` for each measure, target and grid, which its title names.
+
+    Curves without a number are left out.
+    """
+    rows = numbered(rows)
+    keys = {curve_key(row) for row in rows}
+    orders = [order for order in orders if curve_key(order) in keys]
+    groups: dict[tuple[str, str, str], tuple[list[Row], list[OrderEstimate]]] = {}
+    for row in rows:
+        groups.setdefault((row.measure, row.target, row.grid), ([], []))[0].append(row)
+    for order in orders:
+        groups.setdefault((order.measure, order.target, order.grid), ([], []))[1].append(order)
+    return [
+        replace(summary_table(*own), title=f"Orders in {place_text(*names)}")
+        for names, own in groups.items()
+    ]
+
+
+def numbered(rows: Iterable[Row]) -> list[Row]:
+    """The rows of curves that have at least one number."""
+    rows = list(rows)
+    keys = {curve_key(row) for row in rows if row.status == "ok"}
+    return [row for row in rows if curve_key(row) in keys]
+
+
+def place_text(measure: str, target: str, grid: str) -> str:
+    """Measure, target and grid of a curve, for instance ``TV(q, p) on mixture, grid log-snr``."""
+    where = f" on {target}" if target else ""
+    return MEASURES.get(measure, measure) + where + (f", grid {grid}" if grid else "")
 
 
 _SUMMARY_DATA = ("axis", "claim", "order", "low", "high", "eoc", "window", "verdict", "reason")
@@ -274,24 +315,6 @@ def to_markdown(*tables: Table) -> str:
     return "\n".join(parts)
 
 
-def to_latex(*tables: Table) -> str:
-    r"""LaTeX ``table`` floats for ``\usepackage{booktabs}``."""
-    parts = []
-    for table in tables:
-        columns = "".join(r"p{0.3\linewidth}" if a == "p" else a for a in table.align)
-        head = " & ".join(map(escape_latex, table.head)) + r" \\"
-        lines = [" & ".join(map(_latex_cell, cells)) + r" \\" for cells in table.body]
-        # A bracket after \\ would be read as that command's optional argument.
-        lines = ["{}" + line if line.startswith("[") else line for line in lines]
-        if table.last:
-            lines.insert(len(lines) - table.last, r"\midrule")
-        caption = rf"\caption{{{escape_latex(table.title)}}}"
-        top = [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{columns}}}"]
-        end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-        parts.append("\n".join([*top, r"\toprule", head, r"\midrule", *lines, *end]) + "\n")
-    return "\n".join(parts)
-
-
 def to_csv(*tables: Table) -> str:
     """Comma-separated records of all tables under one header; empty where there is no number."""
     records = [plain(record) for table in tables for record in table.records]
@@ -307,15 +330,6 @@ def to_csv(*tables: Table) -> str:
 def to_json(*tables: Table) -> str:
     """Valid JSON: a list with the records of all tables; null where there is no number."""
     return json_text([record for table in tables for record in table.records])
-
-
-#: Suffix of a file to the function that writes tables in it.
-FORMATS: dict[str, Callable[..., str]] = {
-    "md": to_markdown,
-    "tex": to_latex,
-    "csv": to_csv,
-    "json": to_json,
-}
 
 
 def plain(value: Any) -> Any:
@@ -347,35 +361,6 @@ def escape_markdown(text: str) -> str:
     'KL(q \\|\\| p)'
     """
     return re.sub(r"([\\|`*_<>])", r"\\\1", " ".join(text.split()))
-
-
-_LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    DASH: "--",
-}
-
-
-def escape_latex(text: str) -> str:
-    r"""Escape LaTeX's special characters.
-
-    Examples
-    --------
-    >>> escape_latex("noise_inside: 50 %")
-    'noise\\_inside: 50 \\%'
-    """
-    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
-
-
-def _latex_cell(text: str) -> str:
-    match = re.fullmatch(r"(-?\d(?:\.\d+)?)e([+-]\d+)", text)
-    if match:
-        return rf"${match[1]} \times 10^{{{int(match[2])}}}$"
-    return escape_latex(text)
 
 
 def _pipe(cells: Iterable[str]) -> str:

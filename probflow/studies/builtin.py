@@ -15,9 +15,10 @@ from probflow.studies.cells import Curve
 from probflow.studies.config import digits
 from probflow.studies.measure import Settings
 from probflow.studies.runner import make_curves
+from probflow.studies.shown import Images
 from probflow.targets import GaussianMixture
 
-__all__ = ["builtin_curves", "digit_pictures", "mixture"]
+__all__ = ["builtin_curves", "digit_images", "mixture"]
 
 DETERMINISTIC = (
     "ddim",
@@ -83,19 +84,11 @@ def steps_for(solver: Solver, budget: int, grid: Grid) -> int:
     return steps
 
 
-def digit_pictures(
-    count: int = 6, seed: int = 0, budgets: tuple[int, ...] = NFE_BUDGETS
-) -> dict[str, list[np.ndarray]]:
-    """Generated digits per solver, ``count`` for each NFE budget, all from the same noise.
-
-    Returns
-    -------
-    dict
-        Solver name to 8 x 8 pictures in [-1, 1]: the budgets one after the other.
-    """
+def digit_images(count: int = 6, seed: int = 0, budgets: tuple[int, ...] = NFE_BUDGETS) -> Images:
+    """Generated digits per solver, ``count`` for each NFE budget, all from the same noise."""
     target, process = digits(), VP.linear()
     grid = Grid("log-snr", float(process.neg_log_ab(1.0)), 1e-3, "neg_log_ab")
-    pictures: dict[str, list[np.ndarray]] = {}
+    pictures: dict[str, np.ndarray] = {}
     for name in (*STOCHASTIC[:2], *DETERMINISTIC, "dpm-solver++-2m"):
         solver = get_solver(name)
         row: list[np.ndarray] = []
@@ -110,5 +103,6 @@ def digit_pictures(
                 seed=seed,
             )
             row += list(x.reshape(-1, 8, 8).double().numpy())
-        pictures[name] = row
-    return pictures
+        pictures[name] = np.stack(row)
+    groups = tuple(f"{budget} NFE" for budget in budgets)
+    return Images(target.name, grid.label, groups, pictures, -1.0, 1.0)

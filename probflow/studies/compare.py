@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
 
 from probflow.studies.cells import Cell
 from probflow.studies.curves import fit_cells, unfitted
 from probflow.studies.points import FLOOR_FACTOR
-from probflow.studies.rows import MEASURES, OrderEstimate, Row, Verdict
+from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
+from probflow.studies.rows import OrderEstimate, Row
 from probflow.studies.runner import Study
-from probflow.studies.store import read_cell
 
 __all__ = ["Baseline", "Comparison", "compare", "read_baseline"]
 
@@ -26,8 +23,6 @@ SIGNIFICANT = 3.0
 
 #: The larger, the better; a claim that holds is not bettered by one that is not sharp.
 _RANK: dict[str, int] = {"slower": 0, "inconclusive": 1, "consistent": 2, "faster": 2}
-
-CurveName = tuple[str, str, str, str]  # target, solver, grid, measure
 
 
 @dataclass(frozen=True)
@@ -76,9 +71,6 @@ class Comparison:
         return "\n\n".join(parts)
 
 
-# Reading ----------------------------------------------------------------------------------------
-
-
 def read_baseline(path: str | Path) -> Baseline:
     """Read ``cells.jsonl`` or ``results.jsonl`` of an earlier run.
 
@@ -91,86 +83,23 @@ def read_baseline(path: str | Path) -> Baseline:
         different results of a cell: a baseline is not repaired. The message names the line.
     """
     path = Path(path)
-    cells: dict[tuple[CurveName, int], Cell] = {}
     try:
-        data = path.read_bytes()
-        lines = data.decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(f"--compare: {path} cannot be read ({problem})") from None
-    if data and not data.endswith(b"\n"):
-        raise ValueError(f"--compare: {path}, line {len(lines)} is torn: it has no end")
-    stored = False
-    for number, line in enumerate(lines, 1):
-        try:
-            stored = stored or '"format"' in line
-            cell = read_cell(line) if stored else Cell(_row(line))
+        lines, _ = read_cells(path)
+        cells: dict[tuple[CurveName, int], Cell] = {}
+        for number, cell in enumerate(lines, 1):
             name = (curve_name(cell.row), cell.row.steps)
             if name in cells and cell_text(cells[name]) != cell_text(cell):
-                raise ValueError("a second, different result of a cell")
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ValueError(f"--compare: {path}, line {number}: {problem}") from None
-        cells[name] = cell
-    if not cells:
-        raise ValueError(f"--compare: {path} holds no rows")
-    rows = tuple(cell.row for cell in cells.values())
-    if stored:
-        return Baseline(rows, cells)
-    orders = path.parent / "orders.json"
-    return Baseline(rows, verdicts=_verdicts(orders) if orders.is_file() else {})
-
-
-def curve_name(item: Row | OrderEstimate) -> CurveName:
-    """What names a curve."""
-    return (item.target, item.solver, item.grid, item.measure)
-
-
-def cell_text(cell: Cell) -> str:
-    """A text that differs where cells differ (NaN is equal to itself)."""
-    return repr(cell.row) + repr(None if cell.samples is None else cell.samples.tolist())
-
-
-_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
-
-
-def _row(line: str) -> Row:
-    """A line of ``results.jsonl``; no number stands for NaN."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("no JSON") from None
-    fields = dataclasses.fields(Row)
-    if not isinstance(values, dict) or set(values) != {f.name for f in fields}:
-        raise ValueError("it is no row of results.jsonl")
-    for f in fields:
-        if f.type == "float" and values[f.name] is None:
-            values[f.name] = math.nan
-        value, kind = values[f.name], _TYPES[str(f.type)]
-        if not isinstance(value, kind) or (isinstance(value, bool) and f.type != "bool"):
-            raise ValueError(f"{f.name} has the wrong type, got {value!r}")
-    if values["measure"] not in MEASURES or values["steps"] < 1:
-        raise ValueError("its measure or steps are none of a study")
-    return Row(**values)
-
-
-def _verdicts(path: Path) -> dict[CurveName, OrderEstimate]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, list):
-            raise ValueError("it is no list")
-        estimates = []
-        for entry in entries:
-            numbers = {k: math.nan if entry[k] is None else float(entry[k]) for k in _NUMBERS}
-            texts = {k: str(entry[k]) for k in ("target", "solver", "grid", "measure")}
-            if entry["verdict"] not in get_args(Verdict):
-                raise ValueError(f"got the verdict {entry['verdict']!r}")
-            said = {"verdict": entry["verdict"], "reason": str(entry["reason"])}
-            estimates.append(OrderEstimate(**{**numbers, **texts, **said}))
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"--compare: {path} is no orders.json of a report ({problem})") from None
-    return {curve_name(estimate): estimate for estimate in estimates}
-
-
-_NUMBERS = ("order", "low", "high", "claim")
+                raise ValueError(f"{path}, line {number}: a second, different result of a cell")
+            cells[name] = cell
+        if not cells:
+            raise ValueError(f"{path} holds no rows")
+        rows = tuple(cell.row for cell in cells.values())
+        if any(cell.key for cell in cells.values()):
+            return Baseline(rows, cells)
+        orders = path.parent / "orders.json"
+        return Baseline(rows, verdicts=read_orders(orders) if orders.is_file() else {})
+    except ValueError as problem:
+        raise ValueError(f"--compare: {problem}") from None
 
 
 # Comparing --------------------------------------------------------------------------------------

@@ -55,12 +55,15 @@ class StudyFile:
         Number of runs of each plan whose wall time is taken; 0 takes none.
     scans
         What to measure in a file with a ``[scan]`` table, in the place of curves.
+    pictures
+        Number of steps of the pictures in the report; 0 makes none.
     """
 
     name: str
     curves: tuple[Curve, ...]
     timing: int = 0
     scans: tuple[ScanJob, ...] = ()
+    pictures: int = 0
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -99,6 +102,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "reference_steps": int,
         "timing": int,
         "scan": dict,
+        "pictures": int,
         "name": str,
     }
     _check_keys(table, allowed, "the study", required=("solvers", "measures", "target", "grid"))
@@ -126,10 +130,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     process = None if kind is None else PROCESSES[kind]()
     name = table.get("name", path.stem)
     if "scan" in table:
-        if "timing" in table:
-            raise ValueError("timing: a scan takes no wall times")
+        for key in ("timing", "pictures"):
+            if key in table:
+                raise ValueError(f"{key}: not for a scan")
         jobs = _scans(table, path.parent, steps, _grid(grid_table), process, settings)
-        return StudyFile(name, (), 0, jobs)
+        return StudyFile(name, (), scans=jobs)
     curves = make_curves(
         targets=[target_from_table(table["target"], path.parent)],
         solvers=table["solvers"],
@@ -139,10 +144,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         process=process,
         settings=settings,
     )
-    timing = table.get("timing", 0)
-    if timing < 0:
-        raise ValueError(f"timing: need a whole number >= 0, got {timing}")
-    return StudyFile(name, tuple(curves), timing)
+    counts = {key: table.get(key, 0) for key in ("timing", "pictures")}
+    for key, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{key}: need a whole number >= 0, got {count}")
+    return StudyFile(name, tuple(curves), **counts)
 
 
 def _scans(

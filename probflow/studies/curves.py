@@ -13,7 +13,7 @@ from probflow.studies.measure import log_covariance
 from probflow.studies.order import OrderFit, fit_order
 from probflow.studies.rows import OrderEstimate, Row
 
-__all__ = ["finish_curve", "fit_cells"]
+__all__ = ["finish_cells", "finish_curve", "fit_cells"]
 
 
 def log_power(grid: str, measure: str, claim: float) -> float:
@@ -55,9 +55,13 @@ def unfitted(cells: Sequence[Cell], claim: float) -> OrderEstimate:
 def finish_curve(curve: Curve, name: str, cells: Sequence[Cell]) -> tuple[list[Row], OrderEstimate]:
     """Rows and order estimate of a curve in one measure, from its cells, coarse to fine."""
     declared = curve.solver.order(name)
-    claim = math.nan if declared is None else declared
+    return finish_cells(cells, math.nan if declared is None else declared, curve.grid.kind)
+
+
+def finish_cells(cells: Sequence[Cell], claim: float, grid: str) -> tuple[list[Row], OrderEstimate]:
+    """Rows and order estimate from the cells of a curve, coarse to fine, on a kind of grid."""
     rows = [cell.row for cell in cells]
-    fit = fit_cells(cells, claim, curve.grid.kind)
+    fit = fit_cells(cells, claim, grid)
     if fit is not None:
         measured = [i for i, row in enumerate(rows) if row.status == "ok"]
         for position, i in enumerate(measured):
@@ -66,9 +70,9 @@ def finish_curve(curve: Curve, name: str, cells: Sequence[Cell]) -> tuple[list[R
             rows[i] = replace(rows[i], eoc=eoc, in_window=fit.in_window[position])
     estimate = replace(
         unfitted(cells, claim) if fit is None else fit.estimate,
-        target=curve.target.name,
-        solver=curve.solver.name,
-        grid=curve.grid.label,
-        measure=name,
+        target=rows[0].target,
+        solver=rows[0].solver,
+        grid=rows[0].grid,
+        measure=rows[0].measure,
     )
     return rows, estimate

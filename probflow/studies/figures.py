@@ -1,30 +1,41 @@
-"""Figures of a study's report, and those of ``probflow sample``."""
+"""The report of a study: its figures with their captions, its notes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
-from probflow.processes import Process
 from probflow.report import (
+    Marks,
     Panel,
-    density_plot,
+    Shown,
     footer_text,
-    image_grid,
+    page_width,
+    picture_caption,
+    picture_name,
+    picture_plot,
+    place_text,
+    rate_caption,
     rate_panels,
     rate_plot,
+    sentences,
+    settings_text,
+    solver_marks,
+    work_precision,
+    write_report,
 )
 from probflow.solvers import get_solver
-from probflow.studies.builtin import NFE_BUDGETS, digit_pictures
-from probflow.studies.rows import MEASURES, Row
-from probflow.studies.runner import Study
-from probflow.targets import Target
+from probflow.studies.folder import BUILT_IN, Description
+from probflow.studies.result import Study
+from probflow.studies.rows import Row
+from probflow.studies.shown import Picture
 
-__all__ = ["BUILTIN_NOTES", "builtin_figures", "refusal_notes", "samples_figure", "study_figures"]
-
-Figures = list[tuple[str, str, Any]]
+__all__ = ["BUILTIN_NOTES", "builtin_figures", "refusal_notes", "study_figures", "study_report"]
 
 BUILTIN_NOTES = [
     "The founding paper's two claims, in the measures in which they hold: the accelerated "
@@ -42,9 +53,62 @@ BUILTIN_NOTES = [
 ]
 
 
-def study_figures(study: Study, provenance: Mapping[str, Any]) -> Figures:
-    """A rate plot for each target and measure that has at least one number."""
-    figures: Figures = []
+def study_report(
+    out: str | Path,
+    study: Study,
+    description: Description,
+    pictures: Iterable[Picture] = (),
+    notes: Sequence[str] = (),
+    *,
+    complete: bool = True,
+    venue: str | None = None,
+) -> list[Path]:
+    """Write the report of a study; nothing is computed anew.
+
+    Parameters
+    ----------
+    out
+        Folder of the report.
+    study, description, pictures
+        What was measured, what it is, and what it looks like.
+    notes
+        Sentences that come first among the notes.
+    complete
+        Whether all of the study was measured.
+    venue
+        Where it is to appear: a key of :data:`~probflow.report.venues.VENUES`.
+
+    Returns
+    -------
+    list of Path
+        Files written, sorted.
+    """
+    known = description.provenance
+    built_in = complete and description.layout == BUILT_IN
+    figures = (builtin_figures if built_in else study_figures)(study, known, venue)
+    marks = solver_marks(row.solver for row in study.rows)
+    figures += picture_figures(pictures, known, venue, marks)
+    return write_report(
+        out,
+        rows=study.rows,
+        orders=study.estimates,
+        provenance=known,
+        figures=_distinct(figures),
+        notes=[*notes, *(BUILTIN_NOTES if built_in else ()), *refusal_notes(study)],
+        title=description.title,
+        venue=venue,
+    )
+
+
+def study_figures(
+    study: Study, provenance: Mapping[str, Any], venue: str | None = None
+) -> list[Shown]:
+    """Rate plots, and work-precision where there are times, for each target and measure.
+
+    A target and measure without a number has none.
+    """
+    figures: list[Shown] = []
+    marks = solver_marks(row.solver for row in study.rows)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in study.rows:
         groups.setdefault((row.target, row.measure), []).append(row)
@@ -54,17 +118,77 @@ def study_figures(study: Study, provenance: Mapping[str, Any]) -> Figures:
         if not rows:
             continue
         orders = [o for o in study.estimates if (o.target, o.measure) == (target, name)]
+        orders = [order for order in orders if order.solver in solvers]
+        look: dict[str, Any] = {"measure": name, "footer": footer_text(provenance, rows)}
+        if len({row.grid for row in rows}) == 1:  # a solver looks the same in every figure
+            look["marks"] = marks
         axis: Any = "h" if orders and orders[0].axis == "h" else "T"
-        figure = rate_plot(
-            rows, orders, measure=name, axis=axis, footer=footer_text(provenance, rows)
-        )
-        caption = f"{MEASURES[name]} on {target}, grid {rows[0].grid}."
-        figures.append((f"{target}-{name}", caption, figure))
+        caption = rate_caption(rows, orders, provenance)
+        draw = partial(rate_plot, rows, orders, axis=axis, **look)
+        figures.append(_shown(f"{target}-{name}", caption, draw, venue))
+        timings = [timing for timing in study.timings if timing.target == target]
+        if timings:
+            place = place_text(name, target, rows[0].grid)
+            caption = sentences(
+                f"work-precision: {place}, against model calls and against the median "
+                f"wall time of {timings[0].repeats} runs; bars are quartiles",
+                settings_text(provenance),
+            )
+            draw = partial(work_precision, rows, timings, **look)
+            figures.append(_shown(f"{target}-{name}-work-precision", caption, draw, venue))
     return figures
 
 
-def builtin_figures(study: Study, provenance: Mapping[str, Any]) -> Figures:
-    """The figures of the built-in study: rates on the mixture, on the digits, and pictures."""
+def picture_figures(
+    pictures: Iterable[Picture],
+    provenance: Mapping[str, Any],
+    venue: str | None = None,
+    marks: Marks | None = None,
+) -> list[Shown]:
+    """The figures of the pictures that show something."""
+    return [
+        _shown(
+            picture_name(picture),
+            picture_caption(picture, provenance),
+            partial(picture_plot, picture, footer=_footer(picture, provenance), marks=marks),
+            venue,
+        )
+        for picture in pictures
+        if picture.shows
+    ]
+
+
+def _footer(picture: Picture, provenance: Mapping[str, Any]) -> str:
+    """The small print of a picture."""
+    known = footer_text(provenance)
+    return f"{known}{', ' if known else ''}target {picture.target}, grid {picture.grid}"
+
+
+def _shown(name: str, caption: str, draw: Callable[..., Figure], venue: str | None) -> Shown:
+    """A figure at the width of the text, and at that of a column where the venue has two."""
+    two = venue is not None and page_width(1, venue) < page_width(2, venue)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "figure"
+    narrow = draw(columns=1, venue=venue) if two else None
+    return Shown(name, caption, draw(columns=2, venue=venue), narrow)
+
+
+def _distinct(figures: Iterable[Shown]) -> list[Shown]:
+    """Figures whose names differ."""
+    names: set[str] = set()
+    distinct = []
+    for figure in figures:
+        name, count = figure.name, 2
+        while name.lower() in names:
+            name, count = f"{figure.name}-{count}", count + 1
+        names.add(name.lower())
+        distinct.append(figure._replace(name=name))
+    return distinct
+
+
+def builtin_figures(
+    study: Study, provenance: Mapping[str, Any], venue: str | None = None
+) -> list[Shown]:
+    """The figures of the built-in study: rates on the mixture and on the digits."""
 
     def panel(target: str, name: str, stochastic: bool, title: str) -> Panel:
         def chosen(item: Any) -> bool:
@@ -81,42 +205,37 @@ def builtin_figures(study: Study, provenance: Mapping[str, Any]) -> Figures:
             title=title,
         )
 
-    def footer(panels: list[Panel]) -> str:
-        return footer_text(provenance, [row for p in panels for row in p.rows])
+    def figure(name: str, caption: str, panels: list[Panel]) -> Shown:
+        rows = [row for p in panels for row in p.rows]
+        return Shown(
+            name,
+            f"{caption} {sentences(f'grid {rows[0].grid}', settings_text(provenance))}",
+            rate_panels(panels, footer=footer_text(provenance, rows), venue=venue),
+        )
 
-    line = [
-        panel("mixture-1d", "tv", False, "deterministic, marginal law"),
-        panel("mixture-1d", "path-kl", True, "stochastic, path law"),
-        panel("mixture-1d", "tv", True, "stochastic, marginal law"),
-    ]
-    real = [
-        panel("digits", "strong", False, "digits: against the exact-score flow"),
-        panel("digits", "path-kl", True, "digits: path law"),
-    ]
-    labels = [f"{budget} NFE" for budget in NFE_BUDGETS]
-    pictures = digit_pictures(seed=int(provenance["seed"]))
     return [
-        (
+        figure(
             "rates-mixture",
             "The founding paper's claims on a 1-D Gaussian mixture. Left: total variation of the "
             "deterministic samplers. Middle: path-space divergence of the stochastic samplers. "
             "Right: total variation of the same samplers, where plain DDPM already has order 1. "
             "Below: local orders; dashed lines are the claims.",
-            rate_panels(line, footer=footer(line)),
+            [
+                panel("mixture-1d", "tv", False, "deterministic, marginal law"),
+                panel("mixture-1d", "path-kl", True, "stochastic, path law"),
+                panel("mixture-1d", "tv", True, "stochastic, marginal law"),
+            ],
         ),
-        (
+        figure(
             "rates-digits",
             "Real data: 1 797 handwritten digits in 64 dimensions, exact score of the noised "
             "empirical measure. Left: strong error of the deterministic samplers. Right: "
             "path-space divergence of the stochastic samplers with a tractable kernel. 96 samples "
             "left, 384 (half-noise: 32) paths right; bars are 95 % intervals.",
-            rate_panels(real, footer=footer(real)),
-        ),
-        (
-            "digits-samples",
-            "Digits generated from the same noise with the exact score of the empirical measure, "
-            "at most 5, 10 and 20 model evaluations.",
-            image_grid(pictures, labels, vmin=-1.0, vmax=1.0),
+            [
+                panel("digits", "strong", False, "digits: against the exact-score flow"),
+                panel("digits", "path-kl", True, "digits: path law"),
+            ],
         ),
     ]
 
@@ -128,48 +247,3 @@ def refusal_notes(study: Study) -> list[str]:
         if row.status != "ok":
             notes[f"{row.measure} on {row.target}: {row.status}"] = None
     return list(notes)
-
-
-def samples_figure(x: np.ndarray, target: Target | None, process: Process) -> Any:
-    """Picture of samples: images, a histogram (1-D) or a scatter plot of two coordinates."""
-    flat = x.reshape(len(x), -1)
-    side = round(flat.shape[1] ** 0.5)
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        images = [image.transpose(1, 2, 0).squeeze() * 0.5 + 0.5 for image in x]
-        return _square_grid([np.clip(image, 0, 1) for image in images])
-    if flat.shape[1] > 3 and side * side == flat.shape[1]:
-        return _square_grid(list(flat.reshape(-1, side, side)))
-    if flat.shape[1] == 1:
-        return _histogram(flat[:, 0], target, process)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.4, 3.0), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(flat[:, 0], flat[:, 1], ".", markersize=2)
-    axes.set(xlabel="$x_1$", ylabel="$x_2$")
-    return figure
-
-
-def _square_grid(images: list[np.ndarray]) -> Any:
-    columns = int(np.ceil(len(images) ** 0.5))
-    white = 1.0 if images[0].ndim == 3 else min(image.min() for image in images)
-    images = images + [np.full_like(images[0], white)] * (-len(images) % columns)
-    # Rows are labelled by the index of their first sample.
-    rows = {str(i): images[i : i + columns] for i in range(0, len(images), columns)}
-    return image_grid(rows, [""])
-
-
-def _histogram(values: np.ndarray, target: Target | None, process: Process) -> Any:
-    counts, edges = np.histogram(values, bins=max(20, int(2 * len(values) ** 0.5)), density=True)
-    curve = {"samples": (np.repeat(edges, 2)[1:-1], np.repeat(counts, 2))}
-    truth = None
-    if target is not None:
-        import torch
-
-        grid = np.linspace(edges[0], edges[-1], 400)
-        end = process.end
-        log_density = target.log_prob(
-            torch.from_numpy(grid)[:, None], float(process.alpha(end)), float(process.sigma(end))
-        )
-        truth = (grid, np.exp(log_density.numpy()))
-    return density_plot(curve, truth)

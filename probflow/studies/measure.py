@@ -34,7 +34,7 @@ from probflow.studies.sampled import (
     path_noise,
     reached,
     sample_distance,
-    start,
+    start_states,
     weak_difference,
 )
 from probflow.targets import Gaussian, Target
@@ -280,7 +280,7 @@ def _strong(
         value = _line_distances(plan, process, target)["strong"]
         return Measurement(value, floor=FLOORS["strong"])
     first, last = Point.many(process, [plan.times[0], plan.times[-1]])
-    x = start(process, target, plan.times[0], settings)
+    x = start_states(process, target, plan.times[0], settings)
     truth = truth_of(target)
     if isinstance(truth, Gaussian):
         exact = truth.flow(x, (first.alpha, first.sigma), (last.alpha, last.sigma))
@@ -318,7 +318,7 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
     for count in (settings.reference_steps // 2, settings.reference_steps):
         times = grid.times(process, count)
         plan = get_solver("rk4").plan(process, times, "eps")
-        x = start(process, target, times[0], settings)
+        x = start_states(process, target, times[0], settings)
         with torch.no_grad():
             runs.append(run_plan(plan, truth_of(target).model(process), x))
     error = float((runs[0] - runs[1]).square().mean().sqrt()) / 15.0
@@ -345,7 +345,7 @@ def reference_path(
     """
     times = grid.times(process, REFINEMENT * largest)
     plan = get_solver("sde-heun", eta=eta).plan(process, times, "eps")
-    x = start(process, target, times[0], settings)
+    x = start_states(process, target, times[0], settings)
     with torch.no_grad():
         noise = path_noise(plan, x, settings)
         return run_plan(plan, truth_of(target).model(process), x, noise=noise), 0.0

@@ -11,12 +11,18 @@ from typing import Literal
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
-#: Files of :mod:`probflow.studies.store` and ``timing``: cells while a study runs, all of them,
-#: these while they are written, the lock, wall times, these while they are written. They may stand
-#: in the folder of a report.
-PARTIAL, COMPLETE, NEW, LOCK, TIMINGS, NEW_TIMINGS = STORE_FILES = (
-    *("cells.partial.jsonl", "cells.jsonl", "cells.new.jsonl", "study.lock"),
-    *("timings.jsonl", "timings.new.jsonl"),
+#: Files of a study's folder, which may be that of its report: cells while a study runs, all of
+#: them, what study it is, wall times, pictures, each of these while it is written, and the lock.
+PARTIAL, COMPLETE, DESCRIPTION, TIMINGS, PICTURES = (
+    *("cells.partial.jsonl", "cells.jsonl", "study.json", "timings.jsonl", "pictures.jsonl"),
+)
+NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES = (
+    *("cells.new.jsonl", "study.new.json", "timings.new.jsonl", "pictures.new.jsonl"),
+)
+LOCK = "study.lock"
+STORE_FILES = (
+    *(PARTIAL, COMPLETE, DESCRIPTION, TIMINGS, PICTURES),
+    *(NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES, LOCK),
 )
 
 #: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.

@@ -35,68 +35,15 @@ from probflow.studies.cells import (
 from probflow.studies.curves import finish_curve
 from probflow.studies.executors import Failure, Job, Workers, run_jobs
 from probflow.studies.fingerprint import digest
+from probflow.studies.folder import PLAIN, TITLE, describe, write_description
 from probflow.studies.measure import Settings
-from probflow.studies.rows import MEASURES, TIMINGS, OrderEstimate, Row, Timing
+from probflow.studies.result import Study
+from probflow.studies.rows import MEASURES, PARTIAL, PICTURES, TIMINGS, OrderEstimate, Row, Timing
 from probflow.studies.store import Store
 from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
 from probflow.targets import Target
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
-
-
-@dataclass(frozen=True)
-class Study:
-    """The result of a study: a table of errors and the orders fitted to it.
-
-    Attributes
-    ----------
-    rows
-        One :class:`~probflow.studies.rows.Row` a cell.
-    estimates
-        One :class:`~probflow.studies.rows.OrderEstimate` a curve.
-    settings
-        Seed, number of samples, reference.
-    timings
-        One :class:`~probflow.studies.rows.Timing` a plan, where wall times were asked for.
-    """
-
-    rows: tuple[Row, ...]
-    estimates: tuple[OrderEstimate, ...]
-    settings: Settings
-    timings: tuple[Timing, ...] = ()
-
-    def orders(self) -> tuple[OrderEstimate, ...]:
-        """The fitted orders with their verdicts."""
-        return self.estimates
-
-    def plot(self, path: str | Path | None = None, *, measure: str | None = None) -> Any:
-        """Rate plot of one measure (the first by default) as a matplotlib ``Figure``.
-
-        With a ``path`` (``.pdf``, ``.svg`` or ``.png``) it is also saved there.
-        """
-        from probflow.report import rate_plot, save_figure
-
-        figure = rate_plot(self.rows, self.estimates, measure=measure or self.rows[0].measure)
-        if path is not None:
-            suffix = Path(path).suffix.lstrip(".")
-            if suffix not in ("pdf", "svg", "png"):
-                raise ValueError(f"path: must end in .pdf, .svg or .png, got {path}")
-            save_figure(figure, Path(path).with_suffix(""), (suffix,))
-        return figure
-
-    def table(self, style: str = "markdown") -> str:
-        """The orders and verdicts as ``markdown``, ``latex``, ``csv`` or ``json``."""
-        from probflow import report
-
-        writers = {
-            "markdown": report.to_markdown,
-            "latex": report.to_latex,
-            "csv": report.to_csv,
-            "json": report.to_json,
-        }
-        if style not in writers:
-            raise ValueError(f"style: got {style!r}, allowed are {', '.join(writers)}")
-        return writers[style](report.summary_table(self.rows, self.estimates))
 
 
 def study(
@@ -239,12 +186,15 @@ def run_curves(
     resume: bool = False,
     executor: Executor | None = None,
     timing: int = 0,
+    title: str = TITLE,
+    layout: str = PLAIN,
     notify: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2),
 ) -> Study:
     """Measure curves; the result is the same for any number and order of workers.
 
     Arguments are those of :func:`study`; ``notify`` is called with a sentence for everything that
-    was repaired in the folder ``out``.
+    was repaired in the folder ``out``. ``title`` and ``layout`` are those of the report
+    (:class:`~probflow.studies.folder.Description`).
 
     Raises
     ------
@@ -271,6 +221,11 @@ def run_curves(
         if out is not None:
             store = stack.enter_context(Store(out, resume=resume, notify=notify))
         run = _Run(curves, store)
+        about = describe(curves, title=title, layout=layout)
+        if store is not None:
+            if not resume:
+                (store.folder / PICTURES).unlink(missing_ok=True)  # of the study that is replaced
+            write_description(store.folder, replace(about, **run.there()))
         bar = tqdm(total=run.cells, unit="cell", disable=not progress, initial=run.found)
         stack.callback(bar.close)
         workers = Workers.of(jobs, executor)
@@ -284,6 +239,7 @@ def run_curves(
                 bar.update(len(run.tasks[task].measures))
             if store is not None:
                 store.complete(run.keys())
+                write_description(store.folder, about)  # they come first in the file: no keys
             bar.close()
             return replace(run.study(), timings=_timings(run, timing, progress, notify))
         except KeyboardInterrupt:
@@ -366,6 +322,12 @@ class _Run:
         if name not in self._targets:
             self._targets[name] = digest(curve.target)
         return self._targets[name]
+
+    def there(self) -> dict[str, Any]:
+        """The keys of the cells that need not be measured, and the size of the unfinished file."""
+        assert self.store is not None
+        size = (self.store.folder / PARTIAL).stat().st_size
+        return {"found": tuple(sorted(self._keys.values())), "offset": size}
 
     def keys(self) -> list[str]:
         """The keys of all cells, in the study's order."""

@@ -25,7 +25,7 @@ __all__ = [
     "generator",
     "reached",
     "sample_distance",
-    "start",
+    "start_states",
     "weak_difference",
 ]
 
@@ -67,7 +67,7 @@ def generator(settings: Settings, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) >> 1)
 
 
-def start(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
+def start_states(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
     """The same draws of the exact law at the first time, for every plan."""
     point = Point.many(process, [time])[0]
     return target.sample(settings.samples, point.alpha, point.sigma, generator=generator(settings))
@@ -84,7 +84,7 @@ def path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
 
 def reached(plan: Plan, process: Any, target: Target, settings: Settings) -> Tensor:
     """Final states of a plan from the study's start states, on its Brownian path."""
-    x = start(process, target, plan.times[0], settings)
+    x = start_states(process, target, plan.times[0], settings)
     noise = path_noise(plan, x, settings) if plan.stochastic else None
     with torch.no_grad():
         return run_plan(plan, target.model(process, plan.prediction), x, noise=noise)

@@ -55,7 +55,6 @@ def report(out: Path, **changes: Any) -> list[Path]:
         "provenance": {"torch": "2.9.0", "seed": 0, "nothing": math.nan, "host": {"cpu": "x_y"}},
         "figures": [("rates", "Rates of |e|", rate_plot(ROWS[:6], [ORDER], measure="tv"))],
         "notes": ["First note.", "Second\nnote."],
-        "sections": [("More", "Some *text*.")],
     }
     return write_report(out, **(given | changes))
 
@@ -69,9 +68,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "report"
     written = report(out)
     stems = ("summary", "mixture-1-d-tv", "mixture-1-d-path-kl", "mixture-1-d-tv-2")
-    expected = {"report.md", "results.jsonl", "orders.json", "provenance.json"}
-    expected |= {f"figures/rates.{suffix}" for suffix in ("pdf", "svg", "png")}
+    expected = {"report.md", "report.html", "results.jsonl", "orders.json", "provenance.json"}
+    expected |= {f"figures/rates.{suffix}" for suffix in ("pdf", "svg", "png", "tex")}
     expected |= {f"tables/{s}.{suffix}" for s in stems for suffix in ("md", "tex", "csv", "json")}
+    expected |= {f"tables/{s}-column.tex" for s in stems}
     assert set(contents(out)) == expected
     assert {path.relative_to(out).as_posix() for path in written} == expected
     assert os.listdir(tmp_path / "deep") == ["report"]  # nothing temporary is left
@@ -123,7 +123,6 @@ def test_page(tmp_path: Path) -> None:
     assert "too few points" in text
     assert r"![Rates of \|e\|](figures/rates.png)" in text
     assert "- First note.\n- Second\n  note." in text
-    assert "## More\n\nSome *text*." in text
     assert text.count("## Target: ") == 2
     assert "- seed: 0" in text
     assert r'- host: {"cpu": "x\_y"}' in text
@@ -223,7 +222,7 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: Any) -> str:
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(document, "_page", fail)
+    monkeypatch.setattr(document, "to_html", fail)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="disk on fire"):
             report(folder, rows=ROWS[:3])

@@ -21,9 +21,9 @@ from drawn import (
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
-from probflow.report.page import page_width
-from probflow.report.rates import Panel, rate_panels, rate_plot, work_precision
+from probflow.report.rates import Panel, rate_panels, rate_plot
 from probflow.report.style import solver_marks
+from probflow.report.venues import page_width
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -203,17 +203,3 @@ def test_rate_panels_share_looks() -> None:
     assert markers(fig.axes[1], colour, hollow=False)
     assert not pages_overlap(fig)
     assert len(rate_panels(panels, local_orders=False).axes) == 2
-
-
-def test_work_precision() -> None:
-    wall = {(row.solver, row.steps): 1e-3 * row.nfe for row in ROWS if row.steps > 8}
-    fig = work_precision(ROWS, measure="tv", wall=wall)
-    left, right = fig.axes
-    assert left.get_xlabel() == "model calls per sample (NFE)"
-    assert right.get_xlabel() == "median wall time [s]"
-    assert left.get_ylim() == right.get_ylim()
-    assert legend_texts(fig) == ["ddpm", "accelerated-ode"]
-    colour = solver_marks(["ddpm"])["ddpm"].colour
-    assert len(markers(left, colour, hollow=False)) == 7
-    assert len(markers(right, colour, hollow=False)) == 6
-    assert len(work_precision(ROWS, measure="tv").axes) == 1

@@ -8,9 +8,9 @@ import pytest
 from drawn import ORDERS, ROWS
 from matplotlib.lines import Line2D
 
-from probflow.report.page import page_width
 from probflow.report.rates import rate_plot
 from probflow.report.style import OKABE_ITO, figure_params, solver_marks
+from probflow.report.venues import page_width
 
 
 def test_marks_are_stable_and_distinct() -> None:

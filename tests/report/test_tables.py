@@ -9,12 +9,12 @@ import math
 import numpy as np
 import pytest
 
+from probflow.report.latex import to_latex
 from probflow.report.tables import (
     DASH,
     curve_labels,
     curve_table,
     curve_tables,
-    escape_latex,
     escape_markdown,
     find_orders,
     group_curves,
@@ -23,7 +23,6 @@ from probflow.report.tables import (
     summary_table,
     to_csv,
     to_json,
-    to_latex,
     to_markdown,
     verdict_text,
 )
@@ -91,7 +90,7 @@ def test_order_text() -> None:
 
 def test_curve_table_in_markdown() -> None:
     lines = to_markdown(curve_table(ROWS, [ORDER])).splitlines()
-    assert lines[0] == r"**heun: KL(q \|\| p) on mix\_1d, lambda, 3**"
+    assert lines[0] == r"**heun: KL(q \|\| p) on mix\_1d, grid lambda, 3**"
     assert lines[2] == "| T | NFE | h | error | SE | EOC | in window | status |"
     assert lines[4] == f"| 8 | 16 | 0.31 | 1.272e-01 | {DASH} | {DASH} | no |  |"
     assert lines[5] == "| 16 | 32 | 0.17 | 5.380e-02 | 1.2e-03 | 1.24 | yes |  |"
@@ -109,35 +108,6 @@ def test_curve_table_wants_one_curve() -> None:
     with pytest.raises(ValueError, match="got 2 curves"):
         curve_table([*ROWS, dataclasses.replace(ROWS[0], solver="ddim")])
     assert len(curve_tables([*ROWS, dataclasses.replace(ROWS[0], solver="ddim")])) == 2
-
-
-def test_latex_is_booktabs_and_escaped() -> None:
-    text = to_latex(curve_table(ROWS, [ORDER]), summary_table(ROWS, [ORDER]))
-    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{"):
-        assert command in text
-    assert r"$1.272 \times 10^{-1}$" in text
-    assert r"mix\_1d" in text
-    assert r"KL(q \textbar{}\textbar{} p)" in text
-    assert r"50 \% of it \textbar{} fits\_well" in text
-    assert r"F' \textless{} 0 \& not" in text
-    assert "8--32" in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
-    assert text.count("{") == text.count("}")
-    columns = text.split(r"\begin{tabular}{rrrrrrll}")[1].split(r"\end{tabular}")[0]
-    rows = [line for line in columns.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in rows} == {7}
-
-
-@pytest.mark.parametrize(
-    ("raw", "safe"),
-    [
-        ("a_b & 5% #1 $x$ {y}", r"a\_b \& 5\% \#1 \$x\$ \{y\}"),
-        ("\\x ~ ^", r"\textbackslash{}x \textasciitilde{} \textasciicircum{}"),
-        ("two\nlines", "two lines"),
-    ],
-)
-def test_escape_latex(raw: str, safe: str) -> None:
-    assert escape_latex(raw) == safe
 
 
 def test_escape_markdown() -> None:

@@ -73,9 +73,9 @@ def test_the_file_is_the_same_in_any_order(tmp_path: Path) -> None:
     run_curves(curves(), out=tmp_path / "one")
     with Shuffled(3) as executor:
         run_curves(curves(), executor=executor, out=tmp_path / "two")
-    one, two = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
-    assert [p.name for p in one] == [p.name for p in two] == ["cells.jsonl"]
-    assert one[0].read_bytes() == two[0].read_bytes()
+    one, two = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert [p.name for p in one] == [p.name for p in two] == ["cells.jsonl", "study.json"]
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
 
 
 def test_threads(whole: list[str]) -> None:

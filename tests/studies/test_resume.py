@@ -22,7 +22,7 @@ from probflow.studies import executors, lock, runner
 from probflow.studies.cells import Task, cell_keys, measure_cells
 from probflow.studies.fingerprint import digest
 from probflow.studies.measure import Settings
-from probflow.studies.rows import COMPLETE, LOCK, PARTIAL
+from probflow.studies.rows import COMPLETE, DESCRIPTION, LOCK, PARTIAL
 from probflow.studies.runner import StudyInterrupted, default_grid, run_curves, study
 
 HERE = Path(__file__).parent
@@ -101,7 +101,7 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(
     assert len(notes) == 2
     assert f"process {process.pid} is no longer there" in notes[0]
     assert "damaged in line" in notes[1]
-    assert [path.name for path in tmp_path.iterdir()] == [COMPLETE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [COMPLETE, DESCRIPTION]
 
 
 @pytest.mark.slow  # workers import torch

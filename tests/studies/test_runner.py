@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from probflow.studies.measure import (
     reference_flow,
 )
 from probflow.studies.order import fit_order
+from probflow.studies.rows import Row
 from probflow.studies.runner import default_grid, h_max
 
 VP = pf.VP.linear()
@@ -308,6 +310,79 @@ def test_plots_and_tables_come_from_the_rows() -> None:
         result.table("word")
     with pytest.raises(ValueError, match="path: must end in"):
         result.plot("rates.bmp")
+
+
+def test_plots_on_given_axes() -> None:
+    from matplotlib.figure import Figure
+
+    result = study(MIXTURE, ["ddim", "heun"], STEPS, timing=1)
+    labels = {
+        "rates": ("steps T", "TV(q, p)"),
+        "local-orders": ("steps T", "local order"),
+        "work-precision": ("model calls per sample (NFE)", "TV(q, p)"),
+        "times": ("median wall time for 128 samples [s]", "TV(q, p)"),
+    }
+    for kind, (x, y) in labels.items():
+        ax = Figure().subplots()
+        assert result.plot(kind=kind, ax=ax) is ax
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
+        texts = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert [text.split(":")[0] for text in texts] == ["ddim", "heun"]
+        figure = result.plot(kind=kind, columns=1, venue="icml")
+        assert figure.get_figwidth() == 3.25
+    assert len(result.plot(kind="work-precision").axes) == 2
+    assert "largest step h" in result.plot(axis="h", ax=Figure().subplots()).get_xlabel()
+    for arguments, message in (
+        ({"kind": "rate"}, "kind: got 'rate'; near names: rates, allowed are rates"),
+        ({"measure": "kl"}, "no rows of measure 'kl' to plot; there are: tv"),
+        ({"axis": "x"}, "axis must be one of T, h, nfe"),
+        ({"venue": "nips"}, "venue: got 'nips'; near names: neurips, "),
+        ({"path": "x.pdf", "ax": Figure().subplots()}, "path: give either path or ax"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            result.plot(**arguments)
+    with pytest.raises(TypeError, match="ax: need a matplotlib Axes, got Figure"):
+        result.plot(ax=Figure())
+    with pytest.raises(ValueError, match="timings: none of the rows of measure 'tv' was timed"):
+        replace(result, timings=()).plot(kind="times")
+
+
+def test_latex_tables() -> None:
+    result = study(MIXTURE, ["ddim", "heun"], STEPS, ["tv", "path-kl"], seed=1)
+    orders = result.table("latex", venue="icml", columns=1)
+    assert r"\begin{table}" in orders
+    assert "Orders in TV(q, p)" in orders
+    assert "path KL" not in orders  # no solver has a number there
+    assert "Seed 1." in orders
+    errors = result.table("latex", what="errors")
+    assert errors.count(r"\begin{table}") == 2
+    assert "order in T" in errors
+    assert result.table("csv", what="errors").count("\n") > 4 * len(STEPS)
+    with pytest.raises(ValueError, match="what: got 'rows', allowed are orders, errors"):
+        result.table(what="rows")
+
+
+def test_data_frames(monkeypatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    result = study(MIXTURE, ["ddim", "heun"], STEPS, timing=1)
+    frame = result.to_dataframe()
+    assert list(frame.columns) == [field.name for field in fields(Row)]
+    assert frame["error"].tolist() == [row.error for row in result.rows]
+    assert frame.groupby("solver")["nfe"].max().to_dict() == {
+        "ddim": STEPS[-1],
+        "heun": 2 * STEPS[-1],
+    }
+    orders = result.to_dataframe("orders")
+    assert orders.loc[1, "verdict"] == result.estimates[1].verdict
+    assert len(result.to_dataframe("timings")) == 2 * len(STEPS)
+    empty = replace(result, timings=()).to_dataframe("timings")
+    assert isinstance(empty, pandas.DataFrame)
+    assert "seconds" in empty.columns
+    with pytest.raises(ValueError, match="what: got 'cells', allowed are rows, orders, timings"):
+        result.to_dataframe("cells")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'probflow-solvers\[pandas\]'"):
+        result.to_dataframe()
 
 
 def test_settings_are_kept() -> None:

@@ -233,7 +233,7 @@ def test_checkpoints_in_a_file(tmp_path: Path) -> None:
         ({"scan": {"axis": "learned", "values": [1.0, 2.0]}}, r"needs checkpoints .*, not values"),
         ({"scan": {"axis": "learned", "checkpoints": ["no.pt", "n.pt"]}}, "there is no file"),
         ({"scan": {"axis": "learned", "checkpoints": [1, 2]}}, "need names of files"),
-        ({"timing": 3}, "timing: a scan takes no wall times"),
+        ({"timing": 3}, "timing: not for a scan"),
         ({"solvers": ["dimm"]}, "ddim"),
     ],
 )

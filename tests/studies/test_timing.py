@@ -19,7 +19,15 @@ from probflow.cli import main
 from probflow.studies import timing
 from probflow.studies.config import read_study
 from probflow.studies.lines import seal
-from probflow.studies.rows import COMPLETE, LOCK, NEW_TIMINGS, PARTIAL, TIMINGS, Timing
+from probflow.studies.rows import (
+    COMPLETE,
+    DESCRIPTION,
+    LOCK,
+    NEW_TIMINGS,
+    PARTIAL,
+    TIMINGS,
+    Timing,
+)
 from probflow.studies.runner import StudyInterrupted, run_curves, study
 from probflow.studies.timing import BATCH, read_timings, time_curves
 
@@ -97,7 +105,11 @@ def test_arguments(value: object) -> None:
 def test_cells_do_not_know_of_times(tmp_path: Path) -> None:
     run_curves(small(), out=tmp_path / "plain")
     run_curves(small(), out=tmp_path / "timed", timing=1)
-    assert sorted(p.name for p in (tmp_path / "timed").iterdir()) == [COMPLETE, TIMINGS]
+    assert sorted(p.name for p in (tmp_path / "timed").iterdir()) == [
+        COMPLETE,
+        DESCRIPTION,
+        TIMINGS,
+    ]
     plain, timed = ((tmp_path / name / COMPLETE).read_bytes() for name in ("plain", "timed"))
     assert plain == timed
 
@@ -130,7 +142,8 @@ def test_stopped_while_timing(tmp_path: Path, monkeypatch) -> None:
         run_curves(small(), out=tmp_path, timing=1)
     monkeypatch.undo()
     assert text(caught.value.study) == text(run_curves(small()))
-    assert [path.name for path in tmp_path.iterdir()] == [COMPLETE]  # no times of the old study
+    # No times of the old study.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [COMPLETE, DESCRIPTION]
 
 
 KILLED = """
@@ -162,7 +175,7 @@ def test_killed_while_times_are_written(tmp_path: Path, after: int) -> None:
     assert ["no longer there" in note for note in notes] == [True]  # the lock, nothing else
     assert text(result) == text(run_curves(small()))
     assert tuple(read_timings(tmp_path, silent).values()) == result.timings
-    assert sorted(path.name for path in tmp_path.iterdir()) == [COMPLETE, TIMINGS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [COMPLETE, DESCRIPTION, TIMINGS]
 
 
 def test_full_disk(tmp_path: Path, monkeypatch) -> None:

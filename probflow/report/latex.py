@@ -1,0 +1,179 @@
+"""Tables for papers: LaTeX with ``booktabs``, at the width of the venue's text or column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .captions import sentences
+from .tables import DASH, Table
+from .venues import WIDE, page_width, spans_columns
+
+__all__ = ["escape_latex", "latex_figure", "to_latex"]
+
+#: Longest name on one line of a narrow table, in characters.
+LONGEST = 18
+
+
+def to_latex(
+    *tables: Table, note: str = "", columns: int = 2, venue: str | None = None, label: str = "tab"
+) -> str:
+    r"""LaTeX ``table`` floats for ``\usepackage{booktabs}``; nothing else is needed.
+
+    Parameters
+    ----------
+    tables
+        Tables; each becomes a float with its title as the caption.
+    note
+        Text that ends every caption: seed, versions and the like.
+    columns, venue
+        How wide the tables may be: see :func:`~probflow.report.venues.page_width`. A table below
+        5 in leaves out some columns and breaks long names; one over two columns of a page is a
+        ``table*``. Columns without an entry are left out of any.
+    label
+        First part of the labels, ``label:title-of-the-table``.
+    """
+    narrow = page_width(columns, venue) < WIDE
+    kind = "table*" if spans_columns(columns, venue) else "table"
+    floats = [_float(table, note, narrow, kind, label) for table in tables]
+    return "\n".join(floats) or "% No curve has a number.\n"
+
+
+def latex_figure(name: str, caption: str, *, columns: int = 2, venue: str | None = None) -> str:
+    r"""A ``figure`` float for ``\usepackage{graphicx}`` that shows ``NAME.pdf`` unscaled."""
+    kind = "figure*" if spans_columns(columns, venue) else "figure"
+    lines = [
+        rf"\begin{{{kind}}}",
+        r"\centering",
+        rf"\includegraphics{{{name}.pdf}}",
+        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\label{{fig:{_slug(name)}}}",
+        rf"\end{{{kind}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
+    left_out = {*table.files, "status", *(table.wide if narrow else ())}
+    first_last = len(table.body) - table.last
+    kept = [
+        i
+        for i, head in enumerate(table.head)
+        if head not in left_out and any(c[i] not in ("", DASH) for c in table.body[:first_last])
+    ]
+    reasons = _reasons(table, first_last)
+    lines = []
+    for cells in table.body[:first_last]:
+        texts = [_cell(cells[i], narrow) for i in kept]
+        reason = _status(table, cells)
+        if reason:
+            texts[-1] += rf"\textsuperscript{{{reasons[reason]}}}"
+        lines.append(_row(texts))
+    foot = []
+    for cells in table.body[first_last:]:
+        first, *rest = (cell for cell in cells if cell and cell != DASH)
+        foot.append(r"\par\smallskip " + escape_latex(f"{first}: {', '.join(rest)}"))
+    foot += [
+        rf"\par\smallskip\raggedright\textsuperscript{{{letter}}} {escape_latex(reason)}"
+        for reason, letter in reasons.items()
+    ]
+    caption = f"{table.title}. {sentences(note)}".strip()
+    return (
+        "\n".join(
+            [
+                rf"\begin{{{kind}}}",
+                r"\centering",
+                rf"\caption{{{escape_latex(caption)}}}",
+                rf"\label{{{label}:{_slug(table.title)}}}",
+                r"\smallskip",
+                r"\footnotesize",
+                rf"\setlength{{\tabcolsep}}{{{3 if narrow else 5}pt}}",
+                rf"\begin{{tabular}}{{@{{}}{''.join(table.align[i] for i in kept)}@{{}}}}",
+                r"\toprule",
+                _row(escape_latex(table.head[i]) for i in kept),
+                r"\midrule",
+                *lines,
+                r"\bottomrule",
+                r"\end{tabular}",
+                *foot,
+                rf"\end{{{kind}}}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _status(table: Table, cells: Sequence[str]) -> str:
+    return cells[table.head.index("status")] if "status" in table.head else ""
+
+
+def _reasons(table: Table, end: int) -> dict[str, str]:
+    """Letters of the reasons why cells of ``table`` have no number."""
+    found = dict.fromkeys(_status(table, cells) for cells in table.body[:end])
+    found.pop("", None)
+    return {reason: _letters(i) for i, reason in enumerate(found)}
+
+
+def _letters(number: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    text = ""
+    while number >= 0:
+        number, last = divmod(number, 26)
+        text = chr(ord("a") + last) + text
+        number -= 1
+    return text
+
+
+def _row(cells: Iterable[str]) -> str:
+    line = " & ".join(cells) + r" \\"
+    # A bracket after \\ would be read as that command's optional argument.
+    return "{}" + line if line.startswith("[") else line
+
+
+def _cell(text: str, narrow: bool) -> str:
+    match = re.fullmatch(r"(-?\d(?:\.\d+)?)e([+-]\d+)", text)
+    if match:
+        return rf"${match[1]} \times 10^{{{int(match[2])}}}$"
+    parts = _broken(text) if narrow and not re.search(r"[0-9.]+ \[", text) else [text]
+    if len(parts) == 1:
+        return escape_latex(text)
+    inner = r" \\ \quad ".join(map(escape_latex, parts))
+    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{inner}\end{{tabular}}"
+
+
+def _broken(text: str) -> list[str]:
+    """A long name in lines: broken after hyphens, commas and spaces."""
+    parts = [""]
+    for piece in re.findall(r"[^\s,-]*[\s,-]*", text):
+        if parts[-1] and len(parts[-1]) + len(piece.rstrip()) > LONGEST:
+            parts.append("")
+        parts[-1] += piece
+    return [part.strip() for part in parts]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+_LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    DASH: "--",
+    "\N{MINUS SIGN}": r"\ensuremath{-}",
+    "\N{GREEK SMALL LETTER LAMDA}": r"\ensuremath{\lambda}",
+}
+
+
+def escape_latex(text: str) -> str:
+    r"""Escape LaTeX's special characters.
+
+    Examples
+    --------
+    >>> escape_latex("noise_inside: 50 %")
+    'noise\\_inside: 50 \\%'
+    """
+    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))

@@ -1,0 +1,368 @@
+"""The folder of a run: what study its cells are of, and the way back from the folder to a study.
+
+``study.json`` is written when a study begins. It says what the keys of the cells hide: title,
+curves with the orders claimed for them, settings, seed and versions; and which of the cells that
+lay there already are the study's own. A report needs nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from probflow._version import __version__
+from probflow.solvers import get_solver
+from probflow.studies.cells import Cell, Curve
+from probflow.studies.curves import finish_cells
+from probflow.studies.lines import seal, unseal
+from probflow.studies.measure import Settings
+from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
+from probflow.studies.result import Study
+from probflow.studies.rows import (
+    COMPLETE,
+    DESCRIPTION,
+    NEW_DESCRIPTION,
+    PARTIAL,
+    OrderEstimate,
+    Row,
+    Timing,
+)
+from probflow.studies.shown import Picture, read_pictures
+from probflow.studies.timing import read_timings
+
+__all__ = ["FORMAT", "Description", "Run", "describe", "load", "provenance", "write_description"]
+
+CellName = tuple[CurveName, int]
+
+FORMAT = "probflow-study/1"
+TITLE, PLAIN, BUILT_IN = "Orders of convergence", "plain", "built-in"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run is.
+
+    Parameters
+    ----------
+    title
+        Title of its report.
+    layout
+        ``"plain"``, or ``"built-in"`` for the figures of the built-in study.
+    provenance
+        What the numbers depend on: versions, seed, process, samples; no times, no machine names.
+    settings
+        Seed and sizes of the first curve.
+    curves
+        ``target``, ``solver``, ``grid``, its ``kind``, ``steps``, and ``claims``: the order
+        declared in each measure, or ``None``.
+    found
+        Keys of the cells that lay in the folder and are the study's own; ``offset`` is the size of
+        ``cells.partial.jsonl`` when the study began. Those behind it are its own, too.
+    """
+
+    title: str = TITLE
+    layout: str = PLAIN
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)
+    curves: Sequence[Mapping[str, Any]] = ()
+    found: Sequence[str] = ()
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder.
+
+    Parameters
+    ----------
+    study
+        Rows, estimates and wall times.
+    description
+        What study it is.
+    pictures
+        What its report shows beside the cells.
+    notes
+        Sentences on what is missing or was left out.
+    complete
+        Whether all cells of the study are there.
+    """
+
+    study: Study
+    description: Description
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
+    complete: bool = True
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def describe(curves: Sequence[Curve], *, title: str = TITLE, layout: str = PLAIN) -> Description:
+    """The description of a study that is about to begin."""
+    return Description(
+        title,
+        layout,
+        provenance(curves),
+        asdict(curves[0].settings),
+        tuple(
+            {
+                "target": curve.target.name,
+                "solver": curve.solver.name,
+                "grid": curve.grid.label,
+                "kind": curve.grid.kind,
+                "steps": list(curve.steps),
+                "claims": {name: curve.solver.order(name) for name in curve.measures},
+            }
+            for curve in curves
+        ),
+    )
+
+
+def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
+    """What the numbers depend on; no times, no machine names."""
+    processes = [curve.process for curve in curves if curve.process is not None]
+    samples = {
+        f"{curve.target.name}, {measure}": curve.settings.samples
+        for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
+        for measure in curve.measures
+        if curve.target.dim > 1
+    }
+    return {
+        "probflow": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
+        "dtype": "float64",
+        "device": "cpu",
+        "process": str(processes[0]) if processes else "vp-linear",
+        "seed": curves[0].settings.seed,
+        **({"samples": samples} if samples else {}),
+    }
+
+
+def _commit() -> str:
+    """Short commit of the checkout that probflow runs from, or an empty text."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder.parent / ".git").exists():
+        return ""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write ``study.json``, whole or not at all."""
+    new = folder / NEW_DESCRIPTION
+    try:
+        text = seal(FORMAT, asdict(description))
+        new.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(new, folder / DESCRIPTION)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run, finished or partial, from its folder; only order estimates are made anew.
+
+    Parameters
+    ----------
+    folder
+        What ``pf.study(out=...)`` or ``probflow rates --out`` wrote: ``cells.jsonl`` or
+        ``cells.partial.jsonl`` with ``study.json``, or else ``results.jsonl`` with ``orders.json``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, it holds nothing of the kind, or a file is damaged; the message
+        names the file and line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"run folder: there is no folder {folder}")
+    try:
+        description = _read_description(folder / DESCRIPTION)
+        notes: list[str] = []
+        lines = _stored(folder)
+        if lines:
+            cells = _distinct(lines) if description is None else _own(lines, description, notes)
+            if not cells:
+                raise ValueError(f"{folder} holds no cell of its study yet")
+            rows, estimates = _finish(cells, description or Description())
+        else:
+            rows, estimates = _results(folder)
+        timings = _timings(folder, rows, notes)
+        pictures = read_pictures(folder)
+    except ValueError as problem:
+        raise ValueError(f"run folder: {problem}") from None
+    if description is None:
+        description = Description(provenance=_old_provenance(folder))
+    settings = Settings(**description.settings)
+    complete = not description.curves or len(rows) == len(_wanted(description))
+    return Run(
+        Study(rows, estimates, settings, timings), description, pictures, tuple(notes), complete
+    )
+
+
+def _read_description(path: Path) -> Description | None:
+    if not path.is_file():
+        return None
+    try:
+        names = [f.name for f in fields(Description)]
+        content = unseal(path.read_text(encoding="utf-8"), FORMAT, names, "description")
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{path} is damaged ({problem})") from None
+    del content["format"]
+    return Description(**content)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A cell and where it stands."""
+
+    cell: Cell
+    path: Path
+    number: int
+    offset: int
+
+    @property
+    def name(self) -> CellName:
+        return curve_name(self.cell.row), self.cell.row.steps
+
+
+def _stored(folder: Path) -> list[_Line]:
+    """The cells of a folder: those of the complete file, then those of the partial one."""
+    lines: list[_Line] = []
+    for path in (folder / COMPLETE, folder / PARTIAL):
+        if path.is_file():
+            cells, offsets = read_cells(path, torn=path.name == PARTIAL)
+            pairs = zip(cells, offsets, strict=True)
+            lines += [_Line(cell, path, i, offset) for i, (cell, offset) in enumerate(pairs, 1)]
+    return lines
+
+
+def _distinct(lines: Iterable[_Line]) -> dict[CellName, Cell]:
+    """Cells by name; an error where two of one name differ, since nobody says which one counts."""
+    cells: dict[CellName, Cell] = {}
+    for line in lines:
+        if cell_text(cells.setdefault(line.name, line.cell)) != cell_text(line.cell):
+            raise ValueError(
+                f"{line.path}, line {line.number}: a second, different result of a cell"
+            )
+    return cells
+
+
+def _own(
+    lines: Sequence[_Line], description: Description, notes: list[str]
+) -> dict[CellName, Cell]:
+    """The cells of the study that is described, in its order; notes say what there is beside."""
+    cells: dict[CellName, Cell] = {}
+    found = set(description.found)
+    partial = any(line.path.name == PARTIAL for line in lines)
+    for line in lines:
+        new = line.path.name == PARTIAL and line.offset >= description.offset
+        # A complete file begins with the study's own cells; before that, keys tell them.
+        if new or not partial or line.cell.key in found:
+            cells.setdefault(line.name, line.cell)
+    wanted = _wanted(description)
+    own = {name: cells[name] for name in wanted if name in cells}
+    if len(own) < len(wanted):
+        missing = len(wanted) - len(own)
+        notes.append(f"The study is not complete: {missing} of {len(wanted)} cells are missing.")
+    others = len({line.cell.key for line in lines} - {cell.key for cell in own.values()})
+    if others:
+        notes.append(f"{others} cells of other studies in the folder were left out.")
+    return own
+
+
+def _results(folder: Path) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
+    """Rows and estimates of an earlier report."""
+    path, orders = folder / "results.jsonl", folder / "orders.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no cells of a study ({COMPLETE}, {PARTIAL}) and no {path.name}"
+        )
+    cells, _ = read_cells(path)
+    if not cells:
+        raise ValueError(f"{path} holds no rows")
+    lines = [_Line(cell, path, number, 0) for number, cell in enumerate(cells, 1)]
+    rows = tuple(cell.row for cell in _distinct(lines).values())
+    return rows, tuple(read_orders(orders).values()) if orders.is_file() else ()
+
+
+def _timings(folder: Path, rows: Iterable[Row], notes: list[str]) -> tuple[Timing, ...]:
+    """The wall times of plans that have rows."""
+    plans = {(row.target, row.solver, row.grid, row.steps, row.nfe) for row in rows}
+    return tuple(
+        t
+        for t in read_timings(folder, notes.append).values()
+        if (t.target, t.solver, t.grid, t.steps, t.nfe) in plans
+    )
+
+
+def _wanted(description: Description) -> list[CellName]:
+    """The names of all cells of a study, in its order."""
+    return [
+        ((curve["target"], curve["solver"], curve["grid"], measure), steps)
+        for curve in description.curves
+        for measure in curve["claims"]
+        for steps in curve["steps"]
+    ]
+
+
+def _finish(
+    cells: Mapping[CellName, Cell], description: Description
+) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
+    """Rows and estimates of the curves that have cells."""
+    known = {
+        (curve["target"], curve["solver"], curve["grid"], measure): (claim, curve["kind"])
+        for curve in description.curves
+        for measure, claim in curve["claims"].items()
+    }
+    curves: dict[CurveName, list[Cell]] = {}
+    for (name, _), cell in cells.items():
+        curves.setdefault(name, []).append(cell)
+    rows: list[Row] = []
+    estimates = []
+    for name, own in curves.items():
+        claim, kind = known.get(name) or (_claim(name[1], name[3]), name[2].split(",")[0])
+        ordered = sorted(own, key=lambda cell: cell.row.steps)
+        finished, estimate = finish_cells(ordered, math.nan if claim is None else claim, kind)
+        rows += finished
+        estimates.append(estimate)
+    return tuple(rows), tuple(estimates)
+
+
+def _claim(solver: str, measure: str) -> float | None:
+    """The order that a registered solver declares; ``None`` for one that is not registered."""
+    try:
+        return get_solver(solver).order(measure)
+    except ValueError:
+        return None
+
+
+def _old_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of an earlier report in the folder; nothing if there is none."""
+    try:
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in known.items() if k not in ("format", "files")}

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_tables import ORDER, ROWS
+
+from probflow.report.latex import escape_latex, latex_figure, to_latex
+from probflow.report.tables import curve_table, summary_table, summary_tables
+from probflow.report.venues import VENUES, page_width
+
+
+def test_latex_is_booktabs_and_escaped() -> None:
+    text = to_latex(curve_table(ROWS, [ORDER]), summary_table(ROWS, [ORDER]), note="50 % & more")
+    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{tab:"):
+        assert command in text
+    assert r"$1.272 \times 10^{-1}$" in text
+    assert r"mix\_1d" in text
+    assert r"KL(q \textbar{}\textbar{} p)" in text
+    assert r"50 \% \& more." in text
+    assert r"refused: min F' \textless{} 0 \& not \textbar{} injective" in text
+    assert "8--32" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert text.count("{") == text.count("}")
+    lines = text.split(r"\begin{tabular}{@{}rrrrrrl@{}}")[1].split(r"\end{tabular}")[0].splitlines()
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {6}
+    assert "\n" + r"\par\smallskip order in T: 2.00 [1.94, 2.07], 8--32, consistent with 2" in text
+
+
+def test_a_narrow_table_has_fewer_columns() -> None:
+    [wide], [narrow] = (
+        re.findall(
+            r"^solver.*", to_latex(*summary_tables(ROWS, [ORDER]), columns=n, venue="icml"), re.M
+        )
+        for n in (2, 1)
+    )
+    assert wide == r"solver & claim & order [95 \%] & finest EOCs & window & verdict \\"
+    assert narrow == r"solver & claim & order [95 \%] & verdict \\"
+
+
+def test_floats_over_two_columns_are_starred() -> None:
+    table = curve_table(ROWS, [ORDER])
+    for columns, venue, kind in ((2, "icml", "table*"), (1, "icml", "table"), (2, "siam", "table")):
+        text = to_latex(table, columns=columns, venue=venue)
+        assert text.startswith(rf"\begin{{{kind}}}" + "\n")
+    assert latex_figure("a_b", "c").startswith("\\begin{figure}\n")
+    assert latex_figure("a", "c", venue="aistats").startswith("\\begin{figure*}\n")
+
+
+@pytest.mark.parametrize(
+    ("raw", "safe"),
+    [
+        ("a_b & 5% #1 $x$ {y}", r"a\_b \& 5\% \#1 \$x\$ \{y\}"),
+        ("\\x ~ ^", r"\textbackslash{}x \textasciitilde{} \textasciicircum{}"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_escape_latex(raw: str, safe: str) -> None:
+    assert escape_latex(raw) == safe
+
+
+DOCUMENT = r"""
+\documentclass[10pt]{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs}
+\setlength{\textwidth}{%sin}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@pytest.mark.parametrize("venue", VENUES)
+@pytest.mark.parametrize("columns", [1, 2])
+def test_tables_compile_and_fit_the_page(tmp_path: Path, venue: str, columns: int) -> None:
+    """No error, nothing wider than the text, nothing squeezed."""
+    from dataclasses import replace
+
+    long = "accelerated-ode-multistep"
+    rows = [*ROWS, *(replace(row, solver=long) for row in ROWS)]
+    rows = [replace(row, steps=16 * row.steps, nfe=2048) for row in rows]
+    orders = [ORDER, replace(ORDER, solver=long, verdict="inconclusive", window=(16, 1024))]
+    tables = [curve_table(rows[:3], orders), *summary_tables(rows, orders)]
+    text = to_latex(*tables, note="Seed 0", columns=columns, venue=venue)
+    width = page_width(columns, venue)
+    (tmp_path / "t.tex").write_text(DOCUMENT % (width, text), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "t.log").read_text(encoding="utf-8", errors="replace")
+    assert "Overfull" not in log
+    assert "Underfull" not in log
