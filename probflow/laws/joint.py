@@ -303,7 +303,8 @@ class _Engine:
         if not rest < LARGEST_REST:
             raise Refusal(
                 f"{self._plan.solver}: its last step draws no noise of its own, and makes a "
-                f"density too sharp for the grid (coefficients of {rest:.1e} are left out); take more steps"
+                f"density too sharp for the grid (coefficients of {rest:.1e} are left out); take "
+                "more steps"
             )
         x = low + length / points * np.arange(points)
         return LineLaw(x, np.fft.irfft(coefficients, points) * points / length)

@@ -293,7 +293,7 @@ def holdings(variables: list[Variable], solver: str) -> list[Holding]:
 def _parts(
     variables: list[Variable], variable: int, normal: int, held: set[int]
 ) -> tuple[Terms, Terms] | None:
-    """A variable as terms in what is held and terms in ``normal``; ``None`` if it is no such sum."""
+    """A variable as terms in what is held plus terms in ``normal``; ``None`` if it is no sum."""
     old: list[tuple[Symbol, float]] = []
     new: list[tuple[Symbol, float]] = []
 
