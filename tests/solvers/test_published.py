@@ -243,6 +243,13 @@ def test_runge_kutta_in_log_snr(name: str) -> None:
         (pf.get_solver("dpm-solver-fast", remainder=1), 2),
         (pf.get_solver("dpm-solver-fast", remainder=0), 2),
         (pf.get_solver("pndm", weights="constant"), 2),
+        (pf.get_solver("dpm-solver-2", r1=0.3), 2),
+        (pf.get_solver("dpm-solver-2", r1=1.0), 2),
+        (pf.get_solver("dpm-solver++-2s", r1=1.0), 2),
+        (pf.get_solver("dpm-solver-3", r1=0.5), 3),
+        (pf.get_solver("dpm-solver++-3s", r1=0.2), 3),
+        (pf.get_solver("exponential-rk2", c2=1.0), 2),
+        (pf.get_solver("exponential-rk3", c2=1 / 3, c3=2 / 3), 3),
     ],
     ids=lambda s: f"{s.name}-{dict(s.options)}" if isinstance(s, pf.Solver) else str(s),
 )
