@@ -1,10 +1,10 @@
-"""Solvers that the exact laws on the line do not reach, and why; their own tests measure them."""
+"""Solvers whose laws on the line take long, or do not exist; their own tests measure them."""
 
 import probflow as pf
 
-#: Three random variables at once: the density would live in a space of three dimensions. Measured
-#: in ``tests/solvers/test_stochastic.py``.
-THREE_VARIABLES = {
+#: Three random variables at once or more (``laws/joint.py``). Their orders:
+#: ``tests/studies/test_orders.py``; means of functions: ``tests/solvers/test_stochastic.py``.
+MANY_VARIABLES = {
     "er-sde-3",
     "sa-solver",
     "sde-dpm-solver++-3m",
@@ -17,4 +17,4 @@ THREE_VARIABLES = {
 #: ``tests/solvers/test_provable.py``.
 RANDOM = {s.name for s in pf.all_solvers() if "seed" in s.options}
 
-REFUSED = THREE_VARIABLES | RANDOM
+REFUSED = MANY_VARIABLES | RANDOM

@@ -4,7 +4,8 @@ Deterministic plans are maps: a fine grid of starting points is pushed through w
 and the density follows by change of variables. Stochastic plans are Markov chains: the density is
 carried through each kernel by quadrature (Chapman-Kolmogorov), on a uniform grid for each step
 that resolves both the density and the kernel. Where a step is no product of kernels in one
-variable, :mod:`probflow.laws.pair` carries the joint density of two.
+variable, :mod:`probflow.laws.pair` carries the joint density of two, and
+:mod:`probflow.laws.joint` the joint law of more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy.interpolate import CubicHermiteSpline, PPoly
 from scipy.special import logsumexp
 
 from probflow.laws.distances import chi2_on_grid, kl_on_grid, tv_on_grid, w2_on_grid
+from probflow.laws.joint import joint_law
 from probflow.laws.pair import pair_law
 from probflow.laws.quadrature import (
     MASS_DEFECT,
@@ -40,6 +42,7 @@ from probflow.laws.registers import (
     kernels,
     push,
 )
+from probflow.laws.variables import TooManyVariables
 from probflow.plan import Plan, Point
 from probflow.targets import Target
 
@@ -276,8 +279,9 @@ def line_law(
     Raises
     ------
     Refusal
-        If the plan is deterministic, more than two variables are needed at once (see
-        :func:`probflow.laws.pair.pair_law`), the grid would be too large, or mass is lost.
+        If the plan is deterministic, too many variables are needed at once (see
+        :func:`probflow.laws.pair.pair_law` and :func:`probflow.laws.joint.joint_law`), the grid
+        would be too large, or mass is lost.
     """
     require_line(target)
     if not plan.stochastic:
@@ -288,7 +292,10 @@ def line_law(
     except Refusal:
         chain = []
     if not chain or any(isinstance(k, NormalKernel) and k.std == 0.0 for _, k in chain):
-        return pair_law(plan, process, target, points=points)
+        try:
+            return pair_law(plan, process, target, points=points)
+        except TooManyVariables:
+            return joint_law(plan, process, target, points=points)
 
     def grid(time: float, spread: float, kernel: Kernel | None, slope: float) -> np.ndarray:
         low, high, narrow = support(process, target, time, REACH * widen)
@@ -341,8 +348,19 @@ def line_law(
     return law
 
 
+LARGEST_ERROR = 0.1  # of a law, relative to its distance from the true one
+
+
 def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
-    """TV, KL, chi^2 and W2 of a stochastic plan's law in one dimension."""
+    """TV, KL, chi^2 and W2 of a stochastic plan's law in one dimension.
+
+    ``error`` is what they may be wrong by, relative to them: 0 but for laws of several variables.
+
+    Raises
+    ------
+    Refusal
+        See :func:`line_law`; and if the law is no better known than to a tenth of its distance.
+    """
     law = line_law(plan, process, target)
     log_q = true_log_density(process, target, plan.times[-1], law.x)
     q = np.exp(log_q)
@@ -351,11 +369,19 @@ def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
     missed = float(q[~reached].sum() * law.dx)
     log_ratio = np.log(np.where(reached, law.density, q)) - log_q
     finite = missed <= MISSED_MASS
+    tv = tv_on_grid(q, law.density, law.dx)
+    if law.error > LARGEST_ERROR * tv:
+        raise Refusal(
+            f"{plan.solver} with {len(plan.steps)} steps: the joint law of its variables is known "
+            f"to {law.error:.1e} in total variation only, at a distance of {tv:.1e} from the true "
+            "law; take more steps"
+        )
     return {
-        "tv": tv_on_grid(q, law.density, law.dx),
+        "tv": tv,
         "kl": kl_on_grid(q, law.density, log_ratio, law.dx) if finite else math.inf,
         "chi2": chi2_on_grid(q, law.density, log_ratio, law.dx),
         "w2": w2_on_grid(q, law.density, law.x),
+        "error": law.error / tv if tv > 0 else 0.0,
     }
 
 

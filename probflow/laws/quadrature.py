@@ -26,10 +26,13 @@ class LineLaw:
     ----------
     x, density
         (n,) grid points and values; the density is 0 outside.
+    error
+        Total variation of what the density may be wrong by, where that is known to matter.
     """
 
     x: np.ndarray
     density: np.ndarray
+    error: float = 0.0
 
     @property
     def dx(self) -> float:

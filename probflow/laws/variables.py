@@ -11,7 +11,8 @@ is orthogonal to it (Gram-Schmidt on the weights of the noises). Noise that a st
 update, multistep memory and noise in a corrector need no cases of their own.
 
 Variables with :math:`s_i = 0` are functions of others. The others are coordinates of a joint
-density, and :func:`schedule` finds which of them must be kept when.
+density, and :func:`schedule` finds which of them must be kept when, if two at a time suffice;
+:func:`holdings` does it for any number.
 """
 
 from __future__ import annotations
@@ -24,9 +25,23 @@ from typing import Any, NamedTuple
 from probflow.laws.registers import Refusal
 from probflow.plan import Combination, Plan, Register, X
 
-__all__ = ["Commit", "Symbol", "Variable", "schedule", "unroll"]
+__all__ = [
+    "Commit",
+    "Holding",
+    "Symbol",
+    "Terms",
+    "TooManyVariables",
+    "Variable",
+    "holdings",
+    "schedule",
+    "unroll",
+]
 
 ROUND_OFF = 1e-13  # of a sum of weights, relative to the terms that cancel
+
+
+class TooManyVariables(Refusal):
+    """More random variables at once than a joint density is carried for."""
 
 
 class Symbol(NamedTuple):
@@ -164,16 +179,12 @@ def roots(variables: list[Variable], variable: int, coordinates: Iterable[int]) 
     return walk(variable)
 
 
-def schedule(variables: list[Variable], solver: str) -> list[Commit]:
-    """The coordinates of a joint density over the variables, at most two at a time.
+def _uses(variables: list[Variable], solver: str) -> tuple[list[int], list[int]]:
+    """The last variable that refers to each one, and those with noise that matter (and the start).
 
-    Raises
-    ------
-    Refusal
-        If more than two are needed.
+    -1 where nothing that matters refers to it.
     """
     end = len(variables) - 1
-    # The last variable that refers to each one; -1 where nothing that matters does.
     last_use = [-1] * end + [end + 1]
     for index in range(end, -1, -1):
         if last_use[index] >= 0:
@@ -182,6 +193,19 @@ def schedule(variables: list[Variable], solver: str) -> list[Commit]:
     normals = [i for i, v in enumerate(variables) if last_use[i] >= 0 and (v.std > 0 or not i)]
     if normals[0] != 0:
         raise Refusal(f"{solver}: the final state does not depend on the start")
+    return last_use, normals
+
+
+def schedule(variables: list[Variable], solver: str) -> list[Commit]:
+    """The coordinates of a joint density over the variables, at most two at a time.
+
+    Raises
+    ------
+    TooManyVariables
+        If more than two are needed.
+    """
+    end = len(variables) - 1
+    last_use, normals = _uses(variables, solver)
     commits: list[Commit] = []
     held: list[int] = []  # coordinates so far
     for normal, upcoming in pairwise([*normals, end + 1]):
@@ -198,7 +222,7 @@ def schedule(variables: list[Variable], solver: str) -> list[Commit]:
                 sources = {i: roots(variables, i, [*held, normal, coordinate]) for i in needed}
         kept = frozenset[int]().union(*sources.values()) - {coordinate}
         if not kept <= set(held) or len(kept | inputs) > 1:
-            raise Refusal(
+            raise TooManyVariables(
                 f"{solver}: the law of what follows t = {variables[normal].time:g} depends on "
                 f"{len(kept | inputs) + 1} random variables at once; quadrature carries two"
             )
@@ -207,3 +231,83 @@ def schedule(variables: list[Variable], solver: str) -> list[Commit]:
         commits.append(Commit(normal, coordinate, row, column, bool(kept), bool(inputs)))
         held = [coordinate, *kept]
     return commits
+
+
+# Any number of variables -------------------------------------------------------------------------
+
+Terms = tuple[tuple[Symbol, float], ...]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One step of a joint law: a new variable in, old ones out.
+
+    Attributes
+    ----------
+    normal
+        The variable that is normal given those held so far (or the start).
+    keep
+        The others that are held from then on, each with its terms in what was held before, and
+        those in ``normal``.
+    """
+
+    normal: int
+    keep: dict[int, tuple[Terms, Terms]]
+
+
+def holdings(variables: list[Variable], solver: str) -> list[Holding]:
+    """Which variables are held after each noise: with them, all that follows is known.
+
+    Raises
+    ------
+    Refusal
+        If the last variable does not depend on the start.
+    """
+    end = len(variables) - 1
+    last_use, normals = _uses(variables, solver)
+    found: list[Holding] = []
+    held: set[int] = set()
+    for normal, upcoming in pairwise([*normals, end + 1]):
+        # What is there before the next noise and is used from then on.
+        needed = {i for i in range(upcoming) if last_use[i] >= upcoming}
+        keep: dict[int, tuple[Terms, Terms]] = {}
+        while needed:
+            index = max(needed)
+            needed.remove(index)
+            if index == normal or roots(variables, index, {normal, *needed, *keep}) <= {
+                normal,
+                *needed,
+                *keep,
+            }:
+                continue
+            parts = _parts(variables, index, normal, held)
+            if parts is None:  # the model's output at a mixture of old and new: hold what it is of
+                needed |= {symbol.variable for symbol, _ in variables[index].terms} - set(keep)
+            else:
+                keep[index] = parts
+        found.append(Holding(normal, keep))
+        held = {normal, *keep}
+    return found
+
+
+def _parts(
+    variables: list[Variable], variable: int, normal: int, held: set[int]
+) -> tuple[Terms, Terms] | None:
+    """A variable as terms in what is held plus terms in ``normal``; ``None`` if it is no sum."""
+    old: list[tuple[Symbol, float]] = []
+    new: list[tuple[Symbol, float]] = []
+
+    def add(symbol: Symbol, weight: float) -> bool:
+        of = roots(variables, symbol.variable, {normal, *held})
+        if normal not in of:
+            old.append((symbol, weight))
+        elif of == {normal}:
+            new.append((symbol, weight))
+        elif symbol.time is not None:
+            return False
+        else:
+            terms = variables[symbol.variable].terms
+            return all(add(inner, weight * factor) for inner, factor in terms)
+        return True
+
+    return (tuple(old), tuple(new)) if add(Symbol(variable), 1.0) else None

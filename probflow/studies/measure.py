@@ -204,8 +204,8 @@ def _marginal(
     name: str, plan: Plan, process: Any, target: Target, settings: Settings
 ) -> Measurement:
     if target.dim == 1:
-        floor = (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
-        value = _line_distances(plan, process, target)[name]
+        distances = _line_distances(plan, process, target)
+        value, floor = distances[name], (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
         if name == "chi2":
             value = 0.5 * math.sqrt(value)
         if not math.isfinite(value):
@@ -213,7 +213,7 @@ def _marginal(
                 f"{plan.solver} with {len(plan.steps)} steps: {MEASURES[name]} is too large to "
                 "resolve, since true mass lies where the solver's law has none; take more steps"
             )
-        return Measurement(value, floor=floor)
+        return Measurement(value, floor=max(floor, distances.get("error", 0.0) * value))
     if isinstance(target, Gaussian) and name in ("kl", "w2"):
         law, true = gaussian_law(plan, process, target), true_law(process, target, plan.times[-1])
         distance = gaussian_kl if name == "kl" else gaussian_w2

@@ -17,7 +17,7 @@ from probflow.laws import Refusal, distances_1d, gaussian_law, line_law, path_kl
 from probflow.laws.distances import tv_on_grid
 from probflow.laws.line import law_distances, true_log_density
 from probflow.laws.pair import pair_law
-from probflow.laws.variables import Symbol, schedule, unroll
+from probflow.laws.variables import Symbol, TooManyVariables, schedule, unroll
 from probflow.plan import Linear, Plan, StepBuilder
 from probflow.solvers import Solver
 from probflow.studies import check_order
@@ -297,8 +297,9 @@ def test_three_variables_at_once_are_refused() -> None:
         return sde_step(step, step.x, x0, step.noise())
 
     made = plan(SOLVERS.pop("three"), 5)
-    with pytest.raises(Refusal, match=r"three: the law of what follows .* depends on 3 random var"):
-        line_law(made, VP, MIXTURE)
+    message = r"three: the law of what follows .* depends on 3 random variables at once; .* two"
+    with pytest.raises(TooManyVariables, match=message):
+        pair_law(made, VP, MIXTURE)
 
 
 def test_a_map_that_folds_is_refused() -> None:

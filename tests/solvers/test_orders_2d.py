@@ -30,6 +30,12 @@ GRIDS = {
     "karras": pf.grids.karras(start=ENDS[0], end=ENDS[1], unit=ENDS[2], rho=7.0),
     "uniform": pf.grids.uniform(*ENDS),
 }
+#: From nearly no signal to nearly no noise.
+LONG_ENDS = (6.0, -math.log(0.9999), "neg_log_ab")
+LONG = {
+    "log-snr": pf.grids.log_snr(*LONG_ENDS),
+    "karras": pf.grids.karras(start=LONG_ENDS[0], end=LONG_ENDS[1], unit=LONG_ENDS[2], rho=7.0),
+}
 FAMILIES = (
     "exponential-", "dpm-solver", "lms-", "ipndm-", "pndm", "deis-", "ab", "unipc-", "edm-", "rk",
     "strang",
@@ -44,19 +50,19 @@ def step_counts(solver: pf.Solver) -> tuple[int, ...]:
     return tuple(first * 2**k for k in range(6))
 
 
-def starts() -> Tensor:
+def starts(ends: tuple[float, float]) -> Tensor:
     """States of the true law at the first time."""
-    t = GRIDS["log-snr"].times(PROCESS, 1)[0]
+    t = ends[0]
     generator = torch.Generator().manual_seed(2)
     return TARGET.sample(24, float(PROCESS.alpha(t)), float(PROCESS.sigma(t)), generator=generator)
 
 
 @cache
-def flow() -> Tensor:
+def flow(ends: tuple[float, float]) -> Tensor:
     """Where the exact flow takes them."""
-    times = torch.as_tensor(GRIDS["log-snr"].times(PROCESS, 1).copy())
     ode = pf.ProbabilityFlowODE(PROCESS, TARGET.model(PROCESS))
-    return pf.odeint(ode, starts(), times, method="dopri8", rtol=1e-13, atol=1e-13)[-1]
+    times = torch.tensor(ends, dtype=torch.float64)
+    return pf.odeint(ode, starts(ends), times, method="dopri8", rtol=1e-13, atol=1e-13)[-1]
 
 
 def by_name(solver: pf.Solver) -> str:
@@ -64,10 +70,14 @@ def by_name(solver: pf.Solver) -> str:
 
 
 def error(solver: pf.Solver, grid: Grid, steps: int) -> float:
-    plan = solver.plan(PROCESS, grid.times(PROCESS, steps), "eps")
+    times = grid.times(PROCESS, steps)
+    # The same ends for all families, whose own may differ in the last bit.
+    ends = (round(float(times[0]), 12), round(float(times[-1]), 12))
+    times[0], times[-1] = ends
+    plan = solver.plan(PROCESS, times, "eps")
     with torch.no_grad():
-        reached = run_plan(plan, TARGET.model(PROCESS), starts())
-    return float((reached - flow()).square().mean().sqrt())
+        reached = run_plan(plan, TARGET.model(PROCESS), starts(ends))
+    return float((reached - flow(ends)).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -83,14 +93,19 @@ def test_strong_order(solver: pf.Solver, grid: str) -> None:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s.orders["strong"] == 5], ids=by_name)
 def test_strong_order_5(solver: pf.Solver, grid: str) -> None:
-    """Their errors come to rounding before the other terms are gone, so that no window is left.
+    """unipc-4 comes to its order late, with errors far above rounding where the interval is long.
 
-    What is left to see: the local orders above 20 floors end nearest to 5, and nothing denies it.
+    Not in uniform time, which leaves too few steps to the end of a longer interval. The rk5
+    methods come to rounding first; here their local orders above it end nearest to 5, and
+    ``test_extended_precision.py`` goes on with more digits.
     """
-    counts = (32, 48, 64, 96, 128, 192, 256) if solver.memory else (16, 24, 32, 48, 64, 96)
-    errors = np.array([error(solver, GRIDS[grid], steps) for steps in counts])
+    unipc = solver.name == "unipc-4"
+    chosen = LONG[grid] if unipc and grid in LONG else GRIDS[grid]
+    counts = (96, 128, 192, 256, 384, 512, 768, 1024) if unipc else (16, 24, 32, 48, 64, 96)
+    errors = np.array([error(solver, chosen, steps) for steps in counts])
     estimate = estimate_order(counts, errors, claim=5, floor=np.full(len(counts), FLOOR))
-    assert estimate.verdict in ("consistent", "inconclusive"), (estimate.reason, errors)
+    allowed = ("consistent",) if unipc else ("consistent", "inconclusive")
+    assert estimate.verdict in allowed, (estimate.reason, errors)
     usable = errors > 20 * FLOOR
     local = -np.diff(np.log(errors[usable])) / np.diff(np.log(np.array(counts)[usable]))
     assert round(local[-1]) == 5, errors
