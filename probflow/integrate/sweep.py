@@ -99,7 +99,7 @@ class Sweep:
                 self._spare.append(memory)
                 return self._ready.pop()
             middle = tree.middle(first, last)
-            at_once = forward and middle - first == width  # in new memory, for the caller
+            at_once = forward and first == start and middle == stop  # in new memory, for the caller
             made = self._spare.pop() if self._spare and not at_once else torch.empty_like(memory)
             self._cut(motion, first, middle, last, memory, made)
             parts = [(middle, last, memory), (first, middle, made)]

@@ -610,7 +610,16 @@ def test_a_sweep_gives_what_single_queries_give(
         for other in others:
             for x, y in zip(one, other, strict=True):
                 assert y is None if x is None else torch.equal(x, y)
-    # From the middle, in halves of steps, and with a last step that is shorter.
+    # From any step on, in halves of steps, and with a last step that is shorter.
+    for first in range(1, min(cells - 2, 8)):
+        late = made()
+        for step, one in zip(steps[first : first + 4], expected[first:], strict=False):
+            assert torch.equal(late(*step), one[0])
+        late = made()
+        for step, one in zip(
+            steps[-first - 4 : -first][::-1], expected[:-first][::-1], strict=False
+        ):
+            assert torch.equal(late(*step), one[0])
     for a, b in steps[cells // 3 :]:
         middle = 0.5 * (a + b)
         for step in ((a, middle), (middle, b)):
