@@ -161,12 +161,13 @@ class Sweep:
         if len(states) == 1:
             self._source(draws, of_draws, out=states[0][1:])
         else:
-            for x, z in zip(states, self._source(draws, of_draws).chunk(2, dim=2), strict=True):
-                x[1:] = z
+            normal = self._source(draws, of_draws).chunk(2, dim=2)
+            for x, part in zip(states, normal, strict=True):
+                x[1:] = part
         for x, part in zip(states, whole, strict=True):
             x[0] = part
         for of_whole, cut, _, r in splits:
-            state, z = (tuple(x[places] for x in states) for places in (of_whole, cut))
+            state, z = tuple(x[of_whole] for x in states), tuple(x[cut] for x in states)
             left, right = split(state, r, z, own=True)
             if isinstance(cut, list):  # then these are copies
                 for x, one, other in zip(states, left, right, strict=True):
