@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.interval import (
-    SLACK,
-    BaseBrownian,
-    BrownianInterval,
-    as_tensor,
-    as_time,
-    seed_of,
-)
+from probflow.integrate.interval import BrownianInterval
+from probflow.integrate.motion import BaseBrownian, as_tensor, as_time, seed_of
+from probflow.integrate.tree import SLACK
 
 __all__ = [
     "BaseBrownian",

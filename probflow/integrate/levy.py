@@ -12,40 +12,56 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["State", "inside", "join", "levy_area", "split", "without"]
+__all__ = ["State", "inside", "join", "levy_area", "split", "spread", "without"]
 
 State = tuple[Tensor, ...]  # (W,) or (W, H) of an interval
 
 
-def split(state: State, h: Any, r: Any, z: State, own: bool = False) -> tuple[State, State]:
-    """States of both parts of an interval of length h, cut at r*h, 0 < r < 1, from unit normals z.
+def spread(h: float, r: float, parts: int) -> float:
+    """Variance of the normals that :func:`split` takes for states of so many parts."""
+    q = 1.0 - r
+    return h * r * q / (1.0 - 3.0 * r * q) if parts == 2 else h * r * q
+
+
+def split(state: State, r: float, z: State, own: bool = False) -> tuple[State, State]:
+    """States of both parts of an interval of length h, cut at r*h, 0 < r < 1.
 
     Their law given the whole: W_i and H_i are independent with variances h_i and h_i/12, and the
-    whole is their linear combination :func:`join`. The memory of z is used for the result, with
-    ``own`` that of the state, too. For many intervals at once, h and r are tensors that broadcast
-    against the states.
+    whole is their linear combination :func:`join`.
+
+    Parameters
+    ----------
+    state
+        Of the whole.
+    r
+        Where it is cut.
+    z
+        As many independent normals with the variance :func:`spread`. The left part is
+        written in their memory.
+    own
+        Whether the right part is written in the memory of the state.
     """
     q = 1.0 - r
+    right = state if own else tuple(part.clone() for part in state)
     if len(state) == 1:
-        (w,) = state
-        left = _plus(z[0].mul_((h * r * q) ** 0.5), w, r)
-        return (left,), (w.sub_(left) if own else w - left,)
-    (w, area), (swing, twist) = state, z
+        (w,), (left,) = right, z
+        left.add_(w, alpha=r)
+        w.sub_(left)
+        return z, right
+    (w, area), (swing, twist) = right, z
     d = 1.0 - 3.0 * r * q  # = r^3 + q^3
-    v = (h * r * q / d) ** 0.5
-    twist.mul_(v / math.sqrt(12.0))
-    right_area = _plus(_plus(q**2 * area, swing, -0.5 * q**2 * v), twist, -r)
-    left_area = _plus(_plus(twist.mul_(q), area, r**2), swing, -0.5 * r**2 * v)
-    swing = _plus(swing.mul_(v * d), area, 6.0 * r * q)
-    left = swing + r * w
-    return (left, left_area), (_plus(swing.neg_(), w, q), right_area)
-
-
-def _plus(x: Tensor, y: Tensor, weight: Any) -> Tensor:
-    """``x + weight * y``, in place."""
-    return x.addcmul_(y, weight) if isinstance(weight, Tensor) else x.add_(y, alpha=weight)
+    twist.mul_(1.0 / math.sqrt(12.0))
+    right_area = (q**2 * area).add_(swing, alpha=-0.5 * q**2).add_(twist, alpha=-r)
+    twist.mul_(q).add_(area, alpha=r**2).add_(swing, alpha=-0.5 * r**2)
+    swing.mul_(d).add_(area, alpha=6.0 * r * q)
+    area.copy_(right_area)
+    left = torch.add(swing, w, alpha=r)
+    torch.add(swing.neg_(), w, alpha=q, out=w)
+    swing.copy_(left)
+    return z, right
 
 
 def join(left: State, right: State, h_left: float, h_right: float) -> State:
@@ -70,11 +86,15 @@ def without(whole: State, left: State, h: float, h_left: float) -> State:
 
 def inside(state: State, h: float, lo: float, hi: float, z: State) -> State:
     """State of the part from lo*h to hi*h of a leaf of length h with unit normals z."""
+
+    def cut(r: float) -> tuple[State, State]:
+        std = math.sqrt(spread(h, r, len(state)))
+        return split(state, r, tuple(part * std for part in z))
+
     if hi == 1.0:
-        return split(state, h, lo, z)[1]
-    again = tuple(part.clone() for part in z)
-    upper = split(state, h, hi, z)[0]
-    return without(upper, split(state, h, lo, again)[0], hi * h, lo * h) if lo else upper
+        return cut(lo)[1]
+    upper = cut(hi)[0]
+    return without(upper, cut(lo)[0], hi * h, lo * h) if lo else upper
 
 
 def levy_area(state: State, h: float, z: Tensor, every: bool) -> Tensor:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 __all__ = ["GeneratorNoise", "NoiseSource", "Normals", "PathNoise", "SeededNoise", "normals"]
 
 _BLOCK = 2**16  # normals drawn at a time, so that small states do not pay per call
-_CACHE = 2**17  # pairs made at a time on a CPU, 16 bytes each: few calls, and still in its cache
+_CACHE = 2**16  # pairs made at a time on a CPU, 16 bytes each: few calls, and still in its cache
 
 
 class NoiseSource(Protocol):
@@ -38,17 +39,26 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
+_LOW = 0 if sys.byteorder == "little" else 1  # place of a 64-bit number's low word
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-# SplitMix64's two rounds: shift, mask that makes ``>>`` logical (torch's keeps the sign), factor.
-# Tensors, because torch would wrap a Python number anew in every call.
-_ROUNDS = tuple(
-    tuple(torch.tensor(x, device="cpu") for x in (shift, 2 ** (64 - shift) - 1, _signed(factor)))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (32, 0x94D049BB133111EB))
+# SplitMix64's first shift, the mask that makes ``>>`` logical (torch's keeps the sign), and its
+# factors. Tensors, because torch would wrap a Python number anew in every call.
+_SHIFT, _MASK, _FIRST, _SECOND = (
+    torch.tensor(x, device="cpu")
+    for x in (30, 2**34 - 1, _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 )
 
 
-def _mix(z: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """Mix the bits of ``z`` in place: ``z ^= z >> shift; z *= factor``, twice, modulo 2^64.
+def _halves(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high words of 64-bit numbers, (..., n) each, in their memory."""
+    words = z.view(torch.int32).unflatten(-1, (-1, 2))
+    return words[..., _LOW], words[..., 1 - _LOW]
+
+
+def _mix(
+    z: Tensor, scratch: Tensor | None = None, halves: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Mix the bits of ``z`` in place: ``z ^= z >> 30; z *= a; z ^= z >> 32; z *= b``, modulo 2^64.
 
     Each of the four maps is a bijection of the 64-bit numbers, hence the whole. It is SplitMix64's
     finaliser without its last ``z ^= z >> 31``, which serves the lowest bits alone, where a float
@@ -57,10 +67,11 @@ def _mix(z: Tensor, scratch: Tensor | None = None) -> Tensor:
     exclusive or of both halves of the first product.
     """
     scratch = torch.empty_like(z) if scratch is None else scratch
-    for shift, mask, factor in _ROUNDS:
-        torch.bitwise_right_shift(z, shift, out=scratch)
-        z.bitwise_xor_(scratch.bitwise_and_(mask)).mul_(factor)
-    return z
+    low, high = halves or _halves(z)
+    torch.bitwise_right_shift(z, _SHIFT, out=scratch)
+    z.bitwise_xor_(scratch.bitwise_and_(_MASK)).mul_(_FIRST)
+    low.bitwise_xor_(high)
+    return z.mul_(_SECOND)
 
 
 def normals(
@@ -118,31 +129,73 @@ class Normals:
         hashes = torch.arange(self._width // 2, device=samples.device)
         self._counter = torch.stack((hashes, hashes + self._pairs // 2)).add_(1).mul_(_GOLDEN)
         self._scratch = torch.empty(4, 0, dtype=dtype, device=samples.device)
+        self._normal = self._scratch.new_empty(0, count)
         self._blocks: dict[tuple[int, ...], _Block] = {}
 
-    def __call__(self, draws: Tensor) -> Tensor:
-        """Normals (D, B, count) of ``draws``, an int64 tensor (D,) on the samples' device."""
-        keys = _mix(self._keys ^ _mix(draws * _GOLDEN)[:, None]).view(-1, 1, 1)
-        normal = self._scratch.new_empty(len(keys), self._count)
-        on_cpu, pairs, width = keys.device.type == "cpu", self._pairs, self._width
-        rows = max(1, min(len(keys), _CACHE // width) if on_cpu else len(keys))
-        if self._scratch.shape[1] < rows * width:
-            self._scratch = self._scratch.new_empty(4, rows * width)
+    def __call__(
+        self, draws: Tensor, variance: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Normals (D, B, count) of ``draws``, an int64 tensor (D,) on the samples' device.
+
+        Their variances are ``variance`` (D,), or 1. They are written to ``out``, if given.
+        """
+        keys = self._of(draws).view(-1)
+        if variance is not None:
+            variance = variance.repeat_interleave(len(self._keys))
+        shape = len(draws), len(self._keys), self._count
+        out = self._scratch.new_empty(shape) if out is None else out
+        normal = out.view(len(keys), self._count)
+        for rows in self._rows(len(keys)):
+            scale = -1.0 if variance is None else variance[rows, None].neg()
+            self._fill(keys[rows], scale, normal[rows])
+        self._release()
+        return out
+
+    def by_samples(self, draw: Tensor, variance: float) -> Iterator[tuple[slice, Tensor]]:
+        """Normals (n, count) of one draw (1,), for some samples at a time, and which they are.
+
+        The tensor is filled anew each time: it stays in the processor's cache.
+        """
+        keys = self._of(draw).view(-1)
+        for rows in self._rows(len(keys)):
+            key = keys[rows]
+            if len(self._normal) < len(key):
+                self._normal = self._scratch.new_empty(len(key), self._count)
+            normal = self._normal[: len(key)]
+            self._fill(key, -variance, normal)
+            yield rows, normal
+        self._release()
+
+    def _of(self, draws: Tensor) -> Tensor:
+        """Keys (D, B)."""
+        return _mix(self._keys ^ _mix(draws * _GOLDEN)[:, None])
+
+    def _rows(self, count: int) -> Iterator[slice]:
+        """So many at a time as the scratch is for; on an accelerator all at once."""
+        step = max(1, _CACHE // self._width) if self._keys.device.type == "cpu" else count
+        return (slice(k, min(k + step, count)) for k in range(0, count, max(1, step)))
+
+    def _fill(self, keys: Tensor, scale: Any, target: Tensor) -> None:
+        """Fill ``target`` (n, count) from keys (n,); ``scale`` is minus the variance."""
+        pairs, width = self._pairs, self._width
+        if self._scratch.shape[1] < len(keys) * width:
+            self._scratch = self._scratch.new_empty(4, len(keys) * width)
             self._blocks.clear()
-        for start in range(0, len(keys), rows):
-            key, target = keys[start : start + rows], normal[start : start + rows]
-            for first in range(0, min(pairs, self._count), width):
-                last = min(first + width, pairs)
-                counter = self._counter[:, : (last - first) // 2]
-                if first:
-                    counter = counter + _signed(first // 2 * _GOLDEN)
-                cosines, sines = target[:, first:last], target[:, pairs + first : pairs + last]
-                block = self._block(len(key), counter.shape[1], cosines.shape[1], sines.shape[1])
-                block(key, counter, cosines, sines)
-        if not on_cpu:  # as large as the result; its allocator is quick
+        for first in range(0, min(pairs, self._count), width):
+            last = min(first + width, pairs)
+            counter = self._counter[:, : (last - first) // 2]
+            if first:
+                counter = counter + _signed(first // 2 * _GOLDEN)
+            cosines, sines = target[:, first:last], target[:, pairs + first : pairs + last]
+            block = self._block(len(keys), counter.shape[1], cosines.shape[1], sines.shape[1])
+            block(keys.view(-1, 1, 1), counter, scale, cosines, sines)
+
+    def _release(self) -> None:
+        """Keep no scratch on an accelerator: it is as large as the result, its allocator quick."""
+        if self._keys.device.type != "cpu":
             self._scratch = self._scratch.new_empty(4, 0)
+            self._normal = self._normal.new_empty(0, self._count)
             self._blocks.clear()
-        return normal.view(len(draws), len(self._keys), self._count)
 
     def _block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:
         sizes = n, hashes, columns, sines
@@ -166,6 +219,7 @@ class _Block:
             half.view(-1).view(torch.int64)[: math.prod(shape)].view(shape)
             for half in (scratch[:2], scratch[2:])
         )
+        self.halves = _halves(self.bits)
         self.words = self.bits.view(torch.int32)[..., :columns].unbind(1)
         self.product, _, self.radius, self.angle = (
             row[: n * columns].view(n, columns) for row in scratch
@@ -174,13 +228,16 @@ class _Block:
         # u^2 of the word 0, as if u were 2^-32.
         self.tiny = torch.full((), 2.0**-64, dtype=scratch.dtype, device=scratch.device)
 
-    def __call__(self, key: Tensor, counter: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    def __call__(
+        self, key: Tensor, counter: Tensor, scale: Any, cosines: Tensor, sines: Tensor
+    ) -> None:
         """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1, 1), counter (2, hashes)."""
-        _mix(torch.bitwise_xor(key, counter, out=self.bits), self.spare)
+        _mix(torch.bitwise_xor(key, counter, out=self.bits), self.spare, self.halves)
         radius, angle = self.radius.copy_(self.words[0]), self.angle.copy_(self.words[1])
         # -ln u^2 for u = |word|/2^31. Small u, the far tails, keep their relative precision in
         # float32; near u = 1 it rounds the radii below 1e-3 or so.
-        torch.addcmul(self.tiny, radius, radius, value=2.0**-62, out=radius).log_().neg_().sqrt_()
+        torch.addcmul(self.tiny, radius, radius, value=2.0**-62, out=radius).log_()
+        radius.mul_(scale).sqrt_()
         torch.cos(angle.mul_(math.pi * 2.0**-31), out=self.product)
         torch.mul(self.product, radius, out=cosines)
         angle.sin_()

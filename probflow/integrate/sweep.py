@@ -1,123 +1,211 @@
-"""A Brownian motion's steps one after the other, the queries of a solver with fixed steps.
+"""Neighbouring nodes of a Brownian motion, one after the other: the queries of fixed steps.
 
-The tree of :class:`~probflow.integrate.interval.BrownianInterval` is walked once from left to
-right: one normal for each step, and no node is looked up or kept for later.
+The tree of :class:`~probflow.integrate.interval.BrownianInterval` is walked once, from left to
+right or from right to left: one normal for each node, and none is looked up or kept for later.
+Splits are those of single queries, so that the values are the same to the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from itertools import repeat
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from probflow.integrate.levy import State, split
-from probflow.integrate.noise import Normals
+from probflow.integrate.levy import State, split, spread
+from probflow.integrate.tree import BORDER, Tree
 
 if TYPE_CHECKING:
     from probflow.integrate.interval import BrownianInterval
 
 __all__ = ["Sweep"]
 
-_SUBTREE = 2**17  # elements of the states of a subtree that is made at once
+Places = int | list[int] | slice
+_FEW = 8  # nodes that are cut one by one, as views, rather than together, in copies
+
+# Elements of the states that are made at once: few calls, and still in the processor's cache. A
+# sweep that is short makes no more than the smaller number in vain.
+_LEAST, _MOST = 2**16, 2**17
 
 
 class Sweep:
-    """A motion's steps one after the other; any other query is passed on to the motion.
+    """The states of nodes of one length, from one node on.
 
-    Attributes are the motion's.
+    The motion is not kept, so that it and its tensors go when nobody holds it any more.
+
+    Parameters
+    ----------
+    motion
+        The motion.
+    first, last
+        The first node, no longer than a cell and in none that is shorter than the others.
+    backward
+        Whether the next node is the one before.
     """
 
-    def __init__(self, motion: BrownianInterval) -> None:
-        self._motion, self._states = motion, _states(motion)
-        self._count = motion._leaves >> motion._inner
-        # As far from a step's border a time still counts as the border.
-        self._slack = motion._step * 0.5**motion._inner / 16
-        self._await(0)
+    @torch.inference_mode(False)
+    def __init__(self, motion: BrownianInterval, first: int, last: int, backward: bool) -> None:
+        tree = motion._tree
+        self._width, self._stride = last - first, -1 if backward else 1
+        self._t0, self._h = tree.t0, tree.length(first, last)
+        self._slack = BORDER * tree.cell * 0.5**tree.depth
+        self._count = tree.even // self._width
+        self._number = first // self._width
+        self._source = motion._source()
+        self._shape = len(motion._samples), motion._count
+        # Nodes yet to be cut, the next one last, and memory for more, all (batch, parts * count): a
+        # state of several MB in new memory would cost more for the memory than for its values.
+        root = torch.cat([part.reshape(self._shape) for part in motion._root], dim=1)
+        self._stack: list[tuple[int, int, Tensor]] = [(0, tree.leaves, root)]
+        self._spare: list[Tensor] = []
+        self._ready: list[State] = []
+        self._made = 0
+        self._await()
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_motion":  # not there yet, in a copy
-            raise AttributeError(name)
-        return getattr(self._motion, name)
+    def _await(self) -> None:
+        number = self._number
+        self._start = self._t0 + number * self._h if 0 <= number < self._count else math.nan
+        self._stop = self._t0 + (number + 1) * self._h
 
-    def _await(self, number: int) -> None:
-        """The next step is the one of this number."""
-        motion, self._number = self._motion, number
-        self._start = motion._t0 + number * motion._step
-        self._stop = motion._t0 + (number + 1) * motion._step
-        if number + 1 == self._count:
-            self._stop = motion._t1
-        elif number == self._count:
-            self._start = math.nan  # no query is near it
+    def awaits(self, a: float, b: float) -> bool:
+        """Whether the next node lies from ``a`` to ``b``."""
+        return abs(a - self._start) <= self._slack and abs(b - self._stop) <= self._slack
 
-    def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-    ) -> Any:
-        """As the motion's."""
-        motion = self._motion
-        if tb is not None:
-            if not (isinstance(ta, float) and isinstance(tb, float)):
-                ta, tb = motion.check_time(ta), motion.check_time(tb)
-            if abs(ta - self._start) <= self._slack and abs(tb - self._stop) <= self._slack:
-                self._await(self._number + 1)
-                return motion._answer(next(self._states), ta, tb, 1, return_U, return_A)
-        return motion(ta, tb, return_U, return_A)
+    def take(self, motion: BrownianInterval) -> State:
+        """The state of the next node; its memory is the caller's."""
+        state = self._ready.pop() if self._ready else self._next(motion)
+        self._number += self._stride
+        self._await()
+        return state
+
+    @torch.inference_mode(False)  # what it keeps may be written on outside that mode, too
+    def _next(self, motion: BrownianInterval) -> State:
+        tree, width, forward = motion._tree, self._width, self._stride > 0
+        start, stop = self._number * width, (self._number + 1) * width
+        size = max(1, math.prod(self._shape) * motion._parts)
+        while True:
+            first, last, memory = self._stack.pop()
+            if (last <= start) if forward else (first >= stop):
+                continue  # on the other side of where the sweep began
+            count = (last - first) // width
+            ahead = start <= first and last <= tree.even if forward else last <= stop
+            if count == 1 or (ahead and count * size <= max(_LEAST, min(_MOST, self._made * size))):
+                self._made += count
+                self._ready = self._nodes(motion, first, last, memory)
+                self._spare.append(memory)
+                return self._ready.pop()
+            middle = tree.middle(first, last)
+            at_once = forward and first == start and middle == stop  # in new memory, for the caller
+            made = self._spare.pop() if self._spare and not at_once else torch.empty_like(memory)
+            self._cut(motion, first, middle, last, memory, made)
+            parts = [(middle, last, memory), (first, middle, made)]
+            self._stack += parts[:1] if at_once else parts if forward else parts[::-1]
+            if at_once:
+                self._made += 1
+                return self._state(motion, made)
+
+    def _cut(
+        self,
+        motion: BrownianInterval,
+        first: int,
+        middle: int,
+        last: int,
+        memory: Tensor,
+        made: Tensor,
+    ) -> None:
+        """Cut a node in its memory: there the right part stays, the left one goes to ``made``.
+
+        Block by block, so that the normals are used while they are in the processor's cache.
+        """
+        parts, h = motion._parts, motion._tree.length(first, last)
+        r = motion._tree.length(first, middle) / h
+        draw = motion._draws([middle])
+        for rows, z in self._source.by_samples(draw, spread(h, r, parts)):
+            whole, left = memory[rows], made[rows]
+            if parts == 1:  # as split, but that the left part is written where it belongs
+                torch.add(z, whole, alpha=r, out=left)
+                whole.sub_(left)
+            else:
+                split(whole.chunk(parts, dim=1), r, z.chunk(parts, dim=1), own=True)
+                left.copy_(z)
+
+    def _state(self, motion: BrownianInterval, memory: Tensor) -> State:
+        parts = memory.chunk(motion._parts, dim=1)
+        return tuple(x.contiguous().view(motion.shape) for x in parts)
+
+    def _nodes(
+        self, motion: BrownianInterval, first: int, last: int, memory: Tensor
+    ) -> list[State]:
+        """States of all nodes within a node, the next one last.
+
+        Place p is that of the node which ends p nodes before the end, at first of the larger one
+        which does, or of the normal of the cut there. A split writes the left part where its normal
+        was, and the right one where the whole was: in the end all are in their places.
+        """
+        width = self._width
+        if last - first == width:
+            return [self._state(motion, memory.clone())]
+        splits, size = list(_splits(motion._tree, first, last, width)), (last - first) // width
+        variance = np.empty(size)
+        for _, cut, h, r in splits:
+            variance[cut] = spread(h, r, motion._parts)
+        cuts = torch.arange(last - width, first, -width, device=motion.device)
+        draws = -1 - cuts * motion._tree.name(1)
+        of_draws = torch.from_numpy(variance[1:]).to(motion._wide).to(motion.device)
+        whole = memory.chunk(motion._parts, dim=1)
+        states = tuple(memory.new_empty(size, *self._shape) for _ in whole)
+        if len(states) == 1:
+            self._source(draws, of_draws, out=states[0][1:])
+        else:
+            normal = self._source(draws, of_draws).chunk(2, dim=2)
+            for x, part in zip(states, normal, strict=True):
+                x[1:] = part
+        for x, part in zip(states, whole, strict=True):
+            x[0] = part
+        for of_whole, cut, _, r in splits:
+            state, z = tuple(x[of_whole] for x in states), tuple(x[cut] for x in states)
+            left, right = split(state, r, z, own=True)
+            if isinstance(cut, list):  # then these are copies
+                for x, one, other in zip(states, left, right, strict=True):
+                    x[cut], x[of_whole] = one, other
+        shaped = (x.view(size, *motion.shape) for x in states)
+        ready = list(zip(*(x.unbind(0) for x in shaped), strict=True))
+        return ready if self._stride > 0 else ready[::-1]
 
 
-def _states(motion: BrownianInterval) -> Iterator[State]:
-    """States of the steps of length ``dt``, from t0 on.
+def _splits(
+    tree: Tree, first: int, last: int, width: int
+) -> Iterator[tuple[Places, Places, float, float]]:
+    """The splits that cut a node down to a width, those of one kind at a time.
 
-    The tree is walked depth first; where a subtree is small, all of it is made at once.
+    Places of the wholes and of the cuts, counted in widths from the end; length of the wholes, and
+    where they are cut.
     """
-    size = max(1, math.prod(motion.shape) * motion._parts)
-    source, step = motion._source(), 1 << motion._inner
-    root = tuple(part.clone() for part in motion._root)
-    stack: list[tuple[int, int, State]] = [(0, motion._leaves, root)]
-    while stack:
-        first, last, _ = stack[-1]
-        if last - first == step:
-            yield stack.pop()[2]  # nothing here holds what is handed out
-            continue
-        first, last, state = stack.pop()
-        if ((last - first) >> motion._inner) * size <= _SUBTREE:
-            yield from _subtree(motion, source, first, last, state)
-            continue
-        middle, h = motion._middle(first, last), motion._length(first, last)
-        z = tuple(part[0] for part in motion._drawn([middle], source))
-        left, right = split(state, h, motion._length(first, middle) / h, z, own=True)
-        stack += [(middle, last, right), (first, middle, left)]
-        del state, z, left, right
-
-
-def _subtree(
-    motion: BrownianInterval, source: Normals, first: int, last: int, state: State
-) -> Iterator[State]:
-    """States of all steps of a node, level by level."""
-    nodes = [(first, last)]
-    level = tuple(part[None] for part in state)
-    step = 1 << motion._inner
-    while any(last - first > step for first, last in nodes):
-        wide = [k for k, (first, last) in enumerate(nodes) if last - first > step]
-        whole = [nodes[k] for k in wide]
-        middles = [motion._middle(first, last) for first, last in whole]
-        left_nodes = [(first, middle) for (first, _), middle in zip(whole, middles, strict=True)]
-        right_nodes = [(middle, last) for (_, last), middle in zip(whole, middles, strict=True)]
-        h = [motion._length(*node) for node in whole]
-        shares = [motion._length(*node) / of for node, of in zip(left_nodes, h, strict=True)]
-        chosen = tuple(part[wide] for part in level) if len(wide) < len(nodes) else level
-        columns = _column(motion, h), _column(motion, shares)
-        left, right = split(chosen, *columns, motion._drawn(middles, source), own=True)
-        # In order: both halves of what was cut, and what was a step already.
-        every = nodes + left_nodes + right_nodes
-        order = sorted(set(range(len(every))).difference(wide), key=every.__getitem__)
-        nodes = [every[k] for k in order]
-        level = tuple(torch.cat(parts)[order] for parts in zip(level, left, right, strict=True))
-    yield from zip(*(part.unbind(0) for part in level), strict=True)
-
-
-def _column(motion: BrownianInterval, values: Sequence[float]) -> Tensor:
-    """Numbers for many nodes, to broadcast against their states."""
-    column = torch.tensor(values, dtype=torch.float64).to(motion._wide).to(motion.device)
-    return column.view(-1, *(1,) * len(motion.shape))
+    nodes, cell = [(first, last)], 1 << tree.depth
+    while nodes := [node for node in nodes if node[1] - node[0] > cell]:
+        kinds: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for start, stop in nodes:
+            middle = tree.middle(start, stop)
+            kinds.setdefault((middle - start, stop - start), []).append((start, middle, stop))
+        nodes = []
+        for alike in kinds.values():
+            start, middle, stop = alike[0]
+            h = tree.length(start, stop)
+            r = tree.length(start, middle) / h
+            wholes, cuts = ([(last - node[k]) // width for node in alike] for k in (2, 1))
+            if len(alike) <= _FEW:
+                yield from zip(wholes, cuts, repeat(h), repeat(r))
+            else:
+                yield wholes, cuts, h, r
+            for start, middle, stop in alike:
+                nodes += [(start, middle), (middle, stop)]
+    # Within cells it is halves of halves.
+    size = min(last - first, cell) // width
+    h = tree.length(first, first + size * width)
+    while size > 1:
+        yield slice(0, None, size), slice(size // 2, None, size), h, 0.5
+        size, h = size // 2, 0.5 * h

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.interval import BrownianInterval
-
 __all__ = ["Query", "checked_query", "mirrored_query", "padded_query", "query_of"]
 
 Query = Callable[[float, float], Any]
@@ -50,8 +48,6 @@ def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: st
     device = getattr(bm, "device", None)
     if device is not None and torch.device(device).type != y0.device.type:
         raise ValueError(f"bm: is on {device}, the state on {y0.device}")
-    if isinstance(bm, BrownianInterval):
-        bm = bm.sweep()
     if not needs:
         return bm
     area = getattr(bm, "levy_area_approximation", None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BaseBrownian
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
-from probflow.integrate.interval import drawn_seed
+from probflow.integrate.motion import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver

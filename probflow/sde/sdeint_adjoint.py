@@ -140,6 +140,9 @@ def _adjoint(
 ) -> Method | None:
     sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
+    settings = dictionary(options, "adjoint_options")
+    allowed = () if name == METHODS.adjoint_reversible_heun else ("grad_free",)
+    check_options(settings, name, allowed, "adjoint_options")
     if name == METHODS.adjoint_reversible_heun:
         if forward != METHODS.reversible_heun:
             raise ValueError(
@@ -167,8 +170,6 @@ def _adjoint(
         except ValueError:
             continue
         break
-    settings = dictionary(options, "adjoint_options")
-    check_options(settings, method.name, ("grad_free",), "adjoint_options")
     if settings.get("grad_free"):
         raise ValueError(
             "adjoint_options: grad_free needs the diffusion itself, and an adjoint equation has "

@@ -6,9 +6,12 @@ than a hundred of them, so that the total level is below 1e-4.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -135,14 +138,6 @@ def test_a_sample_is_the_same_in_every_batch(area: str, dt: float | None) -> Non
 
     for whole, part in zip(values(7, 0), values(2, 3), strict=True):
         assert torch.equal(whole[3:5], part)
-
-
-@pytest.mark.parametrize("ahead", [1, 3, 64])
-def test_blocks_do_not_matter(ahead: int) -> None:
-    expected, bm = motion(4, dt=0.01), motion(4, dt=0.01)
-    bm._ahead = ahead
-    for k in range(0, 200, 7):
-        assert torch.equal(bm(k / 100, (k + 1) / 100), expected(k / 100, (k + 1) / 100))
 
 
 def test_precision_and_time_types() -> None:
@@ -303,7 +298,8 @@ def test_split_and_join_are_exact() -> None:
         h = 1.7
         z = torch.randn(4, 100_000, dtype=DOUBLE, generator=generator)
         whole = (z[0] * math.sqrt(h), z[1] * math.sqrt(h / 12))
-        left, right = levy.split(whole, h, r, (z[2].clone(), z[3].clone()))
+        std = math.sqrt(levy.spread(h, r, 2))
+        left, right = levy.split(whole, r, (std * z[2], std * z[3]))
         joined = levy.join(left, right, r * h, (1 - r) * h)
         for x, y in zip(joined, whole, strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=1e-13)
@@ -355,33 +351,39 @@ def test_conditional_variance_of_fosters_area_is_that_of_fine_paths() -> None:
 
 
 @pytest.mark.parametrize("area", ["none", "space-time"])
-@pytest.mark.parametrize("ahead", [1, 64])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 50_000)])
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("refine", [1, 4])
 def test_a_sweep_makes_one_normal_for_each_step(
-    area: str, ahead: int, backwards: bool, refine: int, monkeypatch: pytest.MonkeyPatch
+    area: str, shape: tuple, backwards: bool, refine: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
 
     class Counted(interval_module.Normals):
-        def __call__(self, draws: Tensor) -> Tensor:
+        def _of(self, draws: Tensor) -> Tensor:
             nonlocal made
             made += len(draws)
-            return super().__call__(draws)
+            return super()._of(draws)
 
     monkeypatch.setattr(interval_module, "Normals", Counted)
-    monkeypatch.setattr(interval_module, "_BLOCK", ahead * 2 * (1 if area == "none" else 2))
-    n = 200 * refine
-    bm = motion(2, dt=0.01, levy_area_approximation=area)
+    n = 100 * refine
+    bm = pf.BrownianInterval(
+        0.0, 2.0, shape, DOUBLE, entropy=1, dt=0.02, levy_area_approximation=area
+    )
     steps = [(2 * k / n, 2 * (k + 1) / n) for k in range(n)]
     for a, b in reversed(steps) if backwards else steps:
         bm(a, b)
-    assert made == n
+    # What is finer than dt is known for a sweep by its third step; the path to the first two, and
+    # again to the third, costs one normal for each level.
+    assert n <= made <= n + (0 if refine == 1 else 3 * math.log2(2 * n))
 
 
 @pytest.mark.parametrize("area", ["none", "space-time"])
 @pytest.mark.parametrize("shape", [(2,), (2, 50_000)])
-def test_the_states_of_a_sweep_are_the_callers(area: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_results_of_a_sweep_are_the_callers(
+    area: str, shape: tuple[int, ...], backwards: bool
+) -> None:
     """What is written on a step's increment shows neither in later steps nor in the motion."""
     for n in (1, 5, 8):
         bm, exact = (
@@ -390,13 +392,19 @@ def test_the_states_of_a_sweep_are_the_callers(area: str, shape: tuple[int, ...]
             )
             for _ in range(2)
         )
-        sweep = bm.sweep()
-        for k in range(n):
+        for k in range(n)[:: -1 if backwards else 1]:
             a, b = 2.0 * k / n, 2.0 * (k + 1) / n
-            w = sweep(a, b)
-            torch.testing.assert_close(w, exact(a, b), rtol=0, atol=1e-12)
+            w = bm(a, b)
+            assert w.is_contiguous()
+            assert torch.equal(w, alone(exact, a, b)[0])
             w.fill_(torch.nan)
         assert torch.equal(bm(0.0, 2.0), exact(0.0, 2.0))
+
+
+def alone(bm: pf.BrownianInterval, a: float, b: float) -> tuple:
+    """A query that belongs to no sweep: W and U."""
+    bm._sweeps, bm._new_sweep = [], lambda *_: None
+    return bm(a, b, return_U=True)
 
 
 def test_a_step_in_single_precision_gives_whole_cells() -> None:
@@ -405,7 +413,7 @@ def test_a_step_in_single_precision_gives_whole_cells() -> None:
         bm = pf.BrownianInterval(size=(2,), entropy=1, dt=dt)
         exact = pf.BrownianInterval(size=(2,), entropy=1, dt=1 / n)
         assert torch.equal(bm(0.0, 1 / n), exact(0.0, 1 / n))
-        assert bm._leaves >> bm._inner == n
+        assert bm._tree.leaves >> bm._tree.inner == n
 
 
 def test_many_tiny_steps() -> None:
@@ -578,30 +586,72 @@ def test_rounded_ends_are_forgiven() -> None:
 
 
 @pytest.mark.parametrize("area", ["none", "space-time"])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize(
-    ("cells", "shape"), [(1, (3,)), (7, (5, 2)), (100, (4, 3)), (9, (2, 50_000))]
+    ("cells", "shape"),
+    [(1, (3,)), (7, (5, 2)), (100, (4, 3)), (75, ()), (9, (2, 50_000)), (48, (3, 5000))],
 )
-def test_a_sweep_gives_what_single_queries_give(area: str, cells: int, shape: tuple) -> None:
-    """Small motions are made level by level, large ones depth first: the same values."""
+def test_a_sweep_gives_what_single_queries_give(
+    area: str, dtype: torch.dtype, cells: int, shape: tuple
+) -> None:
+    """Small motions are made level by level, large ones depth first: the same to the last bit."""
 
-    def made() -> pf.BrownianInterval:
+    def made(h: float = 2.0 / cells) -> pf.BrownianInterval:
         return pf.BrownianInterval(
-            0.0, 2.0, size=shape, dtype=torch.float64, entropy=3, dt=2.0 / cells,
-            levy_area_approximation=area,
-        )  # fmt: skip
+            0.0, 2.0, shape, dtype, entropy=3, dt=h, levy_area_approximation=area
+        )
 
-    single, sweep = made(), made().sweep()
-    for k in range(cells):
-        a, b = 2.0 * k / cells, 2.0 * (k + 1) / cells
-        for one, other in zip(single(a, b, return_U=True), sweep(a, b, return_U=True), strict=True):
-            if one is None:
-                assert other is None
-            else:
-                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    # Out of order, it answers as the motion does.
-    assert torch.equal(sweep(0.1, 1.3), single(0.1, 1.3))
-    assert torch.equal(sweep(0.7), single(0.7))
-    assert sweep.shape == shape
+    single, there, back, finer, uneven = made(), made(), made(), made(), made(1.9 / cells)
+    steps = [(2.0 * k / cells, 2.0 * (k + 1) / cells) for k in range(cells)]
+    expected = [alone(single, *step) for step in steps]
+    results = [there(*step, return_U=True) for step in steps]
+    reverse = [back(*step, return_U=True) for step in steps[::-1]][::-1]
+    for one, *others in zip(expected, results, reverse, strict=True):
+        for other in others:
+            for x, y in zip(one, other, strict=True):
+                assert y is None if x is None else torch.equal(x, y)
+    # From any step on, in halves of steps, and with a last step that is shorter.
+    for first in range(1, min(cells - 2, 8)):
+        late = made()
+        for step, one in zip(steps[first : first + 4], expected[first:], strict=False):
+            assert torch.equal(late(*step), one[0])
+        late = made()
+        for step, one in zip(
+            steps[-first - 4 : -first][::-1], expected[:-first][::-1], strict=False
+        ):
+            assert torch.equal(late(*step), one[0])
+    for a, b in steps[cells // 3 :]:
+        middle = 0.5 * (a + b)
+        for step in ((a, middle), (middle, b)):
+            assert torch.equal(finer(*step), alone(single, *step)[0])
+    h = 1.9 / cells
+    again = made(h)
+    for k in range(cells + 1):
+        step = k * h, min(2.0, (k + 1) * h)
+        assert torch.equal(uneven(*step), alone(again, *step)[0])
+    # Out of order.
+    assert torch.equal(there(0.1, 1.3), single(0.1, 1.3))
+    assert torch.equal(there(0.7), single(0.7))
+
+
+def test_a_sweep_goes_on_in_another_mode_thread_or_copy() -> None:
+    steps = [(k / 64, (k + 1) / 64) for k in range(64)]
+    bm, exact = (pf.BrownianInterval(size=(2, 3), entropy=3, dt=1 / 64) for _ in range(2))
+    expected = [alone(exact, *step)[0] for step in steps]
+    with torch.inference_mode():
+        results = [bm(*step) for step in steps[:5]]
+    results += [bm(*step) for step in steps[5:9]]
+    other = pickle.loads(pickle.dumps(copy.deepcopy(bm)))
+    results += [other(*step) for step in steps[9:20]]
+    assert all(map(torch.equal, results, expected))
+
+    def whole() -> list[Tensor]:
+        return [shared(*step) for step in steps]
+
+    shared = pf.BrownianInterval(size=(2, 3), entropy=3, dt=1 / 64)
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(whole) for _ in range(4)]:
+            assert all(map(torch.equal, future.result(), expected))
 
 
 @pytest.mark.parametrize("area", ["none", "space-time"])
@@ -621,7 +671,7 @@ def test_one_entropy_is_one_path_for_doubled_steps(area: str, odd: int) -> None:
             for one, two in zip(first, other, strict=True):
                 if one is not None:
                     torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
-    sweep = motions[-1].sweep()
+    sweep = motions[-1]
     h = 2.0 / (odd * 64)
     total = sum(sweep(k * h, (k + 1) * h) for k in range(odd * 64))
     torch.testing.assert_close(total, motions[0](0.0, 2.0), rtol=0, atol=1e-12)

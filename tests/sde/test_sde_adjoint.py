@@ -246,3 +246,15 @@ def test_messages(y0) -> None:
         pf.sdeint_adjoint(
             stratonovich, y0, times, None, "reversible_heun", "midpoint", options={"seed": 0}
         )
+
+
+def test_the_exact_adjoint_has_no_options(y0) -> None:
+    for name in ("sed", "grad_free"):
+        with pytest.raises(ValueError, match=f"adjoint_options: .* has no option '{name}'"):
+            pf.sdeint_adjoint(
+                Network("stratonovich", "diagonal"),
+                y0,
+                [0.0, 1.0],
+                method="reversible_heun",
+                adjoint_options={name: False},
+            )
