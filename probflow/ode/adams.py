@@ -82,6 +82,8 @@ class AdamsStep:
     def state(self, t: Any) -> Tensor:
         """State at ``t`` within the step."""
         h = t - self.start
+        if not isinstance(h, Tensor) and h == 0.0:
+            return self.before
         return combine(self.before, self.slopes, adams_weights(self.nodes, t), h)
 
     cut = state
