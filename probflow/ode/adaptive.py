@@ -25,6 +25,7 @@ from probflow.ode.steps import (
     rk_step,
     stage_times,
     time_tensors,
+    weighted,
 )
 from probflow.tableaus import Tableau
 
@@ -59,7 +60,7 @@ class AcceptedStep:
     def slope(self, t: float) -> Tensor:
         """Derivative of the dense output at ``t``."""
         weights = self.tableau.dense_slopes(self.fraction(t))
-        return _weighted(self.complete(), weights)
+        return weighted(self.complete(), weights)
 
     def cut(self, t: float) -> Tensor:
         """State after a step of the method from the start to ``t``."""
@@ -233,7 +234,7 @@ class AdaptiveStepper:
         control, y = self.control, self.y
         norms = []
         for weights in self.tableau.error:
-            error = _weighted(stages, weights, h)
+            error = weighted(stages, weights, h)
             norms.append(self._norm(scaled(error, control.rtol, control.atol, y, after)))
         if len(norms) == 1:
             return float(norms[0])
@@ -247,7 +248,7 @@ class AdaptiveStepper:
         times = self._times(self.t, self.t + h, False)
         after, stages = rk_step(self.problem, self.tableau, y, times, h, self.first)
         error = scaled(
-            _weighted(stages, self.tableau.error[0], h), self.control.rtol, self.control.atol,
+            weighted(stages, self.tableau.error[0], h), self.control.rtol, self.control.atol,
             y, after,
         ).abs()  # fmt: skip
         if error.ndim == 0 or not error.numel():
@@ -352,14 +353,3 @@ def step_limit(limit: float | None, t: float, start: float, end: float) -> float
     if sign * limit <= sign * t:
         raise ValueError(f"limit: need a time between t = {t:g} and {end:g}, got {limit:g}")
     return sign * min(sign * limit, sign * end)
-
-
-def _weighted(stages: Sequence[Tensor], weights: Sequence[float], h: float = 1.0) -> Tensor:
-    """``h * sum_i weights[i] * stages[i]``, leaving zero weights out."""
-    total: Tensor | None = None
-    for k, weight in zip(stages, weights, strict=True):
-        if weight != 0.0:
-            alpha = h * weight
-            total = k * alpha if total is None else total.add_(k, alpha=alpha)
-    assert total is not None
-    return total

@@ -120,7 +120,7 @@ def refined(
     if grid[0] != outputs[0] or grid[-1] != outputs[-1]:
         raise ValueError(
             "grid_constructor: the grid must run from t[0] to t[-1], "
-            f"{outputs[0]:g} to {outputs[-1]:g}, got {grid[0]:g} to {grid[-1]:g}"
+            f"{outputs[0]!r} to {outputs[-1]!r}, got {grid[0]!r} to {grid[-1]!r}"
         )
     if through:
         grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])

@@ -14,7 +14,7 @@ from torch import Tensor
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import Status
-from probflow.ode.steps import combine, rk_step, stage_times
+from probflow.ode.steps import combine, rk_step, stage_times, weighted
 from probflow.tableaus import Tableau
 
 __all__ = ["PerSample"]
@@ -124,10 +124,9 @@ class PerSample:
     @torch.no_grad()
     def _error(self, before: Tensor, after: Tensor, stages: list[Tensor], h: Tensor) -> Tensor:
         control = self.control
-        zero = torch.zeros_like(before)
         norms = [
             self.norm(
-                scaled(combine(zero, stages, w, h), control.rtol, control.atol, before, after)
+                scaled(weighted(stages, w).mul_(h), control.rtol, control.atol, before, after)
             ).to(self.times.dtype)
             for w in self.tableau.error
         ]

@@ -169,6 +169,11 @@ class _Solve:
         """Runge-Kutta steps on a grid."""
         settings, problem = self.settings, self.problem
         perturb = bool(settings.get("perturb", False))
+        if torch.compiler.is_compiling() and gradients != "direct":
+            raise ValueError(
+                f"gradients: {gradients!r} is not available in a compiled graph, whose backward "
+                "pass recomputes what is cheap anyway; leave it out, or compile func alone"
+            )
         if gradients == "reversible" and (perturb or dense or traced(self.t)):
             raise ValueError(
                 "gradients: 'reversible' goes without perturb, dense output and gradients with "
@@ -232,12 +237,7 @@ class _Solve:
             )
         if gradients == "checkpoint" and settings.jump_t:
             raise ValueError("gradients: 'checkpoint' goes without jump_t; use 'direct'")
-        if transformed() and batched(self.problem.y0):
-            raise ValueError(
-                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
-                "give the batch as it is, with per_sample for steps of their own, or use fixed "
-                "steps"
-            )
+        self._refuse_vmap()
         outputs = self._times()
         self._moved_start()
         if len(outputs) == 1:
@@ -268,6 +268,14 @@ class _Solve:
             dense=DenseOutput(self.problem, steps, outputs[0]) if dense else None,
             steps=tuple(grid),
         )
+
+    def _refuse_vmap(self) -> None:
+        if transformed() and batched(self.problem.y0):
+            raise ValueError(
+                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
+                "give the batch as it is, with per_sample for steps of their own, or use fixed "
+                "steps"
+            )
 
     def _advance(
         self, stepper: AdaptiveStepper, outputs: Sequence[float], keep: bool
@@ -338,6 +346,7 @@ class _Solve:
 
     def per_sample(self, settings: Control) -> ODEResult:
         """Steps of each sample's own length."""
+        self._refuse_vmap()
         for name in ("step_t", "jump_t"):
             if name in self.settings:
                 raise ValueError(f"{name}: not available with per_sample")

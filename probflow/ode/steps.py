@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.ode.problem import transformed
 from probflow.tableaus import Tableau
 
 __all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "stage_times", "time_tensors"]
@@ -29,20 +30,38 @@ def combine(
 ) -> Tensor:
     """``y + h * sum_i weights[i] * stages[i]``; weights that are the float 0 cost nothing.
 
-    The sum is made in place where ``h`` is a float; weights that are tensors go with such an ``h``.
+    Weights that are tensors go with an ``h`` that is one.
     """
-    total = y
+    total: Any = y
     if isinstance(h, float):
         for k, weight in zip(stages, weights, strict=False):
             if weight != 0.0:
                 alpha = h * weight
                 total = torch.add(y, k, alpha=alpha) if total is y else total.add_(k, alpha=alpha)
-    else:
-        for k, weight in zip(stages, weights, strict=False):
-            if isinstance(weight, Tensor):
-                total = total + k * (h * weight.to(h.dtype))
-            elif weight != 0.0:
-                total = total + k * (h * weight)
+        return total
+    total = weighted(stages, weights, in_place=not transformed())
+    return y if total is None else torch.addcmul(y, total, h.to(total.dtype))
+
+
+def weighted(
+    stages: Sequence[Tensor], weights: Sequence[Any], h: float = 1.0, in_place: bool = True
+) -> Any:
+    """``h * sum_i weights[i] * stages[i]``; ``None`` if all weights are the float 0.
+
+    Not ``in_place`` where times differ within a ``torch.func.vmap``: the first stage need not.
+    """
+    total: Any = None
+    for k, weight in zip(stages, weights, strict=False):
+        if isinstance(weight, Tensor):
+            term = k * weight.to(real_dtype(k))
+            total = term if total is None else total + term
+        elif weight != 0.0:
+            alpha = h * weight
+            if total is None:
+                total = k * alpha
+            else:
+                add = total.add_ if in_place else total.add
+                total = add(k, alpha=alpha)
     return total
 
 
