@@ -81,7 +81,8 @@ def odeint(
         options are warnings instead of errors.
     event_fn
         ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
-        is the start and a time after it that gives the direction.
+        is the start and a time after it that gives the direction. Fixed steps need ``step_size``.
+        After 100000 steps, or ``max_num_steps``, the search ends with an error.
 
     Returns
     -------

@@ -45,8 +45,8 @@ def ode_stepper(
     Parameters
     ----------
     func, y0, rtol, atol, method, options
-        As :func:`odeint`, without the options of a whole solve; a fixed-step method has
-        ``step_size``, and needs it.
+        As :func:`~probflow.odeint`, without the options of a whole solve; a fixed-step method has
+        ``step_size``, and needs it, ``perturb``, and ``explicit_adams`` also ``max_order``.
     t0, t1
         Start, and the time beyond which no step goes (may be infinite).
 
