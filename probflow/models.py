@@ -162,18 +162,21 @@ def as_time(t: Tensor | float, x: Tensor) -> Tensor:
     return torch.as_tensor(t, dtype=dtype, device=x.device)
 
 
-def check_output(output: Any, x: Tensor) -> None:
+def check_output(output: Any, x: Tensor, name: str = "model") -> None:
     """Raise ``TypeError`` or ``ValueError`` if a model output does not fit the state ``x``."""
     if not isinstance(output, Tensor):
-        raise TypeError(f"model: must return a tensor, returned {type(output).__name__}")
+        raise TypeError(f"{name}: must return a tensor, returned {type(output).__name__}")
     if output.shape != x.shape:
         raise ValueError(
-            f"model: must return the state's shape {tuple(x.shape)}, returned {tuple(output.shape)}"
+            f"{name}: must return the state's shape {tuple(x.shape)}, returned "
+            f"{tuple(output.shape)}"
         )
     if output.dtype != x.dtype:
-        raise ValueError(f"model: must return the state's dtype {x.dtype}, returned {output.dtype}")
+        raise ValueError(
+            f"{name}: must return the state's dtype {x.dtype}, returned {output.dtype}"
+        )
     if output.device != x.device:
         raise ValueError(
-            f"model: must return a tensor on the state's device {x.device}, "
+            f"{name}: must return a tensor on the state's device {x.device}, "
             f"returned one on {output.device}"
         )

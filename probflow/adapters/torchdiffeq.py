@@ -115,6 +115,12 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     the output times as their option ``step_t``, which makes them land there.
     """
     options = arguments["options"] or {}
+    solver = SOLVERS.get(arguments["method"])
+    if arguments["event_fn"] is not None and not hasattr(solver, "integrate_until_event"):
+        raise ValueError(
+            f"event_fn: {arguments['method']} does not look for events; use dopri5, or rk4 with "
+            "step_size"
+        )
     adaptive = issubclass(SOLVERS.get(arguments["method"], object), RKAdaptiveStepsizeODESolver)
     adaptive = adaptive or arguments["method"] is None
     bounded = isinstance(func, ProbabilityFlowODE) and arguments["event_fn"] is None

@@ -165,8 +165,9 @@ class _Run:
             real = torch.promote_types(wide.to_real(), torch.float32)
             rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
             evaluate = model
+        self.name = _called(model)
         if wide != x.dtype:
-            evaluate = _rounded(evaluate, x.dtype, wide)
+            evaluate = _rounded(evaluate, x.dtype, wide, self.name)
         if threshold is not None:
             evaluate = _Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
         self.evaluate, self.rows, self.wide = evaluate, rows, wide
@@ -184,7 +185,7 @@ class _Run:
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
         past: list[Any] = [None] * self.program.memory
         watch = Watch(self.program.held)
-        checked = _checked(evaluate, observe)
+        checked = _checked(evaluate, observe, self.name)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
         try:
             for stretch in self.program.stretches:
@@ -272,20 +273,25 @@ def _with_kwargs(model: Model, batch: int | None) -> Evaluate:
     return call
 
 
-def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype) -> Evaluate:
+def _called(model: Any) -> str:
+    """What messages call the function that is evaluated."""
+    return "model" if isinstance(model, Model) else "func"
+
+
+def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype, name: str) -> Evaluate:
     def call(x: Tensor, t: Tensor) -> Tensor:
         rounded = x.to(narrow)
         output = evaluate(rounded, t)
-        check_output(output, rounded)
+        check_output(output, rounded, name)
         return output.to(wide)
 
     return call
 
 
-def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None) -> Evaluate:
+def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None, name: str) -> Evaluate:
     def call(x: Tensor, t: Tensor) -> Tensor:
         output = evaluate(x, t)
-        check_output(output, x)
+        check_output(output, x, name)
         if observe is not None:
             observe(output)
         return output
@@ -346,35 +352,41 @@ def _locate_failure(
     """Repeat a run that ended in NaN or infinity, with a flag per model output and state."""
     if noise is not None:
         noise.restart()
-    flags = [torch.isfinite(x).all()]
+    who = "the model" if isinstance(model, Model) else "func"
+
+    def finite(x: Tensor) -> Tensor:  # of each sample
+        return torch.isfinite(x).reshape(len(x) if x.ndim else 1, -1).all(1)
+
+    flags = [finite(x)]
     places = ["the initial state"]
     outputs: list[Tensor] = []
     run = _Run(plan, model, x, threshold)
     with torch.no_grad():
-        states = run.states(
-            noise, observe=lambda output: outputs.append(torch.isfinite(output).all())
-        )
+        states = run.states(noise, observe=lambda output: outputs.append(finite(output)))
         for number, state in enumerate(states):
             step = plan.steps[number]
-            flags += [*outputs, torch.isfinite(state).all()]
+            flags += [*outputs, finite(state)]
             places += [
-                f"the model's output at step {number} of {len(plan.steps)}, t = {stage.time:g}"
+                f"{who}'s output at step {number} of {len(plan.steps)}, t = {stage.time:g}"
                 for stage in step.stages
             ]
             places.append(
                 f"the state after step {number} of {len(plan.steps)}, t = {step.stop:g}, though "
-                "the model's outputs there were finite (overflow)"
+                f"{who}'s outputs there were finite (overflow)"
             )
             outputs.clear()
-        flags.append(torch.isfinite(state.to(x.dtype)).all())
+        flags.append(finite(state.to(x.dtype)))
         places.append(f"the final state, rounded to {x.dtype} (overflow)")
-    good = torch.stack(flags).tolist()
-    if all(good):
+    good = torch.stack(flags)
+    bad = (~good.all(1)).tolist()
+    if True not in bad:
         raise NonFiniteError(
-            f"{plan.solver}: the run ended in NaN or infinity, but a repetition did not: the model "
-            "is not a function of its arguments"
+            f"{plan.solver}: the run ended in NaN or infinity, but a repetition did not: "
+            f"{who} is not a function of its arguments"
         )
-    raise NonFiniteError(f"{plan.solver}: NaN or infinity in {places[good.index(False)]}")
+    place = bad.index(True)
+    sample = f", sample {good[place].tolist().index(False)}" if x.ndim else ""
+    raise NonFiniteError(f"{plan.solver}: NaN or infinity in {places[place]}{sample}")
 
 
 def _check_arguments(

@@ -4,39 +4,63 @@ r"""Adams-Bashforth methods on any grid.
 
 with p the polynomial through the latest ``order`` slopes. The weights are those of the grid as it
 is, so that the order holds on every grid (Hairer, Norsett, Wanner, Solving ODEs I, section III.5).
+With s within the step this is the dense output, of the same order and without further evaluations.
 The first steps are Runge-Kutta steps of at least the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import all_finite
+from probflow.ode.adaptive import AcceptedStep
+from probflow.ode.fixed import FixedStepper, Grid, Outputs, locate
+from probflow.ode.options import MAX_ORDER
 from probflow.ode.problem import Problem
-from probflow.ode.steps import combine, rk_step, time_tensors
+from probflow.ode.steps import at_end, combine, rk_step
 from probflow.tableaus import DOPRI5, DOPRI8, RK4, Tableau
 
-__all__ = ["MAX_ORDER", "adams_weights", "integrate_adams"]
+__all__ = ["AdamsStepper", "adams_order", "adams_weights", "integrate_adams"]
 
-MAX_ORDER = 7  # order 8 grows exponentially on a rotation already at h |f'| = 0.05
 DEFAULT_ORDER = 4  # the higher the order, the shorter the steps must be for stability
 
 
-def adams_weights(nodes: Sequence[float], stop: float) -> list[float]:
+def adams_weights(nodes: Sequence[Any], stop: Any) -> list[Any]:
     """Weights of the slopes at ``nodes`` (latest first) for a step from ``nodes[0]`` to ``stop``.
 
-    The state changes by ``(stop - nodes[0]) * sum_j weights[j] * slopes[j]``.
+    The state changes by ``(stop - nodes[0]) * sum_j weights[j] * slopes[j]``. They solve the
+    Vandermonde system ``sum_j weights[j] u_j**i = 1 / (i + 1)``, in the way of Bjorck and Pereyra
+    1970 (Math. Comp. 24, 893): for times that are floats, or tensors with gradients.
     """
     h = stop - nodes[0]
-    u = (np.asarray(nodes) - nodes[0]) / h
-    powers = np.vander(u, increasing=True).T
-    moments = 1.0 / np.arange(1, len(u) + 1)
-    return np.linalg.solve(powers, moments).tolist()
+    u = [(node - nodes[0]) / h for node in nodes]
+    count = len(u)
+    weights: list[Any] = [1.0 / (i + 1) for i in range(count)]
+    for k in range(count - 1):
+        for i in range(count - 1, k, -1):
+            weights[i] = weights[i] - u[k] * weights[i - 1]
+    for k in range(count - 2, -1, -1):
+        for i in range(k + 1, count):
+            weights[i] = weights[i] / (u[i] - u[i - k - 1])
+        for i in range(k, count - 1):
+            weights[i] = weights[i] - weights[i + 1]
+    return weights
+
+
+def adams_order(options: Mapping[str, Any]) -> int:
+    """The option ``max_order``, checked."""
+    order = options.get("max_order", DEFAULT_ORDER)
+    if isinstance(order, bool) or not isinstance(order, int):
+        raise TypeError(f"max_order: need a whole number, got {order!r}")
+    if not 1 <= order <= MAX_ORDER:
+        raise ValueError(f"max_order: need 1 <= max_order <= {MAX_ORDER}, got {order}")
+    return order
 
 
 def starter(order: int) -> Tableau:
@@ -44,11 +68,84 @@ def starter(order: int) -> Tableau:
     return RK4 if order <= 4 else DOPRI5 if order == 5 else DOPRI8
 
 
+@dataclass
+class AdamsStep:
+    """A step that was taken: slopes and their times, latest first; as ``AcceptedStep`` in use."""
+
+    start: Any
+    stop: Any
+    before: Tensor
+    after: Tensor
+    slopes: list[Tensor]
+    nodes: list[Any]
+
+    def state(self, t: Any) -> Tensor:
+        """State at ``t`` within the step."""
+        h = t - self.start
+        if not isinstance(h, Tensor) and h == 0.0:
+            return self.before
+        return combine(self.before, self.slopes, adams_weights(self.nodes, t), h)
+
+    cut = state
+
+
+class AdamsStepper(FixedStepper):
+    """One solution, advanced by Adams-Bashforth steps; parameters as the fixed stepper's.
+
+    Parameters
+    ----------
+    order
+        Number of slopes, 1 to 7.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        order: int,
+        step_size: float,
+        t0: Any,
+        end: Any,
+        perturb: bool = False,
+    ) -> None:
+        super().__init__(problem, starter(order), step_size, t0, end, perturb)
+        self.order = order
+        self._slopes: list[Tensor] = []
+        self._nodes: list[Any] = []
+
+    def advance(self, stop: Any) -> Any:
+        """Take one step to ``stop``."""
+        y, start, tableau, most = self.y, self.t, self.tableau, self.order - 1
+        times = self._times(tableau, start, stop)
+        slope = self.problem(times[0], y)
+        slopes, nodes = [slope, *self._slopes[:most]], [start, *self._nodes[:most]]
+        h = self._length(start, stop)
+        done: AcceptedStep | AdamsStep
+        if len(slopes) == self.order:
+            after = combine(y, slopes, adams_weights(nodes, stop), h)
+            done = AdamsStep(start, stop, y, after, slopes, nodes)
+        else:
+            after, stages = rk_step(self.problem, tableau, y, times, h, slope)
+            done = AcceptedStep(self.problem, tableau, start, stop, y, after, stages, times)
+        self._slopes, self._nodes = slopes, nodes
+        self._go_on(stop, after)
+        return done
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on later, as numbers and tensors."""
+        history = {"slopes": list(self._slopes), "nodes": list(self._nodes)}
+        return {**super().state_dict(), **history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        super().load_state_dict(state)
+        self._slopes, self._nodes = list(state["slopes"]), list(state["nodes"])
+
+
 def integrate_adams(
     problem: Problem,
     order: int,
-    grid: Sequence[float],
-    outputs: Sequence[Sequence[float]],
+    grid: Grid,
+    outputs: Outputs,
     *,
     interpolation: str = "dense",
     perturb: bool = False,
@@ -64,52 +161,24 @@ def integrate_adams(
     NonFiniteError
         If the last state is not finite.
     """
-    y, first = problem.y0, starter(order)
-    times = time_tensors(grid, y, problem.time_dtype)
-
-    def inside(t: Tensor, other: Tensor) -> Tensor:
-        return torch.nextafter(t, other) if perturb else t
-
-    slopes: list[Tensor] = []
-    nodes: list[float] = []
-    states, known = [y], None
-    for number, (start, stop) in enumerate(pairwise(grid)):
-        h = stop - start
+    stepper = AdamsStepper(problem, order, 1.0, grid[0], grid[-1], perturb)
+    states = [problem.y0]
+    for (start, stop), fractions in zip(pairwise(grid), outputs, strict=True):
         if on_step is not None:
-            on_step(start, y, h)
-        if known is None or perturb:
-            known = problem(inside(times[number], times[number + 1]), y)
-        slope = known
-        slopes, nodes, known = [slope, *slopes[: order - 1]], [start, *nodes[: order - 1]], None
-        if len(slopes) == order:
-            after = combine(y, slopes, adams_weights(nodes, stop), h)
-        else:
-            inner = [stop if c == 1.0 else start + c * h for c in first.c]
-            stage_times = time_tensors(inner, y, problem.time_dtype)
-            stage_times = [inside(t, times[number]) for t in stage_times]
-            after, _ = rk_step(problem, first, y, stage_times, h, slope)
-        for theta in outputs[number]:
-            if theta == 1.0:
-                states.append(after)
+            on_step(float(start), stepper.y, float(stop - start))
+        done = stepper.advance(stop)
+        for theta in fractions:
+            if at_end(theta):
+                states.append(done.after)
             elif interpolation == "linear":
-                states.append(y + theta * (after - y))
+                states.append(torch.lerp(done.before, done.after, theta))
             else:
-                if known is None:
-                    known = problem(inside(times[number + 1], times[number]), after)
-                states.append(_hermite(y, slope, after, known, theta, h))
-        y = after
-    if check_finite and not bool(torch.isfinite(y.detach()).all()):
-        raise NonFiniteError(
-            "explicit_adams: the run ended in NaN or infinity; func returned it, or the steps are "
-            f"too long for the small region of stability of order {order}"
-        )
+                states.append(done.state(start + theta * (stop - start)))
+    if check_finite and not all_finite(stepper.y.detach()):
+        again = AdamsStepper(problem, order, 1.0, grid[0], grid[-1], perturb)
+        locate(
+            problem, "explicit_adams", (again.advance(stop) for stop in grid[1:]),
+            "the state grew beyond all bounds: the steps are too long for the small region of "
+            f"stability of order {order}",
+        )  # fmt: skip
     return torch.stack(states)
-
-
-def _hermite(
-    y: Tensor, slope: Tensor, after: Tensor, slope_after: Tensor, theta: float, h: float
-) -> Tensor:
-    rise = theta * theta * (3.0 - 2.0 * theta)
-    value = torch.lerp(y, after, rise)
-    value = value + slope * (h * theta * (1.0 - theta) ** 2)
-    return value - slope_after * (h * theta * theta * (1.0 - theta))

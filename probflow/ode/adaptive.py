@@ -18,7 +18,15 @@ from probflow.integrate.loop import NonFiniteError
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError, StepSizeError
-from probflow.ode.steps import combine, dense_value, extended, rk_step, time_tensors
+from probflow.ode.steps import (
+    combine,
+    dense_value,
+    extended,
+    rk_step,
+    stage_times,
+    time_tensors,
+    weighted,
+)
 from probflow.tableaus import Tableau
 
 __all__ = ["AcceptedStep", "AdaptiveStepper"]
@@ -52,7 +60,16 @@ class AcceptedStep:
     def slope(self, t: float) -> Tensor:
         """Derivative of the dense output at ``t``."""
         weights = self.tableau.dense_slopes(self.fraction(t))
-        return _weighted(self.complete(), weights)
+        return weighted(self.complete(), weights)
+
+    def cut(self, t: float) -> Tensor:
+        """State after a step of the method from the start to ``t``."""
+        if t == self.start:
+            return self.before
+        times = stage_times(self.tableau.c, self.start, t)
+        tensors = time_tensors(times, self.before, self.problem.time_dtype)
+        h = t - self.start
+        return rk_step(self.problem, self.tableau, self.before, tensors, h, self.stages[0])[0]
 
     def complete(self) -> list[Tensor]:
         """The stages, with those that only the dense output needs."""
@@ -134,7 +151,8 @@ class AdaptiveStepper:
         if abs(h) < 4.0 * math.ulp(max(abs(start), abs(stop))) and not clipped:
             raise StepSizeError(
                 f"t: the step size fell below the resolution of the times at t = {start!r}, step "
-                f"{self.accepted}, with steps of {self.h:.3g}; the function may be singular there"
+                f"{self.accepted}, with steps of {self.h:.3g}{self._worst()}; the function may be "
+                "singular there"
             )
         times = self._times(start, stop, jump)
         func = self.problem.direct
@@ -187,8 +205,7 @@ class AdaptiveStepper:
         return self.t + self.sign * h, False, False
 
     def _times(self, start: float, stop: float, jump: bool) -> Sequence[Tensor]:
-        h = stop - start
-        times = [stop if c == 1.0 else start + c * h for c in self.tableau.c]
+        times = stage_times(self.tableau.c, start, stop)
         tensors = time_tensors(times, self.y, self.problem.time_dtype)
         if jump:
             tensors = [
@@ -217,11 +234,28 @@ class AdaptiveStepper:
         control, y = self.control, self.y
         norms = []
         for weights in self.tableau.error:
-            error = _weighted(stages, weights, h)
+            error = weighted(stages, weights, h)
             norms.append(self._norm(scaled(error, control.rtol, control.atol, y, after)))
         if len(norms) == 1:
             return float(norms[0])
         return float(seventh_order(*norms))
+
+    @torch.no_grad()
+    def _worst(self) -> str:
+        """The sample with the largest error in the step that is too short to be taken again."""
+        assert self.h is not None
+        y, h = self.y, self.sign * self.h
+        times = self._times(self.t, self.t + h, False)
+        after, stages = rk_step(self.problem, self.tableau, y, times, h, self.first)
+        error = scaled(
+            weighted(stages, self.tableau.error[0], h), self.control.rtol, self.control.atol,
+            y, after,
+        ).abs()  # fmt: skip
+        if error.ndim == 0 or not error.numel():
+            return ""
+        largest = torch.where(torch.isfinite(error), error, torch.inf).argmax()
+        flags = torch.zeros_like(error).reshape(-1).index_fill(0, largest, torch.nan)
+        return self.problem.first_bad(flags.reshape(error.shape))
 
     @torch.no_grad()
     def _first_length(self, limit: float) -> float:
@@ -234,10 +268,8 @@ class AdaptiveStepper:
         of_state, of_slope = torch.stack(
             [self._norm(self.y / scale), self._norm(self.first / scale)]
         ).tolist()
-        if not math.isfinite(of_slope):
-            raise NonFiniteError(
-                f"func: returned NaN or infinity at the initial state, t = {self.t:g}"
-            )
+        if not math.isfinite(of_state + of_slope):
+            self._explain_start(of_state, of_slope)
         h0 = 1e-6 if min(of_state, of_slope) < 1e-5 else 0.01 * of_state / of_slope
         h0 = min(h0, left)
         point = combine(self.y, [self.first], [1.0], self.sign * h0)
@@ -250,17 +282,33 @@ class AdaptiveStepper:
         h1 = max(1e-6, h0 * 1e-3) if worst <= 1e-15 else (0.01 / worst) ** (1.0 / order)
         return min(100.0 * h0, h1, control.max_step)
 
+    def _explain_start(self, of_state: float, of_slope: float) -> None:
+        """Raise for norms of the initial state and slope that are not both finite."""
+        assert self.first is not None
+        for value, what in (
+            (self.y, "y0: the initial state holds NaN or infinity"),
+            (self.first, f"func: returned NaN or infinity at the initial state, t = {self.t:g}"),
+        ):
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(what + self.problem.first_bad(value))
+        raise NonFiniteError(
+            "rtol, atol: the initial state and its slope are so many tolerances large that their "
+            f"norms overflow ({of_state:g} and {of_slope:g}), or norm returned NaN"
+        )
+
     def _explain_non_finite(self, h: float, stages: list[Tensor]) -> None:
         """Raise if a smaller step cannot help: the first stage itself is not finite."""
         if not bool(torch.isfinite(stages[0]).all()):
             raise NonFiniteError(
                 f"func: returned NaN or infinity at t = {self.t:g}, after {self.accepted} steps"
+                + self.problem.first_bad(stages[0])
             )
         resolution = 1e-12 * max(abs(self.t), abs(h))
         if h * self.control.dfactor <= max(resolution, 1e-300):
+            places = (self.problem.first_bad(stage) for stage in stages)
             raise NonFiniteError(
                 f"func: returned NaN or infinity right after t = {self.t:g}, step "
-                f"{self.accepted}, with steps down to {h:.3g}"
+                f"{self.accepted}, with steps down to {h:.3g}" + next(filter(None, places), "")
             )
 
     # Saving -------------------------------------------------------------------------------------
@@ -305,14 +353,3 @@ def step_limit(limit: float | None, t: float, start: float, end: float) -> float
     if sign * limit <= sign * t:
         raise ValueError(f"limit: need a time between t = {t:g} and {end:g}, got {limit:g}")
     return sign * min(sign * limit, sign * end)
-
-
-def _weighted(stages: Sequence[Tensor], weights: Sequence[float], h: float = 1.0) -> Tensor:
-    """``h * sum_i weights[i] * stages[i]``, leaving zero weights out."""
-    total: Tensor | None = None
-    for k, weight in zip(stages, weights, strict=True):
-        if weight != 0.0:
-            alpha = h * weight
-            total = k * alpha if total is None else total.add_(k, alpha=alpha)
-    assert total is not None
-    return total

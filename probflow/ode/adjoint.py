@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 
 from probflow.integrate.grid import host_times
 from probflow.ode.control import error_norm
-from probflow.ode.odeint import odeint, real, resolve
-from probflow.ode.options import backward_options, checked_options, native_methods
+from probflow.ode.events import real
+from probflow.ode.odeint import odeint
+from probflow.ode.options import backward_options, checked_options, native_methods, resolve
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
 from probflow.ode.result import ODEResult
@@ -88,8 +89,8 @@ def odeint_adjoint(
     Returns
     -------
     Tensor or tuple
-        As :func:`odeint`. With ``event_fn`` the event's time carries no gradient;
-        :func:`odeint_event` adds it.
+        As :func:`odeint`. With ``event_fn`` the gradient of the event's time is 0, as in
+        torchdiffeq; :func:`odeint_event` gives the right one.
 
     Raises
     ------
@@ -276,9 +277,9 @@ class _Adjoint(torch.autograd.Function):
         event_t, states = (None, answer) if call.forward["event_fn"] is None else answer
         states = states if isinstance(states, tuple) else (states,)
         ctx.call, ctx.count = call, count
+        ctx.adjoint_options = call.backward["options"]  # where torchdiffeq has them
         ctx.times = host_times(t.detach() if isinstance(t, Tensor) else t, "t")
         if event_t is not None:
-            ctx.mark_non_differentiable(event_t)
             ctx.times = [ctx.times[0], float(event_t)]
         ctx.like = t if isinstance(t, Tensor) else None
         ctx.save_for_backward(*states, *params)

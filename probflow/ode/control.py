@@ -139,9 +139,22 @@ def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) 
         isinstance(options["dtype"], torch.dtype) and options["dtype"].is_floating_point
     ):
         raise TypeError(f"dtype: need a floating-point dtype, got {options['dtype']!r}")
-    settings["rtol"] = _tolerance("rtol", rtol, problem)
-    settings["atol"] = _tolerance("atol", atol, problem)
+    settings["rtol"], settings["atol"] = tolerances(rtol, atol, problem)
     return Control(**settings)
+
+
+def tolerances(rtol: Any, atol: Any, problem: Problem, used: bool = True) -> tuple[Any, Any]:
+    """Both tolerances as numbers, or as tensors that broadcast against the solver's state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For values that are none, or, where they are ``used``, numbers that are both 0.
+    """
+    both = _tolerance("rtol", rtol, problem), _tolerance("atol", atol, problem)
+    if used and all(isinstance(value, float) and value == 0.0 for value in both):
+        raise ValueError("rtol, atol: at least one of them must be positive, got 0 and 0")
+    return both
 
 
 def _number(name: str, value: Any) -> float:
@@ -229,6 +242,10 @@ def _check_norm(norm: Norm, problem: Problem) -> None:
     if not isinstance(found, (Tensor, float, int)):
         raise TypeError(f"norm: must return a tensor, returned {type(found).__name__}")
     value = torch.as_tensor(found)
+    if value.dtype == torch.bool:
+        raise TypeError("norm: must return a real number, returned a bool")
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"norm: must return 0 for an error of 0, returned {value.tolist()}")
     lead = problem.layout.lead
     if value.numel() != 1 if not lead else value.shape != zero.shape[:1]:
         wanted = f"one for each of {len(zero)} samples" if lead else "one number"
@@ -242,8 +259,8 @@ def error_norm(problem: Problem, norm: Norm | None) -> Callable[[Tensor], Tensor
     """Norm of a scaled error, a 0-d tensor; with samples apart (batch,)."""
     layout = problem.layout
     if norm is not None:
-        user = norm
-        return lambda error: torch.as_tensor(user(layout.split(error))).abs()
+        user, shape = norm, (-1,) if layout.lead else ()
+        return lambda error: torch.as_tensor(user(layout.split(error))).abs().reshape(shape)
     if layout.lead:
         return _rms_rows if not layout.is_tuple else lambda e: _largest_rows(e, layout.sizes)
     if layout.is_tuple:

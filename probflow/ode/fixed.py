@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,65 +13,147 @@ from torch import Tensor
 from probflow.integrate.grid import host_times, refine
 from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.adaptive import AcceptedStep, step_limit
-from probflow.ode.problem import Problem
-from probflow.ode.steps import Run, on_grid, rk_step, run_checkpointed, run_steps, time_tensors
+from probflow.ode.problem import Problem, host_outputs, traced, transformed
+from probflow.ode.steps import (
+    Run,
+    at_end,
+    inward,
+    on_grid,
+    real_dtype,
+    rk_step,
+    run_checkpointed,
+    run_steps,
+    stage_times,
+    time_tensors,
+)
 from probflow.tableaus import Tableau
 
-__all__ = ["FixedStepper", "fixed_grid", "integrate_on"]
+__all__ = ["FixedStepper", "fixed_grid", "integrate_on", "locate", "refined"]
 
 
-def fixed_grid(
-    func: Any, y0: Any, t: Any, outputs: Sequence[float], options: dict[str, Any]
-) -> tuple[list[float], list[Sequence[float]], str]:
+Grid = list[float] | Tensor  # times of the steps; a tensor where they carry gradients
+Outputs = Sequence[Sequence[float | Tensor]]  # for each step the fractions of it to return
+
+
+def fixed_grid(func: Any, y0: Any, t: Any, options: Mapping[str, Any]) -> tuple[Grid, Outputs, str]:
     """Grid of a call, the fractions of each step at which a state is wanted, and how to get them.
 
     Without ``interp`` every output time is on the grid. With it the grid is torchdiffeq's: steps of
     ``step_size`` from the first time on, or what ``grid_constructor`` returns, and a state inside
-    a step is interpolated.
+    a step is interpolated. Where ``t`` carries gradients so does the grid, by the same rule.
 
     Raises
     ------
     ValueError
         For a grid that does not run from the first output to the last.
     """
-    step, constructor = options.get("step_size"), options.get("grid_constructor")
     interp = options.get("interp")
     if interp not in (None, "linear", "cubic"):
         raise ValueError(f"interp: got {interp!r}, allowed are 'linear' and 'cubic'")
-    if step is not None and constructor is not None:
-        raise ValueError("step_size, grid_constructor: give one of them, not both")
-    if len(outputs) == 1:
-        return list(outputs), [], "dense"
-    grid = list(outputs)
-    if step is not None:
-        grid = refine(outputs if interp is None else [outputs[0], outputs[-1]], step, "step_size")
-    elif constructor is not None:
-        times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
-        grid = host_times(constructor(func, y0, times), "grid_constructor")
-        if grid[0] != outputs[0] or grid[-1] != outputs[-1]:
-            raise ValueError(
-                "grid_constructor: the grid must run from t[0] to t[-1], "
-                f"{outputs[0]:g} to {outputs[-1]:g}, got {grid[0]:g} to {grid[-1]:g}"
-            )
-        if interp is None:
-            grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])
-    wanted: list[Sequence[float]] = [()] * (len(grid) - 1)
+    way = "linear" if interp == "linear" else "dense"
+    own = [name for name in ("step_size", "grid_constructor") if options.get(name) is not None]
+    if traced(t) and not own:
+        if not transformed():
+            host_outputs(t)  # checks them
+        return t, [[1.0]] * (len(t) - 1), way
+    if torch.compiler.is_compiling() and isinstance(t, Tensor):
+        raise ValueError(
+            f"{own[0]}: a compiled graph cannot decide how many steps to take; give the times of "
+            "the steps as t, or t as numbers"
+            if own
+            else "t: a compiled graph cannot read it"
+        )
+    outputs = host_outputs(t)
+    grid, made = refined(func, y0, t, outputs, options, through=interp is None)
+    wanted: list[list[float | Tensor]] = [[] for _ in grid[1:]]
     number, sign = 0, 1.0 if outputs[-1] > outputs[0] else -1.0
-    for time in outputs[1:-1]:
+    points = _moved(grid, made, t, outputs, interp is None) if traced(t) else None
+    for place, time in enumerate(outputs[1:-1], 1):
         while sign * grid[number + 1] < sign * time:  # no bisect: a graph cannot hold it
             number += 1
         start, stop = grid[number], grid[number + 1]
-        fraction = 1.0 if time == stop else (time - start) / (stop - start)
-        wanted[number] = [*wanted[number], fraction]
-    wanted[-1] = [*wanted[-1], 1.0]
-    return grid, wanted, "linear" if interp == "linear" else "dense"
+        if points is not None and interp is not None:
+            fraction = (t[place] - points[number]) / (points[number + 1] - points[number])
+        else:
+            fraction = 1.0 if time == stop else (time - start) / (stop - start)
+        wanted[number].append(fraction)
+    if wanted:
+        wanted[-1].append(1.0)
+    return grid if points is None else points, wanted, way
+
+
+def refined(
+    func: Any, y0: Any, t: Any, outputs: list[float], options: Mapping[str, Any], *, through: bool
+) -> tuple[list[float], Any]:
+    """The grid that ``step_size`` or ``grid_constructor`` makes, and what the latter returned.
+
+    Parameters
+    ----------
+    func, y0, t
+        What the constructor is called with.
+    outputs
+        The times of ``t``: the grid where there is neither option.
+    through
+        Whether the steps of a ``step_size`` begin anew at every output, and the outputs are put
+        into the constructor's grid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For options that do not fit, or a grid that does not run from the first output to the last.
+    """
+    step, constructor = options.get("step_size"), options.get("grid_constructor")
+    if step is not None and constructor is not None:
+        raise ValueError("step_size, grid_constructor: give one of them, not both")
+    if constructor is not None and not callable(constructor):
+        raise TypeError(f"grid_constructor: need a function of (func, y0, t), got {constructor!r}")
+    if len(outputs) == 1:
+        return outputs, None
+    if step is not None:
+        ends = outputs if through else [outputs[0], outputs[-1]]
+        return refine(ends, step, "step_size"), None
+    if constructor is None:
+        return outputs, None
+    times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
+    made = constructor(func, y0, times)
+    grid = host_times(made.detach() if isinstance(made, Tensor) else made, "grid_constructor")
+    if grid[0] != outputs[0] or grid[-1] != outputs[-1]:
+        raise ValueError(
+            "grid_constructor: the grid must run from t[0] to t[-1], "
+            f"{outputs[0]!r} to {outputs[-1]!r}, got {grid[0]!r} to {grid[-1]!r}"
+        )
+    if through:
+        grid = sorted({*grid, *outputs}, reverse=outputs[-1] < outputs[0])
+    return grid, made
+
+
+def _moved(grid: list[float], made: Any, t: Tensor, outputs: list[float], through: bool) -> Tensor:
+    """The grid as a tensor that moves with the times as the rule of :func:`refined` says.
+
+    Steps of one length lie at fixed distances from the time before them at which they began; a
+    constructor's times move as its tensor does.
+    """
+    ends = outputs if through else [outputs[0], outputs[-1]]
+    known = dict(zip(outputs, t.unbind(0), strict=True))
+    known = {time: known[time] for time in ends}
+    if isinstance(made, Tensor) and made.requires_grad:
+        known |= dict(zip(made.detach().tolist(), made.to(t.dtype).unbind(0), strict=True))
+    points: list[Tensor] = []
+    base, value = t[0], outputs[0]
+    for time in grid:
+        if time in known:
+            base, value = known[time], time
+        points.append(
+            base + (time - value) if made is None else known.get(time, t.new_tensor(time))
+        )
+    return torch.stack(points)
 
 
 def integrate_on(
     problem: Problem,
     tableau: Tableau,
-    grid: Sequence[float] | Tensor,
-    outputs: Sequence[Sequence[float]],
+    grid: Grid,
+    outputs: Outputs,
     *,
     interpolation: str = "dense",
     perturb: bool = False,
@@ -102,7 +184,11 @@ def integrate_on(
         places.append(y0)
         last, _ = _walk(problem, tableau, y0, run, grid, places, on_step)
     if check_finite and not all_finite(last.detach()):
-        _locate(problem, tableau, run, grid)
+        locate(
+            problem, tableau.name, _again(problem, tableau, run),
+            f"the state grew beyond {problem.y0.dtype}, or a repeated run differs: the function "
+            "is not one of its arguments alone",
+        )  # fmt: skip
     return result
 
 
@@ -129,7 +215,8 @@ def _walk(
             problem.nfe = before + _evaluations(tableau, rest, first is not None)
         return y, states
     first = None
-    for number, (start, stop) in enumerate(pairwise(grid)):
+    floats = grid.detach().tolist() if isinstance(grid, Tensor) else grid
+    for number, (start, stop) in enumerate(pairwise(floats)):
         on_step(start, y, stop - start)
         part = run.part(number, number + 1)
         y, first, _ = run_steps(problem, tableau, y, part, first, states)
@@ -143,42 +230,64 @@ def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
         return len(run.times) * tableau.stages - repeated - known
     count = 0
     for outputs in run.outputs:
-        inside = any(theta != 1.0 for theta in outputs)
+        inside = not all(map(at_end, outputs))
         stages = len(tableau.dense) if inside else tableau.stages
         count += stages - known
         known = stages > tableau.closing
     return count
 
 
-def _locate(problem: Problem, tableau: Tableau, run: Run, grid: Any) -> None:
-    """Repeat a run that ended in NaN or infinity, with a flag for each evaluation."""
-    flags = [torch.isfinite(problem.y0).all()]
-    times: list[Tensor] = []
+def _again(problem: Problem, tableau: Tableau, run: Run) -> Iterator[None]:
+    y, first = problem.y0, None
+    for number in range(len(run.lengths)):
+        y, first, _ = run_steps(problem, tableau, y, run.part(number, number + 1), first)
+        yield
 
-    def observed(t: Tensor, y: Tensor) -> Tensor:
-        output = problem(t, y)
-        flags.append(torch.isfinite(output).all())
+
+def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) -> NoReturn:
+    """Say where a run became NaN or infinite, by repeating it with a flag for each evaluation.
+
+    Parameters
+    ----------
+    problem
+        Function and initial state.
+    name
+        The method.
+    steps
+        Takes the steps, one an iteration.
+    otherwise
+        What to say if every output was finite.
+
+    Raises
+    ------
+    NonFiniteError
+        Always.
+    """
+    flags, times, counts = [problem.finite(problem.y0)], [], []
+
+    def observe(t: Tensor, output: Tensor) -> None:
+        flags.append(problem.finite(output))
         times.append(t)
-        return output
 
-    with torch.no_grad():
-        counts, y, first = [], problem.y0, None
-        for number in range(len(run.lengths)):
-            y, first, _ = run_steps(observed, tableau, y, run.part(number, number + 1), first)
-            counts.append(len(times))
-    good = torch.stack(flags).tolist()
-    if all(good):
-        raise NonFiniteError(
-            f"{tableau.name}: the state grew beyond {problem.y0.dtype}, or a repeated run differs: "
-            "the function is not one of its arguments alone"
-        )
-    bad = good.index(False) - 1
-    if bad < 0:
-        raise NonFiniteError("y0: the initial state holds NaN or infinity")
-    step = next(number for number, count in enumerate(counts) if bad < count)
+    problem.observer = observe
+    try:
+        with torch.no_grad():
+            for _ in steps:
+                counts.append(len(times))
+    finally:
+        problem.observer = None
+    good = torch.stack(flags)
+    bad = (~good.all(1)).tolist()
+    if True not in bad:
+        raise NonFiniteError(f"{name}: {otherwise}")
+    place = bad.index(True)
+    sample = problem.sample(good[place].tolist().index(False))
+    if place == 0:
+        raise NonFiniteError(f"y0: the initial state holds NaN or infinity{sample}")
+    step = next(number for number, count in enumerate(counts) if place <= count)
     raise NonFiniteError(
-        f"{tableau.name}: func returned NaN or infinity in step {step} of {len(counts)}, "
-        f"t = {float(times[bad]):g}"
+        f"{name}: func returned NaN or infinity in step {step} of {len(counts)}, "
+        f"t = {float(times[place - 1]):g}{sample}"
     )
 
 
@@ -186,17 +295,23 @@ class FixedStepper:
     """One solution, advanced in steps of one length; parameters as the adaptive stepper's."""
 
     def __init__(
-        self, problem: Problem, tableau: Tableau, step_size: float, t0: float, end: float
+        self,
+        problem: Problem,
+        tableau: Tableau,
+        step_size: float,
+        t0: float,
+        end: float,
+        perturb: bool = False,
     ) -> None:
         if not step_size > 0.0:
             raise ValueError(f"step_size: need a positive step, got {step_size!r}")
-        self.problem, self.tableau, self.h = problem, tableau, step_size
+        self.problem, self.tableau, self.h, self.perturb = problem, tableau, step_size, perturb
         self.t, self.y, self.start, self.end = t0, problem.y0, t0, end
         self.accepted = self.rejected = 0
         self._first: Tensor | None = None
         self._on_step = problem.callback("callback_step")
 
-    def step(self, limit: float | None = None) -> AcceptedStep:
+    def step(self, limit: float | None = None) -> Any:
         """Advance by one step, shortened where it would pass ``limit`` (by default the end)."""
         limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
@@ -204,21 +319,34 @@ class FixedStepper:
         stop = limit if abs(left) <= self.h * (1 + 1e-6) else self.t + h
         if self._on_step is not None:
             self._on_step(self.t, self.y, stop - self.t)
-        c = self.tableau.c
-        times = time_tensors(
-            [stop if ci == 1.0 else self.t + ci * (stop - self.t) for ci in c],
-            self.y,
-            self.problem.time_dtype,
-        )
-        after, stages = rk_step(
-            self.problem, self.tableau, self.y, times, stop - self.t, self._first
-        )
-        done = AcceptedStep(self.problem, self.tableau, self.t, stop, self.y, after, stages, times)
-        fsal = self.tableau.fsal
-        self._first = stages[self.tableau.closing] if fsal else None
+        return self.advance(stop)
+
+    def advance(self, stop: Any) -> Any:
+        """Take one step to ``stop``."""
+        tableau, start, y = self.tableau, self.t, self.y
+        times = self._times(tableau, start, stop)
+        known = None if self.perturb else self._first
+        after, stages = rk_step(self.problem, tableau, y, times, self._length(start, stop), known)
+        done = AcceptedStep(self.problem, tableau, start, stop, y, after, stages, times)
+        self._first = stages[tableau.closing] if tableau.fsal else None
+        self._go_on(stop, after)
+        return done
+
+    def _go_on(self, stop: Any, after: Tensor) -> None:
         self.t, self.y = stop, after
         self.accepted += 1
-        return done
+
+    def _length(self, start: Any, stop: Any) -> Any:
+        h = stop - start
+        return h.to(real_dtype(self.y)) if isinstance(h, Tensor) else h
+
+    def _times(self, tableau: Tableau, start: Any, stop: Any) -> Sequence[Tensor]:
+        """Times of the stages of a step, inside it with ``perturb``."""
+        nodes = stage_times(tableau.c, start, stop)
+        times = time_tensors(nodes, self.problem.y0, self.problem.time_dtype)
+        if not self.perturb:
+            return times
+        return inward(torch.stack(tuple(times))[None], tableau.c)[0].unbind(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on later, as numbers and tensors."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,26 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.grid import check_positive, is_registered, unknown_method
-from probflow.ode.adaptive import AdaptiveStepper
-from probflow.ode.control import control
 from probflow.ode.dense import DenseOutput
-from probflow.ode.fixed import FixedStepper
-from probflow.ode.options import ADAMS, checked_options, native_methods, stepper_options
+from probflow.ode.events import with_gradients
+from probflow.ode.options import ADAMS, native_methods, resolve
 from probflow.ode.pairs import solve_pair
 from probflow.ode.plans import check_function, integrate
-from probflow.ode.problem import Problem
+from probflow.ode.problem import Problem, traced
 from probflow.ode.result import ODEResult
-from probflow.ode.solve import solve, traced
+from probflow.ode.solve import solve
+from probflow.ode.steppers import as_float
 from probflow.problems import ProbabilityFlowODE
-from probflow.solvers import Solver, find_pair, get_solver
-from probflow.tableaus import TABLEAUS
+from probflow.solvers import find_pair
 from probflow.words import dictionary
 
-__all__ = ["ode_stepper", "odeint", "odeint_dense", "odeint_event", "solve_ode"]
+__all__ = ["odeint", "odeint_dense", "odeint_event", "solve_ode"]
 
-# probflow's solvers in process time that are Runge-Kutta methods for any function.
-_GENERAL = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
 _PLAN_OPTIONS = {"step_size", "grid_constructor", "check_finite"}
 
 
@@ -87,7 +81,8 @@ def odeint(
         options are warnings instead of errors.
     event_fn
         ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
-        is the start and a time after it that gives the direction.
+        is the start and a time after it that gives the direction. Fixed steps need ``step_size``.
+        After 100000 steps, or ``max_num_steps``, the search ends with an error.
 
     Returns
     -------
@@ -141,39 +136,6 @@ def odeint(
     return peer.passed_on(
         func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
     )
-
-
-def resolve(method: Any) -> tuple[str | None, Solver | None]:
-    """Name of the native method, and the registered solver, that ``method`` means, if any."""
-    if method is None:
-        return "dopri5", None
-    pair = find_pair(method)
-    if pair is not None:
-        raise ValueError(
-            f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
-        )
-    if isinstance(method, str):
-        key = method.strip().lower().replace("-", "_")
-        if key in native_methods():
-            registered = {general: name for name, general in _GENERAL.items()}.get(key)
-            return key, get_solver(registered) if registered else None
-        if not is_registered(method):
-            from probflow.adapters import torchdiffeq as peer
-
-            if method in peer.own_methods():
-                return None, None
-            every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
-            raise unknown_method(method, every, "torchdiffeq")
-    solver = get_solver(method)
-    if solver.stochastic:
-        raise ValueError(
-            f"method: {solver.name} is stochastic; integrate the reverse SDE with it: "
-            f"pf.sdeint(pf.ReverseSDE(process, model), y0, ts, method={solver.name!r})"
-        )
-    general = _GENERAL.get(solver.name)
-    if general is not None and solver.function is get_solver(solver.name).function:
-        return general, solver
-    return None, solver
 
 
 def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
@@ -288,7 +250,7 @@ def odeint_dense(
     DenseOutput
         Call it with a time or a tensor of times (m,).
     """
-    ends = [_time(t0, "t0"), _time(t1, "t1")]
+    ends = [as_float(t0, "t0"), as_float(t1, "t1")]
     method = "dopri5" if method is None else method
     if resolve(method)[0] == ADAMS:
         raise ValueError(f"method: {ADAMS} has no dense output")
@@ -339,129 +301,14 @@ def odeint_event(
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
     options = dictionary(kwargs.get("options"))
     problem = Problem(func, y0, options.get("args", ()), options.get("kwargs"))
-    time = _time(t0, "t0")
+    time = as_float(t0, "t0")
     if not isinstance(t0, Tensor) or not t0.is_floating_point():
-        t0 = torch.tensor(time, dtype=torch.float64, device=problem.y0.device)
+        t0 = torch.tensor(time, dtype=torch.float64)
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     answer = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     if not options.get("return_info"):
-        return _with_gradients(problem, y0, t[0], event_fn, *answer)
+        return with_gradients(problem, y0, t[0], event_fn, *answer)
     (event_t, states), result = answer
-    event_t, states = _with_gradients(problem, y0, t[0], event_fn, event_t, states)
+    event_t, states = with_gradients(problem, y0, t[0], event_fn, event_t, states)
     return (event_t, states), replace(result, y=states, event_t=event_t)
-
-
-def _with_gradients(
-    problem: Problem,
-    y0: Any,
-    t0: Tensor,
-    event_fn: Callable[..., Tensor],
-    event_t: Tensor,
-    states: Any,
-) -> tuple[Tensor, Any]:
-    """An event's time and the states at the start and there, with the gradients of the time."""
-    event_t = event_t.detach()
-    last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
-    y = problem.layout.join(last)
-    with torch.enable_grad():
-        value = _first_event(event_fn, problem, t0, y0, event_t, y)
-        time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
-        again = _first_event(event_fn, problem, t0, y0, time, state)
-        if not again.requires_grad:  # a constant that says stop
-            return event_t, states
-        by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
-    slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
-    rate = torch.zeros_like(event_t) if by_t is None else by_t
-    if by_y is not None:
-        change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
-        rate = rate + real(change).to(rate)
-    if rate == 0.0:  # the solution touches the surface: its time has no derivative
-        return event_t, states
-    # Zero, with the gradient of the event's time.
-    moved = -(value - value.detach()).to(event_t) / rate
-    event_t = event_t + moved
-    y = y + slope * moved.to(real(y))
-    last = problem.layout.split(y)
-    if isinstance(states, tuple):
-        ends = zip(states, last, strict=True)
-        return event_t, tuple(torch.cat([s[:-1], end[None]]) for s, end in ends)
-    return event_t, torch.cat([states[:-1], last[None]])
-
-
-def real(y: Tensor) -> Tensor:
-    """The real part of a number that is real but for rounding."""
-    return y.real if y.is_complex() else y
-
-
-def _first_event(
-    event_fn: Callable[..., Tensor], problem: Problem, t0: Tensor, y0: Any, t: Tensor, y: Tensor
-) -> Tensor:
-    """The component of the event function that reached zero first."""
-    with torch.no_grad():
-        signs = torch.sign(event_fn(t0.to(problem.time_dtype), y0))
-    return (event_fn(t.to(problem.time_dtype), problem.layout.split(y)) * signs).min()
-
-
-def ode_stepper(
-    func: Any,
-    y0: Any,
-    t0: float,
-    t1: float,
-    *,
-    rtol: Any = 1e-7,
-    atol: Any = 1e-9,
-    method: str = "dopri5",
-    options: Mapping[str, Any] | None = None,
-) -> AdaptiveStepper | FixedStepper:
-    """A solution that is advanced step by step, saved and restored.
-
-    Parameters
-    ----------
-    func, y0, rtol, atol, method, options
-        As :func:`odeint`, without the options of a whole solve; a fixed-step method has
-        ``step_size``, and needs it.
-    t0, t1
-        Start, and the time beyond which no step goes (may be infinite).
-
-    Returns
-    -------
-    AdaptiveStepper or FixedStepper
-        With ``t``, ``y``, ``accepted``, ``rejected``, ``step(limit=None)``, ``state_dict()`` and
-        ``load_state_dict(state)``.
-
-    Examples
-    --------
-    >>> import torch, probflow as pf
-    >>> stepper = pf.ode_stepper(lambda t, y: -y, torch.ones(1), 0.0, 1.0)
-    >>> while stepper.t < 0.5:
-    ...     done = stepper.step(limit=0.5)
-    >>> saved = stepper.state_dict()
-    >>> saved["t"]
-    0.5
-    """
-    check_function(func)
-    name, _ = resolve(method)
-    if name is None or name == ADAMS:
-        raise ValueError(f"method: no stepper for {method!r}; allowed: {', '.join(TABLEAUS)}")
-    settings = checked_options(name, options, stepper_options(name))
-    start, end = _time(t0, "t0"), _time(t1, "t1")
-    if not math.isfinite(start) or math.isnan(end) or start == end:
-        raise ValueError(f"t0, t1: need a finite start and another end, got {t0} and {t1}")
-    tableau = TABLEAUS[name]
-    call = settings.get("args", ()), settings.get("kwargs")
-    problem = Problem(func, y0, *call, held=len(tableau.dense))
-    if tableau.adaptive:
-        return AdaptiveStepper(problem, tableau, control(settings, rtol, atol, problem), start, end)
-    if "step_size" not in settings:
-        raise ValueError(f"step_size: {name} needs it in options")
-    return FixedStepper(
-        problem, tableau, check_positive(settings["step_size"], "step_size"), start, end
-    )
-
-
-def _time(value: Any, name: str) -> float:
-    try:
-        return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: need a number or a 0-d tensor, got {value!r}") from None

@@ -8,20 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from probflow.integrate.grid import is_registered, unknown_method
+from probflow.solvers import Solver, find_pair, get_solver
 from probflow.tableaus import TABLEAUS
 from probflow.words import dictionary, no_option
 
 __all__ = [
     "ADAMS",
     "GRADIENTS",
+    "MAX_ORDER",
     "allowed_options",
     "backward_options",
     "checked_options",
+    "held_by",
+    "is_adaptive",
     "native_methods",
+    "resolve",
     "stepper_options",
 ]
 
 ADAMS = "explicit_adams"
+MAX_ORDER = 7  # of it: order 8 grows exponentially on a rotation already at h |f'| = 0.05
 
 _CALL = ("args", "kwargs", "strict")
 _OUTPUT = ("return_info", "gradients", "progress")  # of a whole solve
@@ -43,24 +50,72 @@ _ADAPTIVE = (
 _FLAGS = ("return_info", "strict", "progress", "check_finite", "perturb", "per_sample")
 GRADIENTS = ("direct", "checkpoint", "reversible")
 
+# probflow's solvers in process time that are Runge-Kutta methods for any function.
+_GENERAL = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
+
 
 def native_methods() -> tuple[str, ...]:
     """Names of the general methods for ``func(t, y)``."""
     return (*TABLEAUS, ADAMS)
 
 
+def resolve(method: Any) -> tuple[str | None, Solver | None]:
+    """Name of the native method, and the registered solver, that ``method`` means, if any."""
+    if method is None:
+        return "dopri5", None
+    pair = find_pair(method)
+    if pair is not None:
+        raise ValueError(
+            f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
+        )
+    if isinstance(method, str):
+        key = method.strip().lower().replace("-", "_")
+        if key in native_methods():
+            registered = {general: name for name, general in _GENERAL.items()}.get(key)
+            return key, get_solver(registered) if registered else None
+        if not is_registered(method):
+            from probflow.adapters import torchdiffeq as peer
+
+            if method in peer.own_methods():
+                return None, None
+            every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
+            raise unknown_method(method, every, "torchdiffeq")
+    solver = get_solver(method)
+    if solver.stochastic:
+        raise ValueError(
+            f"method: {solver.name} is stochastic; integrate the reverse SDE with it: "
+            f"pf.sdeint(pf.ReverseSDE(process, model), y0, ts, method={solver.name!r})"
+        )
+    general = _GENERAL.get(solver.name)
+    if general is not None and solver.function is get_solver(solver.name).function:
+        return general, solver
+    return None, solver
+
+
+def is_adaptive(method: str) -> bool:
+    """Whether a native method chooses its steps."""
+    return method != ADAMS and TABLEAUS[method].adaptive
+
+
+def held_by(method: str) -> int:
+    """How many outputs of the function a native method holds at once."""
+    return MAX_ORDER + TABLEAUS["dopri8"].stages if method == ADAMS else len(TABLEAUS[method].dense)
+
+
 def allowed_options(method: str) -> tuple[str, ...]:
     """Options of a native method in a whole solve."""
     if method == ADAMS:
         return ("max_order", "step_size", *_GRID, *_OUTPUT, *_CALL)
-    if TABLEAUS[method].adaptive:
+    if is_adaptive(method):
         return (*_ADAPTIVE, "per_sample", *_OUTPUT, *_CALL)
     return ("step_size", *_GRID, *_OUTPUT, *_CALL)
 
 
 def stepper_options(method: str) -> tuple[str, ...]:
     """Options of a native method that is advanced step by step."""
-    return (*(_ADAPTIVE if TABLEAUS[method].adaptive else ("step_size",)), *_CALL)
+    if method == ADAMS:
+        return ("step_size", "perturb", "max_order", *_CALL)
+    return (*(_ADAPTIVE if is_adaptive(method) else ("step_size", "perturb")), *_CALL)
 
 
 def backward_options(method: str) -> tuple[str, ...]:

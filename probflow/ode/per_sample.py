@@ -14,7 +14,7 @@ from torch import Tensor
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import Status
-from probflow.ode.steps import combine, rk_step
+from probflow.ode.steps import combine, rk_step, stage_times, weighted
 from probflow.tableaus import Tableau
 
 __all__ = ["PerSample"]
@@ -82,10 +82,7 @@ class PerSample:
         taken = torch.where(active, cut, 0.0)
         stop = torch.where(landing & active, self.end, start + self.sign * taken)
         length = self._rows(self.sign * taken)
-        columns = [
-            (stop if c == 1.0 else start + self.sign * taken * c).to(self.problem.time_dtype)
-            for c in tableau.c
-        ]
+        columns = [time.to(self.problem.time_dtype) for time in stage_times(tableau.c, start, stop)]
         after, stages = rk_step(self.problem, tableau, before, columns, length, self.first)
         error = self._error(before, after, stages, length)
         finite = torch.isfinite(error)
@@ -127,10 +124,9 @@ class PerSample:
     @torch.no_grad()
     def _error(self, before: Tensor, after: Tensor, stages: list[Tensor], h: Tensor) -> Tensor:
         control = self.control
-        zero = torch.zeros_like(before)
         norms = [
             self.norm(
-                scaled(combine(zero, stages, w, h), control.rtol, control.atol, before, after)
+                scaled(weighted(stages, w).mul_(h), control.rtol, control.atol, before, after)
             ).to(self.times.dtype)
             for w in self.tableau.error
         ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from probflow.integrate.grid import host_times, refine, run_grid, with_options
+from probflow.integrate.grid import host_times, run_grid, with_options
 from probflow.models import Model
+from probflow.ode.fixed import refined
 from probflow.ode.options import native_methods
 from probflow.ode.problem import Layout
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
@@ -18,7 +18,8 @@ from probflow.words import dictionary
 
 __all__ = ["adjoint_rule", "check_function", "integrate"]
 
-_OPTIONS = ("step_size", "grid_constructor", "check_finite")
+_GRID = ("step_size", "grid_constructor")
+_OPTIONS = (*_GRID, "check_finite")
 
 
 def check_function(func: Any, solver: Solver | None = None) -> None:
@@ -71,9 +72,8 @@ def integrate(
 ) -> Any:
     """Integrate with one of probflow's deterministic solvers; arguments as :func:`odeint`."""
     settings = dictionary(options)
-    step_size = settings.pop("step_size", None)
-    constructor = settings.pop("grid_constructor", None)
     check = settings.pop("check_finite", True)
+    own = {name: settings.pop(name) for name in _GRID if name in settings}
     solver = with_options(solver, settings, _OPTIONS)
     check_function(func, solver)
     outputs = host_times(t, "t")
@@ -81,14 +81,7 @@ def integrate(
         return _integrate_tuple(solver, func, y0, t, options)
     if not isinstance(y0, Tensor):
         raise TypeError(f"y0: need a tensor or a tuple of tensors, got {type(y0).__name__}")
-    grid = outputs
-    if step_size is not None and constructor is not None:
-        raise ValueError("step_size, grid_constructor: give one of them, not both")
-    if step_size is not None:
-        grid = refine(outputs, step_size, "step_size")
-    elif constructor is not None:
-        times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
-        grid = host_times(constructor(func, y0, times), "grid_constructor")
+    grid, _ = refined(func, y0, t, outputs, own, through=True)
     if _structured(func):
         return run_grid(solver, func.process, func.model, y0, grid, outputs, check_finite=check)
 

@@ -8,11 +8,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.integrate.grid import host_times
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
 from probflow.words import dictionary
 
-__all__ = ["Layout", "Problem"]
+__all__ = ["Layout", "Problem", "host_outputs", "traced", "transformed"]
+
+
+def traced(t: Any) -> bool:
+    """Whether times cannot be read to the host without losing what the caller wants of them."""
+    if not isinstance(t, Tensor):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if t.requires_grad and torch.is_grad_enabled():
+        return True
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(t))
+
+
+def transformed() -> bool:
+    """Whether values may be hidden: in a transform of torch.func, or while a graph is traced."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def batched(y: Tensor) -> bool:
+    """Whether torch.func.vmap hides the values of a tensor."""
+    try:
+        y.detach().reshape(-1)[:1].tolist()
+    except RuntimeError:
+        return True
+    return False
+
+
+def host_outputs(t: Any) -> list[float]:
+    """Output times on the host; their gradients are attached elsewhere.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`~probflow.integrate.grid.host_times`, and for times that differ within a
+        ``torch.func.vmap``.
+    """
+    if isinstance(t, Tensor):
+        if transformed() and not torch.compiler.is_compiling() and batched(t):
+            raise ValueError(
+                "t: torch.func.vmap hides the times, and these steps depend on them; give times "
+                "that all have in common, or fixed steps from each time to the next"
+            )
+        t = t.detach()
+    return host_times(t, "t")
 
 
 class Layout:
@@ -123,6 +170,7 @@ class Problem:
         self.time_dtype = time_dtype(narrow.dtype)
         self.y0 = narrow.to(self.wide)
         self.nfe = 0
+        self.observer: Callable[[Tensor, Tensor], None] | None = None  # of times and outputs
         self._watch = Watch(held)
         self._checked = self._same_dtype = self._same_shape = False
 
@@ -141,7 +189,10 @@ class Problem:
                 output = output.reshape(y.shape) if output.ndim else output.expand(y.shape)
             if self._watch.copying:
                 output = self._watch(output)
-        return output if output.dtype is self.wide else output.to(self.wide)
+        output = output if output.dtype is self.wide else output.to(self.wide)
+        if self.observer is not None:
+            self.observer(t, output)
+        return output
 
     @property
     def direct(self) -> Callable[..., Any]:
@@ -175,6 +226,33 @@ class Problem:
             function(time, self.state(y), step)
 
         return call
+
+    def finite(self, y: Tensor) -> Tensor:
+        """Whether all numbers of a sample are finite, for each sample of each part, one vector."""
+        flags = torch.isfinite(y)
+        if not self.layout.is_tuple:
+            return flags.reshape(len(y) if y.ndim else 1, -1).all(1)
+        if self.layout.lead:
+            return flags.all(1)
+        parts = self.layout.split(flags)
+        return torch.cat([p.reshape(len(p) if p.ndim else 1, -1).all(1) for p in parts])
+
+    def sample(self, number: int) -> str:
+        """``", sample 3"``: what an entry of :meth:`finite` is called; empty for a 0-d state."""
+        shapes = self.layout.shapes
+        if self.layout.lead or not self.layout.is_tuple:
+            return f", sample {number}" if shapes[0] else ""
+        for part, shape in enumerate(shapes):
+            count = shape[0] if shape else 1
+            if number < count:
+                return (f", sample {number}" if shape else "") + f" of part {part}"
+            number -= count
+        return ""
+
+    def first_bad(self, y: Tensor) -> str:
+        """The first sample of a state that is not finite, as :meth:`sample`."""
+        good = self.finite(y).tolist()
+        return self.sample(good.index(False)) if False in good else ""
 
     def _look(self, output: Any, state: Any) -> None:
         """Learn from the first output what has to be done with every one."""

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.ode.fixed import Outputs, locate
 from probflow.ode.problem import Problem
-from probflow.ode.steps import Func, Run, on_grid, rk_step
+from probflow.ode.steps import Func, Run, at_end, on_grid, rk_step
 from probflow.tableaus import Tableau
 
 __all__ = ["COUPLING", "integrate_reversible", "leaves_of", "reversible_steps"]
@@ -39,7 +39,7 @@ def integrate_reversible(
     problem: Problem,
     tableau: Tableau,
     grid: Sequence[float],
-    wanted: Sequence[Sequence[float]],
+    wanted: Outputs,
     *,
     coupling: float = COUPLING,
     on_step: Callable[[float, Tensor, float], None] | None = None,
@@ -80,7 +80,7 @@ def integrate_reversible(
     """
     if not 0.0 < coupling <= 1.0:
         raise ValueError(f"coupling: need 0 < coupling <= 1, got {coupling:g}")
-    if any(theta != 1.0 for outputs in wanted for theta in outputs):
+    if not all(at_end(theta) for outputs in wanted for theta in outputs):
         raise ValueError(
             "gradients: 'reversible' has states at the ends of steps only; leave interp out, so "
             "that every time of t is the end of a step"
@@ -91,10 +91,11 @@ def integrate_reversible(
         leaves = scheme.leaves()
     states = _Reversible.apply(scheme, problem.y0, *leaves)
     if check_finite and not bool(torch.isfinite(states[-1].detach()).all()):
-        raise NonFiniteError(
-            f"{tableau.name}: the reversible run ended in NaN or infinity; func returned it, or "
-            "the steps are too long (reversible schemes are stable for shorter steps only)"
-        )
+        locate(
+            problem, tableau.name, scheme.steps(),
+            "the reversible run grew beyond all bounds: its steps are too long (reversible schemes "
+            "are stable for shorter ones only)",
+        )  # fmt: skip
     return states
 
 
@@ -150,7 +151,7 @@ class _Scheme:
         problem: Problem,
         tableau: Tableau,
         grid: Sequence[float],
-        wanted: Sequence[Sequence[float]],
+        wanted: Outputs,
         coupling: float,
         on_step: Callable[[float, Tensor, float], None] | None,
     ) -> None:
@@ -171,12 +172,17 @@ class _Scheme:
         own = user.parameters() if isinstance(user, torch.nn.Module) else ()
         return tuple(dict.fromkeys([*(p for p in own if p.requires_grad), *used]))
 
+    def steps(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The pair after each step."""
+        return reversible_steps(
+            self.problem, self.tableau, self.problem.y0, self.there, self.back, self.coupling
+        )
+
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """The states, and the last pair."""
         y = z = self.problem.y0
         states = [y]
-        run = reversible_steps(self.problem, self.tableau, y, self.there, self.back, self.coupling)
-        steps = iter(run)
+        steps = iter(self.steps())
         for (start, stop), outputs in zip(pairwise(self.grid), self.wanted, strict=True):
             if self.on_step is not None:
                 self.on_step(start, y, stop - start)

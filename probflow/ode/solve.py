@@ -13,20 +13,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.grid import check_positive, host_times
 from probflow.integrate.loop import NonFiniteError
-from probflow.ode.adams import DEFAULT_ORDER, MAX_ORDER, integrate_adams
+from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
-from probflow.ode.control import Control, control
-from probflow.ode.dense import DenseOutput, find_event
-from probflow.ode.fixed import FixedStepper, fixed_grid, integrate_on
-from probflow.ode.options import ADAMS, GRADIENTS, allowed_options, checked_options
+from probflow.ode.control import Control, control, tolerances
+from probflow.ode.dense import DenseOutput
+from probflow.ode.events import find_event
+from probflow.ode.fixed import FixedStepper, Grid, fixed_grid, integrate_on
+from probflow.ode.options import (
+    ADAMS,
+    GRADIENTS,
+    allowed_options,
+    checked_options,
+    held_by,
+    is_adaptive,
+)
 from probflow.ode.per_sample import PerSample, per_sample_times
-from probflow.ode.problem import Problem
+from probflow.ode.problem import Problem, batched, host_outputs, traced, transformed
 from probflow.ode.result import ODEResult, SolveError, Status
+from probflow.ode.steppers import fixed_stepper
 from probflow.tableaus import TABLEAUS, Tableau
 
-__all__ = ["solve", "traced"]
+__all__ = ["solve"]
 
 
 def solve(
@@ -56,7 +64,10 @@ def solve(
     problem = Problem(func, y0, *call, per_sample, held)
     if event_fn is not None and not callable(event_fn):
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
-    if method == ADAMS or not TABLEAUS[method].adaptive:
+    adaptive = is_adaptive(method)
+    if not adaptive:
+        if not torch.compiler.is_compiling():
+            tolerances(rtol, atol, problem, used=False)
         for name in ("callback_accept_step", "callback_reject_step"):
             if problem.callback(name) is not None:
                 warnings.warn(f"{name}: {method} has fixed steps and never calls it", stacklevel=3)
@@ -71,35 +82,12 @@ def solve(
             )
         return solver.per_sample(control(settings, rtol, atol, problem))
     if event_fn is not None:
-        return solver.event(event_fn, control(settings, rtol, atol, problem))
+        return solver.event(event_fn, control(settings, rtol, atol, problem) if adaptive else None)
     if method == ADAMS:
         return solver.adams()
-    if TABLEAUS[method].adaptive:
+    if adaptive:
         return solver.adaptive(control(settings, rtol, atol, problem), dense, gradients)
     return solver.fixed(dense, gradients)
-
-
-def held_by(method: str) -> int:
-    """How many outputs of the function a native method holds at once."""
-    return MAX_ORDER + TABLEAUS["dopri8"].stages if method == ADAMS else len(TABLEAUS[method].dense)
-
-
-def traced(t: Any) -> bool:
-    """Whether times cannot be read to the host without losing what the caller wants of them."""
-    if not isinstance(t, Tensor):
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    if t.requires_grad and torch.is_grad_enabled():
-        return True
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(t))
-
-
-def transformed() -> bool:
-    """Whether values cannot be looked at: inside torch.func.vmap, or while a graph is traced."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Solve:
@@ -127,7 +115,7 @@ class _Solve:
 
     def _times(self) -> list[float]:
         """Output times on the host; their gradients are attached afterwards."""
-        return host_times(self.t.detach() if isinstance(self.t, Tensor) else self.t, "t")
+        return host_outputs(self.t)
 
     def _result(self, states: Tensor, **what: Any) -> ODEResult:
         defaults: dict[str, Any] = {
@@ -162,7 +150,7 @@ class _Solve:
 
     # Fixed steps ----------------------------------------------------------------------------------
 
-    def _on_step(self, grid: Sequence[float]) -> Callable[..., None] | None:
+    def _on_step(self, grid: Grid) -> Callable[..., None] | None:
         callback = self.problem.callback("callback_step")
         if not self.progress:
             return callback
@@ -181,30 +169,25 @@ class _Solve:
         """Runge-Kutta steps on a grid."""
         settings, problem = self.settings, self.problem
         perturb = bool(settings.get("perturb", False))
+        if torch.compiler.is_compiling() and gradients != "direct":
+            raise ValueError(
+                f"gradients: {gradients!r} is not available in a compiled graph, whose backward "
+                "pass recomputes what is cheap anyway; leave it out, or compile func alone"
+            )
         if gradients == "reversible" and (perturb or dense or traced(self.t)):
             raise ValueError(
                 "gradients: 'reversible' goes without perturb, dense output and gradients with "
                 "respect to t (pass t.detach())"
             )
-        if traced(self.t):
-            # Lengths of steps that are tensors.
-            refined = any(name in settings for name in ("step_size", "grid_constructor"))
-            points, interp = self.t, "dense"
-            wanted: list[Sequence[float]] = [[1.0]] * (len(points) - 1)
-            if refined:
-                points, wanted, interp = self._traced_grid()
-            states = integrate_on(
-                problem, self.tableau, points, wanted, interpolation=interp, perturb=perturb,
-                gradients=gradients, check_finite=self.check,
-            )  # fmt: skip
-            return self._result(states, accepted=len(points) - 1)
-        outputs = self._times()
-        grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, outputs, settings)
+        grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, settings)
         if dense:
+            if isinstance(grid, Tensor):
+                raise ValueError("t: dense output of fixed steps goes without gradients; detach t")
             return self._fixed_dense(grid)
         if gradients == "reversible":
             from probflow.ode.reversible import integrate_reversible
 
+            assert isinstance(grid, list)
             states = integrate_reversible(
                 problem, self.tableau, grid, wanted, on_step=self._on_step(grid),
                 check_finite=self.check,
@@ -216,60 +199,32 @@ class _Solve:
                 problem, self.tableau, grid, wanted, interpolation=interp, perturb=perturb,
                 gradients=gradients, check_finite=self.check, on_step=self._on_step(grid),
             )  # fmt: skip
-        return self._result(states, accepted=len(grid) - 1, steps=tuple(grid))
+        return self._on_grid(states, grid)
 
-    def _traced_grid(self) -> tuple[Tensor, list[Sequence[float]], str]:
-        """A refined grid whose points move with the output times between which they lie."""
-        if torch.compiler.is_compiling():
-            raise ValueError(
-                "step_size, grid_constructor: a compiled graph cannot decide how many steps to "
-                "take; give the times of the steps as t"
-            )
-        outputs = self._times()
-        grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, outputs, self.settings)
-        points, position = [], 0
-        for time in grid:
-            while position < len(outputs) - 2 and not _between(
-                time, outputs[position], outputs[position + 1]
-            ):
-                position += 1
-            a, b = outputs[position], outputs[position + 1]
-            share = (time - a) / (b - a)
-            points.append(torch.lerp(self.t[position], self.t[position + 1], share))
-        return torch.stack(points), wanted, interp
+    def _on_grid(self, states: Tensor, grid: Grid, **what: Any) -> ODEResult:
+        """The result of a run over fixed steps."""
+        steps = () if isinstance(grid, Tensor) else tuple(grid)
+        return self._result(states, accepted=len(grid) - 1, steps=steps, **what)
 
-    def _fixed_dense(self, grid: Sequence[float]) -> ODEResult:
+    def _fixed_dense(self, grid: list[float]) -> ODEResult:
         stepper = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
         steps = [stepper.step(time) for time in grid[1:]]
         function = DenseOutput(self.problem, steps, grid[0])
         states = torch.stack([self.problem.y0, *(step.after for step in steps)])
         outputs = [grid.index(time) for time in self._times()]
-        return self._result(states[outputs], accepted=len(steps), dense=function, steps=tuple(grid))
+        return self._on_grid(states[outputs], grid, dense=function)
 
     def adams(self) -> ODEResult:
         """Adams-Bashforth steps on a grid."""
-        order = self.settings.get("max_order", DEFAULT_ORDER)
-        if isinstance(order, bool) or not isinstance(order, int):
-            raise TypeError(f"max_order: need a whole number, got {order!r}")
-        if not 1 <= order <= MAX_ORDER:
-            raise ValueError(f"max_order: need 1 <= max_order <= {MAX_ORDER}, got {order}")
         if self.settings.get("gradients", "direct") != "direct":
             raise ValueError(f"gradients: {ADAMS} has 'direct' only")
-        outputs = self._times()
-        grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, outputs, self.settings)
-        self._moved_start()
+        grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, self.settings)
         states = integrate_adams(
-            self.problem,
-            order,
-            grid,
-            wanted,
-            interpolation=interp,
-            perturb=bool(self.settings.get("perturb", False)),
-            on_step=self._on_step(grid),
+            self.problem, adams_order(self.settings), grid, wanted, interpolation=interp,
+            perturb=bool(self.settings.get("perturb", False)), on_step=self._on_step(grid),
             check_finite=self.check,
-        )
-        states = self._moved_outputs(states)
-        return self._result(states, accepted=len(grid) - 1, steps=tuple(grid))
+        )  # fmt: skip
+        return self._on_grid(states, grid)
 
     # Adaptive steps -------------------------------------------------------------------------------
 
@@ -282,12 +237,7 @@ class _Solve:
             )
         if gradients == "checkpoint" and settings.jump_t:
             raise ValueError("gradients: 'checkpoint' goes without jump_t; use 'direct'")
-        if transformed() and _batched(self.problem.y0):
-            raise ValueError(
-                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
-                "give the batch as it is, with per_sample for steps of their own, or use fixed "
-                "steps"
-            )
+        self._refuse_vmap()
         outputs = self._times()
         self._moved_start()
         if len(outputs) == 1:
@@ -296,7 +246,7 @@ class _Solve:
         stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], outputs[-1])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not replayed):
             states, ends, steps, wanted, error = self._advance(stepper, outputs, dense)
-        grid = (outputs[0], *ends)
+        grid = [outputs[0], *ends]
         if replayed and error is None:
             # The steps are known now: take them again, in segments that are not stored.
             states = list(
@@ -316,8 +266,16 @@ class _Solve:
             status=_status_of(error),
             message=Status.SUCCESS.message if error is None else str(error),
             dense=DenseOutput(self.problem, steps, outputs[0]) if dense else None,
-            steps=grid,
+            steps=tuple(grid),
         )
+
+    def _refuse_vmap(self) -> None:
+        if transformed() and batched(self.problem.y0):
+            raise ValueError(
+                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
+                "give the batch as it is, with per_sample for steps of their own, or use fixed "
+                "steps"
+            )
 
     def _advance(
         self, stepper: AdaptiveStepper, outputs: Sequence[float], keep: bool
@@ -330,7 +288,8 @@ class _Solve:
         wanted: list[list[float]] = []
         sign = stepper.sign
         error: Exception | None = None
-        with _progress(self.progress, self.method, outputs) as report:
+        span = abs(outputs[-1] - outputs[0])
+        with _progress(self.progress, self.method, span) as report:
             try:
                 while stepper.t != outputs[-1]:
                     done = stepper.step()
@@ -352,32 +311,29 @@ class _Solve:
                 error = stopped
         return states, ends, steps, wanted, error
 
-    def event(self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control) -> ODEResult:
-        """Steps until the event function changes its sign."""
+    def event(
+        self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control | None
+    ) -> ODEResult:
+        """Steps until the event function changes its sign; ``settings`` of adaptive ones."""
         outputs = self._times()
         if len(outputs) != 2:
             raise ValueError(
                 f"t: with event_fn two times are needed, the start and one after it that gives the "
                 f"direction; got {len(outputs)}"
             )
-        if self.method == ADAMS:
-            raise ValueError(f"event_fn: {ADAMS} does not look for events; use dopri5 or rk4")
+        for name, useless in (("gradients", "direct"), ("grid_constructor", None)):
+            if self.settings.get(name, useless) != useless:
+                raise ValueError(f"{name}: not available with event_fn; leave it out")
         self._moved_start()
         end = math.copysign(math.inf, outputs[1] - outputs[0])
-        stepper: Any
-        if self.tableau.adaptive:
+        stepper: AdaptiveStepper | FixedStepper
+        if settings is not None:
             stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], end)
-            most = settings.max_num_steps
         else:
-            step = self.settings.get("step_size")
-            if step is None:
-                raise ValueError(
-                    f"step_size: {self.method} needs it in options to look for an event"
-                )
-            most = int(self.settings.get("max_num_steps", 100_000))
-            step = check_positive(step, "step_size")
-            stepper = FixedStepper(self.problem, self.tableau, step, outputs[0], end)
-        t, state = find_event(stepper, event_fn, most)
+            stepper = fixed_stepper(self.problem, self.method, self.settings, outputs[0], end)
+        most = int(self.settings.get("max_num_steps", 100_000))
+        with _progress(self.progress, self.method) as report:
+            t, state = find_event(stepper, event_fn, most, report)
         states = torch.stack([self.problem.y0, state])
         like = self.t if isinstance(self.t, Tensor) else torch.zeros((), dtype=torch.float64)
         return self._result(
@@ -390,6 +346,7 @@ class _Solve:
 
     def per_sample(self, settings: Control) -> ODEResult:
         """Steps of each sample's own length."""
+        self._refuse_vmap()
         for name in ("step_t", "jump_t"):
             if name in self.settings:
                 raise ValueError(f"{name}: not available with per_sample")
@@ -423,19 +380,6 @@ class _Solve:
         )
 
 
-def _batched(y: Tensor) -> bool:
-    """Whether torch.func.vmap hides the values of a tensor."""
-    try:
-        y.detach().reshape(-1)[:1].tolist()
-    except RuntimeError:
-        return True
-    return False
-
-
-def _between(time: float, a: float, b: float) -> bool:
-    return min(a, b) <= time <= max(a, b)
-
-
 def _status_of(error: Exception | None) -> Status:
     if error is None:
         return Status.SUCCESS
@@ -444,15 +388,11 @@ def _status_of(error: Exception | None) -> Status:
 
 @contextmanager
 def _progress(
-    wanted: bool, method: str, outputs: Sequence[float]
-) -> Iterator[Callable[[AcceptedStep], None]]:
-    """A bar over the interval of time."""
+    wanted: bool, method: str, span: float | None = None
+) -> Iterator[Callable[[Any], Any]]:
+    """A bar over the span of time, to be told of every step."""
     if not wanted:
         yield lambda done: None
         return
-    with tqdm(total=abs(outputs[-1] - outputs[0]), desc=method, unit="t") as bar:
-
-        def report(done: AcceptedStep) -> None:
-            bar.update(abs(done.stop - done.start))
-
-        yield report
+    with tqdm(total=span, desc=method, unit="t") as bar:
+        yield lambda done: bar.update(abs(done.stop - done.start))

@@ -16,28 +16,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.ode.problem import transformed
 from probflow.tableaus import Tableau
 
-__all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "time_tensors"]
+__all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "stage_times", "time_tensors"]
 
 Func = Callable[[Tensor, Tensor], Tensor]
 Stages = list[Tensor]
 
 
 def combine(
-    y: Tensor, stages: Sequence[Tensor], weights: Sequence[float], h: float | Tensor
+    y: Tensor, stages: Sequence[Tensor], weights: Sequence[Any], h: float | Tensor
 ) -> Tensor:
-    """``y + h * sum_i weights[i] * stages[i]``; zero weights cost nothing."""
-    total = y
+    """``y + h * sum_i weights[i] * stages[i]``; weights that are the float 0 cost nothing.
+
+    Weights that are tensors go with an ``h`` that is one.
+    """
+    total: Any = y
     if isinstance(h, float):
         for k, weight in zip(stages, weights, strict=False):
             if weight != 0.0:
                 alpha = h * weight
                 total = torch.add(y, k, alpha=alpha) if total is y else total.add_(k, alpha=alpha)
-    else:
-        for k, weight in zip(stages, weights, strict=False):
-            if weight != 0.0:
-                total = total + k * (h * weight)
+        return total
+    total = weighted(stages, weights, in_place=not transformed())
+    return y if total is None else torch.addcmul(y, total, h.to(total.dtype))
+
+
+def weighted(
+    stages: Sequence[Tensor], weights: Sequence[Any], h: float = 1.0, in_place: bool = True
+) -> Any:
+    """``h * sum_i weights[i] * stages[i]``; ``None`` if all weights are the float 0.
+
+    Not ``in_place`` where times differ within a ``torch.func.vmap``: the first stage need not.
+    """
+    total: Any = None
+    for k, weight in zip(stages, weights, strict=False):
+        if isinstance(weight, Tensor):
+            term = k * weight.to(real_dtype(k))
+            total = term if total is None else total + term
+        elif weight != 0.0:
+            alpha = h * weight
+            if total is None:
+                total = k * alpha
+            else:
+                add = total.add_ if in_place else total.add
+                total = add(k, alpha=alpha)
     return total
 
 
@@ -104,14 +128,34 @@ def extended(
 
 
 def dense_value(
-    tableau: Tableau, y: Tensor, stages: Stages, theta: float, h: float | Tensor
+    tableau: Tableau, y: Tensor, stages: Stages, theta: float | Tensor, h: float | Tensor
 ) -> Tensor:
     """State at the fraction ``theta`` of a step whose stages are complete."""
-    return combine(y, stages, tableau.dense_weights(theta), h)
+    if not isinstance(theta, Tensor):
+        return combine(y, stages, tableau.dense_weights(theta), h)
+    weights = []
+    for coefficients in tableau.dense:
+        weight = torch.zeros_like(theta)
+        for coefficient in reversed(coefficients):
+            weight = (weight + coefficient) * theta
+        weights.append(weight)
+    return combine(y, stages, weights, h)
 
 
-def time_tensors(times: Sequence[float], like: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """0-d tensors on the device of ``like``, without waiting for it."""
+def at_end(theta: float | Tensor) -> bool:
+    """Whether a fraction of a step is its end; one that is a tensor lies within."""
+    return not isinstance(theta, Tensor) and theta == 1.0
+
+
+def stage_times(c: Sequence[float], start: Any, stop: Any) -> list[Any]:
+    """Times of the stages of a step, or of many where the ends are tensors; the ends exactly."""
+    return [start if ci == 0.0 else stop if ci == 1.0 else start + ci * (stop - start) for ci in c]
+
+
+def time_tensors(times: Sequence[Any], like: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """0-d tensors on the device of ``like``, without waiting for it, from floats or tensors."""
+    if isinstance(times[0], Tensor):
+        return [time.to(dtype).to(like.device) for time in times]
     if like.device.type == "cpu":
         return torch.tensor(times, dtype=dtype).unbind(0)
     return [torch.full((), time, dtype=dtype, device=like.device) for time in times]
@@ -128,14 +172,15 @@ class Run:
     times
         For each step the times of all stages, 0-d tensors.
     outputs
-        For each step the fractions (0, 1] of it at which a state is wanted.
+        For each step the fractions (0, 1] of it at which a state is wanted: floats, or within a
+        step 0-d tensors where times carry gradients.
     interpolation
         ``"dense"``, the method's own, or ``"linear"``, torchdiffeq's.
     """
 
     lengths: Sequence[float | Tensor]
     times: Sequence[Sequence[Tensor]]
-    outputs: Sequence[Sequence[float]]
+    outputs: Sequence[Sequence[float | Tensor]]
     interpolation: str = "dense"
 
     def part(self, start: int, stop: int) -> Run:
@@ -149,7 +194,7 @@ class Run:
 def on_grid(
     tableau: Tableau,
     grid: Sequence[float] | Tensor,
-    outputs: Sequence[Sequence[float]],
+    outputs: Sequence[Sequence[float | Tensor]],
     like: Tensor,
     dtype: torch.dtype,
     *,
@@ -171,43 +216,36 @@ def on_grid(
         (for functions with jumps at the grid's times).
     """
     # The stages of the dense output are evaluated in few steps, if at all.
-    inside = interpolation == "dense" and any(theta != 1.0 for row in outputs for theta in row)
+    inside = interpolation == "dense" and any(not at_end(theta) for row in outputs for theta in row)
     c = tableau.c if inside or perturb else tableau.c[: tableau.stages]
     if isinstance(grid, Tensor):
         gaps = grid[1:] - grid[:-1]
-        lengths: Sequence[float | Tensor] = gaps.to(_real(like)).unbind(0)
-        stage_times = _stage_times(grid[:-1], grid[1:], c)
+        lengths: Sequence[float | Tensor] = gaps.to(real_dtype(like)).unbind(0)
+        columns = stage_times(c, grid[:-1], grid[1:])
     else:
         points = torch.tensor(grid, dtype=torch.float64)
         lengths = [stop - start for start, stop in pairwise(grid)]
-        stage_times = _stage_times(points[:-1], points[1:], c)
-    stage_times = stage_times.to(dtype).to(like.device)
+        columns = stage_times(c, points[:-1], points[1:])
+    rows = torch.stack(columns, dim=1).to(dtype).to(like.device)
     if perturb:
-        stage_times = _perturbed(stage_times, tableau)
-    every = stage_times.reshape(-1).unbind(0)
+        rows = inward(rows, c)
+    every = rows.reshape(-1).unbind(0)
     times = list(zip(*[iter(every)] * len(c), strict=True))
     return Run(lengths, times, outputs, interpolation)
 
 
-def _stage_times(starts: Tensor, stops: Tensor, c: Sequence[float]) -> Tensor:
-    """Times (steps, stages); the ends of a step exactly."""
-    columns = [
-        starts if ci == 0.0 else stops if ci == 1.0 else starts + ci * (stops - starts) for ci in c
-    ]
-    return torch.stack(columns, dim=1)
+def real_dtype(like: Tensor) -> torch.dtype:
+    """The real dtype of a state's precision."""
+    return like.dtype.to_real() if like.is_complex() else like.dtype  # what dynamo can follow
 
 
-def _real(like: Tensor) -> torch.dtype:
-    return like.dtype.to_real() if like.is_complex() else like.dtype
-
-
-def _perturbed(times: Tensor, tableau: Tableau) -> Tensor:
-    """Stage times, those at the ends of a step moved inwards by one representable number."""
-    start, end = times[:, :1], times[:, tableau.c.index(1.0) :][:, :1]
-    c = torch.tensor(tableau.c, device=times.device)
+def inward(times: Tensor, c: Sequence[float]) -> Tensor:
+    """Stage times (steps, stages), those at a step's ends moved inwards by one number."""
+    start, end = times[:, :1], times[:, c.index(1.0) :][:, :1]
+    place = torch.tensor(c, device=times.device)
     with torch.no_grad():
-        inward = torch.where(c == 0.0, end, torch.where(c == 1.0, start, times))
-        moved = torch.nextafter(times, inward)
+        goal = torch.where(place == 0.0, end, torch.where(place == 1.0, start, times))
+        moved = torch.nextafter(times, goal)
     return times + (moved - times).detach()
 
 
@@ -249,7 +287,7 @@ def run_steps(
         before, y, stages = walk(func, tableau, y, lengths, times, first)
         h, start = lengths[-1], stop
         for theta in outputs:
-            if theta == 1.0:
+            if at_end(theta):
                 states.append(y)
             elif run.interpolation == "linear":
                 weights = [theta * weight for weight in tableau.b]

@@ -318,6 +318,37 @@ def test_nan_is_reported_where_it_happened() -> None:
         pf.odeint(lambda t, y: y * torch.where(t < 0.5, 1.0, torch.nan), Y0, [0.0, 1.0])
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams", "ab2"])
+@pytest.mark.parametrize("tuples", [False, True])
+def test_nan_names_the_sample(method: str, tuples: bool) -> None:
+    def slope(t, y):
+        row = torch.arange(4, dtype=DOUBLE)[:, None] if y.ndim > 1 else 0.0
+        return torch.where((t > 0.5) & (row == 2.0), torch.nan, -y)
+
+    def func(t, y):
+        return (0 * y[0], slope(t, y[1])) if tuples else slope(t, y)
+
+    y0 = torch.ones(4, 3, dtype=DOUBLE)
+    state = (torch.zeros(5, dtype=DOUBLE), y0) if tuples else y0
+    named = "sample 2 of part 1" if tuples and method != "ab2" else ", sample "
+    with pytest.raises(pf.NonFiniteError, match=r"func.*t = 0\.[56].*" + named):
+        pf.odeint(func, state, torch.linspace(0, 1, 11, dtype=DOUBLE), method=method)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
+def test_nan_in_the_initial_state_is_the_states(method: str) -> None:
+    y0 = torch.ones(3, 2, dtype=DOUBLE)
+    y0[1, 0] = torch.nan
+    with pytest.raises(pf.NonFiniteError, match=r"y0: the initial state holds NaN .*sample 1"):
+        pf.odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method)
+
+
+def test_blow_up_names_its_sample() -> None:
+    y0 = torch.tensor([[0.1], [0.2], [2.0], [0.3]], dtype=DOUBLE)
+    with pytest.raises(pf.StepSizeError, match=r"at t = 0\.\d+, step \d+, .*, sample 2;"):
+        pf.odeint(lambda t, y: y**2, y0, [0.0, 1.0])
+
+
 def test_blow_up_ends_with_a_step_size_error() -> None:
     with pytest.raises(pf.StepSizeError, match=r"resolution of the times at t = 1\.00000"):
         pf.odeint(lambda t, y: y * y, torch.ones(1, dtype=DOUBLE), [0.0, 2.0])
@@ -349,8 +380,9 @@ def test_failures_without_raising_keep_what_was_reached() -> None:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("dopri5", {}), ("bosh3", {}), ("dopri8", {}), ("rk4", {"step_size": 0.03})],
-)
+    [("dopri5", {}), ("bosh3", {}), ("dopri8", {}), ("rk4", {"step_size": 0.03}),
+     ("explicit_adams", {"step_size": 0.03, "max_order": 5})],
+)  # fmt: skip
 def test_a_stepper_saved_and_restored_goes_on_as_if_nothing_happened(method, options) -> None:
     def make():
         return pf.ode_stepper(rotation, Y0, 0.0, 2.0, method=method, options=options)

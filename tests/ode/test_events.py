@@ -12,6 +12,8 @@ import probflow as pf
 from probflow.tableaus import TABLEAUS
 
 METHODS = [(n, {} if t.adaptive else {"step_size": 0.01}) for n, t in TABLEAUS.items()]
+METHODS.append(("explicit_adams", {"step_size": 0.01, "interp": "cubic"}))
+ORDERS = {name: tableau.order for name, tableau in TABLEAUS.items()} | {"explicit_adams": 4}
 Y0 = torch.tensor([1.0, 0.0], dtype=DOUBLE)
 # y[1] = sin(t + t^2/2) reaches 0.8 here:
 ANGLE = math.asin(0.8)
@@ -24,12 +26,13 @@ def event(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_time_and_state_have_the_accuracy_of_the_method(method: str, options: dict) -> None:
-    tol = 1e-5 if TABLEAUS[method].order < 3 else 1e-9
+    tol = 1e-5 if ORDERS[method] < 3 else 1e-9
     t, y = pf.odeint_event(
         rotation, Y0, torch.tensor(0.0).double(), event_fn=event, method=method, options=options,
         rtol=tol, atol=tol,
     )  # fmt: skip
-    special = {"euler": 2e-2, "midpoint": 1e-4, "heun2": 1e-4, "heun3": 1e-6, "fehlberg2": 1e-2}
+    special = {"euler": 2e-2, "midpoint": 1e-4, "heun2": 1e-4, "heun3": 1e-6, "fehlberg2": 1e-2,
+               "explicit_adams": 1e-7}  # fmt: skip
     bound = special.get(method, 50 * tol)
     assert float(t) == pytest.approx(TIME, abs=bound)
     assert y.shape == (2, 2)
@@ -103,8 +106,12 @@ def test_bad_input() -> None:
         pf.odeint(rotation, Y0, [0.0, 1.0, 2.0], event_fn=event)
     with pytest.raises(ValueError, match="step_size: rk4 needs it"):
         pf.odeint(rotation, Y0, [0.0, 1.0], method="rk4", event_fn=event)
-    with pytest.raises(ValueError, match="explicit_adams does not look for events"):
-        pf.odeint(rotation, Y0, [0.0, 1.0], method="explicit_adams", event_fn=event)
+    for options in ({"grid_constructor": lambda f, y, t: t}, {"gradients": "checkpoint"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: not available with event_fn"):
+            pf.odeint(rotation, Y0, [0.0, 1.0], method="rk4", event_fn=event,
+                      options={"step_size": 0.1, **options})  # fmt: skip
+    with pytest.raises(ValueError, match="event_fn: scipy_solver does not look for events"):
+        pf.odeint(rotation, Y0, torch.tensor([0.0, 1.0]), method="scipy_solver", event_fn=event)
     with pytest.raises(TypeError, match="event_fn: must return a tensor, returned bool"):
         pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=lambda t, y: bool(y[1] > 0.8))
 
@@ -117,3 +124,33 @@ def test_the_time_of_an_event_of_a_complex_state_moves_as_it_should() -> None:
         t, _ = pf.odeint_event(lambda t, y: 1j * y, y0, t0, event_fn=event)
         (slope,) = torch.autograd.grad(t, angle)
         assert float(slope) == pytest.approx(-1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("method", "options"), [("dopri5", {}), ("rk4", {"step_size": 0.1})])
+def test_nan_ends_the_search(method: str, options: dict) -> None:
+    def solve(func, event_fn):
+        pf.odeint(func, Y0, [0.0, 1.0], method=method, options=options, event_fn=event_fn)
+
+    with pytest.raises(pf.NonFiniteError, match=r"event_fn: returned NaN at t = "):
+        solve(rotation, lambda t, y: torch.where(t > 0.3, torch.nan, y[0] + 9.0))
+    with pytest.raises(pf.NonFiniteError, match=r"func: returned NaN or infinity .*sample 1"):
+        solve(lambda t, y: y * torch.stack([t, torch.where(t > 0.3, torch.nan, t)]), event)
+
+
+def test_perturb_keeps_the_search_off_the_steps_ends() -> None:
+    for method in ("rk4", "explicit_adams"):
+        seen: list[float] = []
+
+        def func(t, y, seen=seen):
+            seen.append(float(t))
+            return rotation(t, y)
+
+        options = {"step_size": 0.25, "perturb": True}
+        t, _ = pf.odeint(func, Y0, [0.0, 1.0], method=method, options=options, event_fn=event)
+        assert float(t) == pytest.approx(TIME, abs=1e-3)
+        assert not {0.0, 0.25, 0.5} & set(seen)
+
+
+def test_progress_of_a_search(capsys: pytest.CaptureFixture) -> None:
+    pf.odeint(rotation, Y0, [0.0, 1.0], event_fn=event, options={"progress": True})
+    assert "dopri5" in capsys.readouterr().err

@@ -117,8 +117,8 @@ def test_nan_is_located(method: str) -> None:
             torch.linspace(0, 1, 11, dtype=DOUBLE),
             method=method,
         )
-    if method != "explicit_adams":
-        assert "step 6 of 10" in str(caught.value) or "step 7 of 10" in str(caught.value)
+    assert "step 6 of 10" in str(caught.value) or "step 7 of 10" in str(caught.value)
+    assert str(caught.value).endswith("sample 0")
     with pytest.raises(NonFiniteError):
         pf.odeint(lambda t, y: y, Y0 * torch.nan, [0.0, 1.0], method=method)
 
@@ -173,6 +173,18 @@ def test_order_of_adams(order: int, uniform: bool) -> None:
         errors.append(float((y[-1] - rotated(Y0, 3.0)).abs().max()))
     rate = -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
     assert rate == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 6])
+def test_dense_output_of_adams_has_its_order(order: int) -> None:
+    sizes, errors = [100, 200], []
+    for n in sizes:
+        options = {"max_order": order, "step_size": 3.0 / n, "interp": "cubic"}
+        t = torch.tensor([0.0, *(3.0 * (n - k - 0.37) / n for k in (50, 20, 3)), 3.0], dtype=DOUBLE)
+        y = pf.odeint(rotation, Y0, t, method="explicit_adams", options=options)
+        exact = torch.stack([rotated(Y0, float(time)) for time in t])
+        errors.append(float((y - exact)[1:4].abs().max()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.5)
 
 
 def test_adams_by_default_does_not_blow_up() -> None:

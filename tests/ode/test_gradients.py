@@ -93,7 +93,7 @@ A, B = (parameter.detach().clone().requires_grad_() for parameter in Field().par
 
 
 @pytest.mark.parametrize("times", DIRECTIONS)
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
 def test_fixed_steps_to_second_order(method: str, times: tuple[float, ...]) -> None:
     function = with_parameters(lambda f, y, t: pf.odeint(f, y, t, method=method))
     inputs = (leaf(0.5, -1.0), leaf(*times), A, B)
@@ -101,12 +101,43 @@ def test_fixed_steps_to_second_order(method: str, times: tuple[float, ...]) -> N
     assert gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("options", [{"step_size": 0.15}, {"step_size": 0.15, "interp": "cubic"}])
+@pytest.mark.parametrize(
+    "options", [{"step_size": 0.16, "interp": interp} for interp in (None, "linear", "cubic")]
+)
 @pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
 def test_refined_fixed_steps(method: str, options: dict[str, object]) -> None:
-    t = torch.tensor([0.1, 0.5, 1.1], dtype=DOUBLE)
-    function = with_parameters(lambda f, y: pf.odeint(f, y, t, method=method, options=options))
-    assert gradcheck(function, (leaf(0.5, -1.0), A, B))
+    function = with_parameters(lambda f, y, t: pf.odeint(f, y, t, method=method, options=options))
+    for times in DIRECTIONS:
+        assert gradcheck(function, (leaf(0.5, -1.0), leaf(*times), A, B))
+
+
+@pytest.mark.parametrize("method", ["heun3", "explicit_adams"])
+def test_grids_move_as_their_constructor_says(method: str) -> None:
+    def stretched(func: object, y: Tensor, t: Tensor) -> Tensor:
+        u = torch.linspace(0.0, 1.0, 8, dtype=DOUBLE)
+        return t[0] * (1 - u**2) + t[-1] * u**2
+
+    for interp in (None, "linear", "cubic"):
+        options = {"grid_constructor": stretched, "interp": interp}
+        function = with_parameters(
+            lambda f, y, t, o=options: pf.odeint(f, y, t, method=method, options=o)
+        )
+        for times in DIRECTIONS:
+            assert gradcheck(function, (leaf(0.5, -1.0), leaf(*times), A, B))
+
+
+def test_callbacks_are_called_where_times_have_gradients() -> None:
+    class Counted(Field):
+        steps = 0
+
+        def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+            self.steps += 1
+
+    for method in ("rk4", "explicit_adams"):
+        field = Counted()
+        pf.odeint(field, leaf(0.5, -1.0), leaf(0.0, 1.0), method=method,
+                  options={"step_size": 0.25})  # fmt: skip
+        assert field.steps == 4
 
 
 @pytest.mark.parametrize("times", DIRECTIONS)
@@ -128,9 +159,9 @@ def test_adaptive_steps_at_a_tight_tolerance(method: str, times: tuple[float, ..
     assert gradcheck(function, inputs, eps=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "bosh3", "dopri5"])
+@pytest.mark.parametrize("method", ["rk4", "bosh3", "dopri5"])
 def test_times_move_the_outputs_by_the_slopes(method: str) -> None:
-    options = {"step_size": 0.02} if method in ("rk4", "explicit_adams") else {}
+    options = {"step_size": 0.02} if method == "rk4" else {}
     field, y0, t = Field(), leaf(0.5, -1.0), leaf(0.1, 0.5, 1.1)
     y = pf.odeint(field, y0, t, method=method, options=options, rtol=1e-9, atol=1e-11)
     weight = torch.tensor([0.7, -0.4], dtype=DOUBLE)
@@ -484,11 +515,13 @@ def test_events(method: str, interface: Callable[..., Tensor], reverse: bool, tu
         close(grads, torch.autograd.grad(exact, inputs, retain_graph=True), atol=1e-7)
 
 
-def test_event_time_alone_carries_no_gradient() -> None:
-    t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
-    event_t, y = pf.odeint_adjoint(Decay(False), leaf(1.1), t, event_fn=lambda t, y: y[0] - 0.5)
-    assert not event_t.requires_grad
-    assert y.requires_grad
+def test_event_time_alone_has_a_gradient_of_zero() -> None:
+    t, y0 = torch.tensor([0.0, 1.0], dtype=DOUBLE), leaf(1.1)
+    event_t, y = pf.odeint_adjoint(Decay(False), y0, t, event_fn=lambda t, y: y[0] - 0.5)
+    (by_y0,) = torch.autograd.grad(event_t, y0, retain_graph=True)
+    assert torch.equal(by_y0, torch.zeros(1, dtype=DOUBLE))
+    (by_y0,) = torch.autograd.grad(y[-1].sum(), y0)
+    assert float(by_y0) == pytest.approx(0.5 / 1.1, abs=1e-6)
 
 
 # torch.func and torch.compile -------------------------------------------------------------------
@@ -521,7 +554,7 @@ def test_transforms(method: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
 def test_whole_graphs(method: str, backend: str) -> None:
     torch._dynamo.reset()
     field, y0 = Field(), leaf(0.5, -1.0)
@@ -540,14 +573,16 @@ def test_whole_graphs(method: str, backend: str) -> None:
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_whole_graphs_with_steps_between_given_numbers(grad: bool) -> None:
-    torch._dynamo.reset()
     pair, state = Pair(Field()), (leaf(0.5, -1.0), scalar(0.3))
+    for method in ("rk4", "explicit_adams"):
+        torch._dynamo.reset()
 
-    def solve(y: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        return pf.odeint(pair, (y, q), [0.0, 0.5], method="rk4", options={"step_size": 0.1})
+        def solve(y: Tensor, q: Tensor, method: str = method) -> tuple[Tensor, Tensor]:
+            return pf.odeint(pair, (y, q), [0.0, 0.5], method=method, options={"step_size": 0.1})
 
-    with torch.set_grad_enabled(grad):
-        close(torch.compile(solve, fullgraph=True, backend="eager")(*state), solve(*state), 1e-14)
+        with torch.set_grad_enabled(grad):
+            whole = torch.compile(solve, fullgraph=True, backend="eager")
+            close(whole(*state), solve(*state), 1e-14)
 
 
 # Memory: checkpoints and reversible steps -------------------------------------------------------
@@ -611,6 +646,21 @@ def test_memory_of_reversible_steps_and_of_the_adjoint_does_not_grow() -> None:
     assert counts[0] == counts[1]
     counts = [stored(lambda n=n: solve_in(n, "direct", pf.odeint_adjoint)) for n in (16, 256)]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("method", ["euler", "explicit_adams", "dopri5"])
+def test_times_within_a_vmap(method: str) -> None:
+    def end(time: Tensor) -> Tensor:
+        t = torch.stack([torch.zeros_like(time), time])
+        return pf.odeint(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), t, method=method)[-1]
+
+    times = torch.tensor([0.5, 1.0], dtype=DOUBLE)
+    if method == "dopri5":
+        with pytest.raises(ValueError, match=r"^t: torch.func.vmap hides the times"):
+            torch.func.vmap(end)(times)
+    else:
+        expected = torch.stack([end(time) for time in times])
+        torch.testing.assert_close(torch.func.vmap(end)(times), expected)
 
 
 def test_refused_combinations() -> None:
@@ -702,7 +752,7 @@ def test_reversible_gradients_reach_what_the_function_closes_over() -> None:
 def test_reversible_run_reports_what_went_wrong() -> None:
     y0, t = leaf(1.0), torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
     options = {"gradients": "reversible"}
-    with pytest.raises(NonFiniteError, match="reversible run"):
+    with pytest.raises(NonFiniteError, match=r"euler: func returned NaN .* t = 0, sample 0"):
         pf.odeint(lambda t, y: y / 0.0, y0, t, method="euler", options=options)
     problem = Problem(lambda t, y: y, y0)
     with pytest.raises(ValueError, match="coupling: need 0 < coupling <= 1"):

@@ -199,8 +199,13 @@ def test_grid_constructor(y0: torch.Tensor) -> None:
     states = pf.odeint(ODE, y0, ends, method="ddim", options={"grid_constructor": constructor})
     assert torch.equal(states, pf.odeint(ODE, y0, grid, method="ddim")[[0, -1]])
     assert seen == [(ODE, y0, ends)]
+    outputs = times(5)  # not all on the grid: they are put into it
+    both = torch.tensor(sorted({*grid.tolist(), *outputs.tolist()}, reverse=True), dtype=DOUBLE)
+    states = pf.odeint(ODE, y0, outputs, method="ddim", options={"grid_constructor": constructor})
+    places = [both.tolist().index(time) for time in outputs.tolist()]
+    assert torch.equal(states, pf.odeint(ODE, y0, both, method="ddim")[places])
     with pytest.raises(ValueError, match=r"grid_constructor: the grid must run from t\[0\]"):
-        pf.odeint(ODE, y0, times(5), method="ddim", options={"grid_constructor": constructor})
+        pf.odeint(ODE, y0, ends - 0.01, method="ddim", options={"grid_constructor": constructor})
     options = {"grid_constructor": constructor, "step_size": 0.1}
     with pytest.raises(ValueError, match="give one of them"):
         pf.odeint(ODE, y0, ends, method="ddim", options=options)

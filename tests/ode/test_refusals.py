@@ -65,7 +65,13 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         r"atol: .*state's \(2, 3\), got \(5,\)",
     ),
     (lambda: pf.odeint(never, (Y0,), [0.0, 1.0], atol=("a",)), TypeError, "atol: need a number"),
+    (lambda: solve(rtol=0.0, atol=0), ValueError, "rtol, atol: at least one of them must be pos"),
+    (lambda: solve(method="rk4", rtol="a"), TypeError, "rtol: need a number, got 'a'"),
+    (lambda: solve(method="euler", atol=-1.0), ValueError, "atol: need a finite number >= 0"),
     # Options
+    (with_options(norm=lambda e: True), TypeError, "norm: must return a real number"),
+    (with_options(norm=lambda e: e.sum() / 0), ValueError, "norm: must return 0 for an error of 0"),
+    (with_options("rk4", grid_constructor=3), TypeError, "grid_constructor: need a function"),
     (with_options(norm=lambda e: e.abs()), ValueError, r"norm: must return one number.*\(2, 3\)"),
     (with_options(norm=lambda e: None), TypeError, "norm: must return a tensor, returned None"),
     (
@@ -103,6 +109,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (stepper("rk4", step_size="a"), TypeError, "step_size: need a number"),
     (lambda: pf.ode_stepper(never, Y0, "a", 1.0), TypeError, "t0: need a number"),
     (lambda: pf.odeint_dense(never, Y0, 0.0, [1.0]), TypeError, "t1: need a number"),
+    (stepper("explicit_adams"), ValueError, "step_size: explicit_adams needs it"),
     # Adjoints
     (adjoint({"max_stp": 1}), ValueError, "^adjoint_options: dopri5 .*near names: max_step"),
     (adjoint({"return_info": True}), ValueError, "^adjoint_options: dopri5 has no option 'ret"),
@@ -194,3 +201,17 @@ def test_an_event_with_more_arguments_and_the_result_object() -> None:
     assert result.y is states
     (by_rate,) = torch.autograd.grad(event_t, rate)
     assert float(by_rate) == pytest.approx(-np.log(2.0) / 4.0, abs=1e-6)
+
+
+def test_a_norm_may_return_a_tensor_of_one_number() -> None:
+    def solve(norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return pf.odeint(decay, Y0, [0.0, 1.0], options={"norm": norm})
+
+    given = solve(lambda e: e.abs().max().reshape(1))
+    assert torch.equal(given, solve(lambda e: e.abs().max()))
+
+
+def test_plain_functions_are_called_func_in_messages() -> None:
+    for method in ("ab2", "rk3"):
+        with pytest.raises(TypeError, match=r"^func: must return a tensor, returned float"):
+            pf.odeint(lambda t, y: 3.0, Y0, [0.0, 1.0], method=method)

@@ -1,0 +1,168 @@
+"""Events: the time at which a function of a solution changes its sign, and how it moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from probflow.integrate.loop import NonFiniteError
+from probflow.ode.problem import Problem
+from probflow.ode.result import MaxStepsError
+from probflow.ode.steps import time_tensors
+
+__all__ = ["find_event", "real", "with_gradients"]
+
+
+def find_event(
+    stepper: Any,
+    event_fn: Callable[[Tensor, Any], Tensor],
+    max_steps: int,
+    report: Callable[[Any], None],
+) -> tuple[float, Tensor]:
+    """Time and state at which ``event_fn(t, y)`` changes its sign first.
+
+    The step in which it does is searched on its dense output; a shorter step of the method itself
+    to the time found, and one Newton correction, give both to the method's accuracy. ``report`` is
+    told of every step.
+
+    Raises
+    ------
+    MaxStepsError
+        If no sign changes within the allowed steps.
+    NonFiniteError
+        If the state or the event function is NaN, or the state infinite.
+    """
+    problem: Problem = stepper.problem
+    event = _combined(problem, event_fn, stepper.t, stepper.y)
+    if event(stepper.t, stepper.y) <= 0.0:
+        return stepper.t, stepper.y
+    for _ in range(max_steps):
+        try:
+            done = stepper.step()
+        except MaxStepsError:
+            break
+        report(done)
+        if event(done.stop, done.after) <= 0.0:
+            return _refined(done, event)
+    raise MaxStepsError(
+        f"event_fn: no change of sign in {max_steps} steps, up to t = {stepper.t:g}"
+    )
+
+
+def _combined(
+    problem: Problem, event_fn: Callable[[Tensor, Any], Tensor], t: float, y: Tensor
+) -> Callable[[float, Tensor], float]:
+    """The event function as a float that is positive before any of its components changes sign."""
+
+    @torch.no_grad()
+    def values(t: float, y: Tensor) -> Tensor:
+        (time,) = time_tensors([t], y, problem.time_dtype)
+        value = event_fn(time, problem.state(y))
+        if not isinstance(value, Tensor):
+            raise TypeError(f"event_fn: must return a tensor, returned {type(value).__name__}")
+        return value.detach().reshape(-1)
+
+    def smallest(t: float, y: Tensor) -> float:
+        value = float((values(t, y) * signs).min())
+        if math.isnan(value):
+            good = bool(torch.isfinite(y).all())
+            raise NonFiniteError(
+                f"event_fn: returned NaN at t = {t:g}"
+                if good
+                else f"func: returned NaN or infinity before t = {t:g}{problem.first_bad(y)}"
+            )
+        return value
+
+    signs = torch.sign(values(t, y))
+    return smallest
+
+
+def _refined(done: Any, event: Callable[[float, Tensor], float]) -> tuple[float, Tensor]:
+    h = done.stop - done.start
+
+    def at(theta: float) -> float:
+        return event(done.start + theta * h, done.state(done.start + theta * h))
+
+    with torch.no_grad():
+        zero = _root(at)
+        side = 1e-3
+        low, high = max(zero - side, 0.0), min(zero + side, 1.0)
+        slope = (at(high) - at(low)) / (high - low)
+        state = done.cut(done.start + zero * h)
+        miss = event(done.start + zero * h, state)
+        if slope != 0.0 and math.isfinite(slope):
+            better = zero - miss / slope
+            if abs(better - zero) < side and 0.0 < better <= 1.0:
+                zero = better
+    t = done.start + zero * h
+    return t, done.cut(t)
+
+
+def _root(function: Callable[[float], float]) -> float:
+    """Zero in (0, 1] of a function that is positive at 0 and not positive at 1."""
+    start, stop = function(0.0), function(1.0)
+    if start <= 0.0:  # the event of a moment ago, not yet left behind
+        return 0.0
+    if stop == 0.0:  # perhaps a constant that says stop: where it says so first
+        low, high = 0.0, 1.0
+        while high - low > 1e-15:
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if function(middle) > 0.0 else (low, middle)
+        return high
+    return float(brentq(function, 0.0, 1.0, xtol=1e-15, rtol=8.9e-16))
+
+
+def with_gradients(
+    problem: Problem,
+    y0: Any,
+    t0: Tensor,
+    event_fn: Callable[..., Tensor],
+    event_t: Tensor,
+    states: Any,
+) -> tuple[Tensor, Any]:
+    """An event's time and the states at the start and there, with the gradients of the time."""
+    event_t = event_t.detach()
+    last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
+    y = problem.layout.join(last)
+    with torch.enable_grad():
+        value = _first_event(event_fn, problem, t0, y0, event_t, y)
+        time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
+        again = _first_event(event_fn, problem, t0, y0, time, state)
+        if not again.requires_grad:  # a constant that says stop
+            return event_t, states
+        by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
+    slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
+    rate = torch.zeros_like(event_t) if by_t is None else by_t
+    if by_y is not None:
+        change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
+        rate = rate + real(change).to(rate)
+    if rate == 0.0:  # the solution touches the surface: its time has no derivative
+        return event_t, states
+    # Zero, with the gradient of the event's time.
+    moved = -(value - value.detach()).to(event_t) / rate
+    event_t = event_t + moved
+    y = y + slope * moved.to(real(y))
+    last = problem.layout.split(y)
+    if isinstance(states, tuple):
+        ends = zip(states, last, strict=True)
+        return event_t, tuple(torch.cat([s[:-1], end[None]]) for s, end in ends)
+    return event_t, torch.cat([states[:-1], last[None]])
+
+
+def real(y: Tensor) -> Tensor:
+    """The real part of a number that is real but for rounding."""
+    return y.real if y.is_complex() else y
+
+
+def _first_event(
+    event_fn: Callable[..., Tensor], problem: Problem, t0: Tensor, y0: Any, t: Tensor, y: Tensor
+) -> Tensor:
+    """The component of the event function that reached zero first."""
+    with torch.no_grad():
+        signs = torch.sign(event_fn(t0.to(problem.time_dtype), y0))
+    return (event_fn(t.to(problem.time_dtype), problem.layout.split(y)) * signs).min()
