@@ -178,7 +178,7 @@ def test_variance_on_a_normal_target(solver: pf.Solver) -> None:
 
 @pytest.mark.slow  # 4 s
 def test_an_order_behind_a_change_of_sign() -> None:
-    """Up to 64 steps the error falls by h^3 and more, towards its zero; h^2 follows with its sign."""
+    """Up to 64 steps the error falls by h^3 and more, towards its zero; then h^2 has its sign."""
     target = pf.Gaussian([0.4], 0.25)
     solver, errors = get("sa-solver", predictor=2, corrector=2, tau=0.7), []
     for steps in (64, 512, 1024, 2048, 4096):
