@@ -8,7 +8,8 @@ j = 0 at the start of the step and j = 1, 2, .. at the starts of those before.
 The first steps. With k stored outputs an Adams method of order k + 1 errs by h^(k + 2) in a step,
 which is enough for a method of order p as long as k >= p - 2. The steps before that are
 Runge-Kutta steps of order p - 1 and take p - 2 evaluations more each; ``start="euler"`` begins
-with low orders instead, as the usual implementations do, at the price of order 2 for every p.
+with low orders instead, as the usual implementations do, at the price of order 2 for every p: a
+first step of error h^(q + 1) leaves the lesser of p and q + 1.
 ``final="lower"`` lowers the order in the last steps as they do, at the price of order 2 as well.
 """
 

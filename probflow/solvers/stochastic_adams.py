@@ -64,7 +64,8 @@ def sa_solver(
     newest of them at the state x that the step before has predicted; both with the same N. So one
     evaluation serves a correction and the next prediction. ``tau`` is a number or a function of
     sigma/alpha, such as 1 in an interval and 0 outside. The first steps are Runge-Kutta steps
-    until the outputs suffice for the order at tau = 0, or (``start="euler"``) of low order.
+    until the outputs suffice for the order at tau = 0, or (``start="euler"``) of low order. In law
+    the order is the number of the corrector's outputs, or without one the predictor's, at most 2.
     With tau = 0 predictor 3 and corrector 4 are ``unipc-3``, but for its first two steps.
     ``variant`` "published" has 1/2 in the place of phi_2 where there are two outputs, as the
     authors' code.

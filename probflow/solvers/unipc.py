@@ -3,7 +3,8 @@ r"""UniPC: a predictor and a corrector that share one evaluation (Zhao et al. 20
 In the x0 form of :mod:`probflow.solvers.forms` the predictor (UniP) is the Adams-Bashforth sum
 over p stored outputs, the corrector (UniC) the Adams-Moulton sum over the same and the output at
 the predicted state, which serves the next prediction as well. The order is p + 1: that of the
-corrected states. The last state is a prediction, whose error is that of one step.
+corrected states. The last state is a prediction, whose error is that of one step. ``start="euler"``
+begins with a DDIM step that is corrected afterwards: its error is h^3 and leaves order 3 at most.
 
 The paper's function B(h) (``variant`` "bh1": h, "bh2": e^h - 1) matters for sums of two outputs
 only. There, in place of a condition on phi_2, the weight of the slope is fixed at B/2: right to the

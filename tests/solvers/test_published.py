@@ -153,6 +153,20 @@ def test_deis_in_log_rho_is_exponential_adams() -> None:
     same(run(pf.get_solver("exponential-ab3", start="euler"), times), x)
 
 
+def test_res_multistep_is_exponential_ab2() -> None:
+    """b1 = phi1 - phi2/c2, b2 = phi2/c2 (Zhang et al. 2023, arXiv 2308.02157), Euler first."""
+    times = pf.grids.karras().times(VP, 10)
+    lambdas, model = VP.lambda_(times), TARGET.model(VP, "x0")
+    y, old = X / float(VP.alpha(times[0])), None
+    for i, h in enumerate(np.diff(lambdas)):
+        x0 = model(float(VP.alpha(times[i])) * y, float(times[i]))
+        one = -np.expm1(-h) / h
+        two = 0.0 if old is None else (1 - one) / (lambdas[i - 1] - lambdas[i])
+        y = np.exp(-h) * y + h * ((one - two) * x0 + two * (x0 if old is None else old))
+        old = x0
+    same(run("exponential-ab2-x0", times), float(VP.alpha(times[-1])) * y)
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize(
     ("one", "other"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from limits import limit_of_orders
 from refused import RANDOM, REFUSED
 from scipy.interpolate import make_interp_spline
 from scipy.special import ndtr
@@ -173,6 +174,20 @@ def test_variance_on_a_normal_target(solver: pf.Solver) -> None:
         errors.append(abs(float(law.variance[0] - true.variance[0])))
     order = math.log2(errors[-2] / errors[-1])
     assert order == pytest.approx(solver.orders["tv"], abs=0.15)
+
+
+@pytest.mark.slow  # 4 s
+def test_an_order_behind_a_change_of_sign() -> None:
+    """Up to 64 steps the error falls by h^3 and more, towards its zero; then h^2 has its sign."""
+    target = pf.Gaussian([0.4], 0.25)
+    solver, errors = get("sa-solver", predictor=2, corrector=2, tau=0.7), []
+    for steps in (64, 512, 1024, 2048, 4096):
+        plan = solver.plan(VP, GRID.times(VP, steps), "eps")
+        law, true = gaussian_law(plan, VP, target), true_law(VP, target, plan.times[-1])
+        errors.append(float(law.variance[0] - true.variance[0]))
+    assert errors[0] > 0 > max(errors[1:])
+    limit, error = limit_of_orders(np.abs(errors[1:]))
+    assert limit == pytest.approx(2, abs=error)
 
 
 #: Smooth functions of the state whose means are compared.

@@ -1,0 +1,58 @@
+"""What a start of low order leaves of a method's order.
+
+A first step of local error h^(q + 1) moves all that follows by as much, and so the order is the
+least of the method's own and q + 1. On common step counts the method's own error may cover that:
+``lms-4`` seems to fall from 4 to 2, ``unipc-3`` and ``pndm`` seem nearly of order 4. Runs that
+differ in their start alone show it without cover.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from limits import limit_of_orders
+
+import probflow as pf
+from probflow.integrate import run_plan
+from probflow.studies.builtin import mixture
+
+VP = pf.VP.linear()
+GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+STATES = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
+STEPS = (32, 64, 128, 256)
+
+#: An Euler step errs by h^2, and so does UniPC's, but the corrector makes it h^3; so does Heun's.
+CASES = [
+    (name, start, 3 if start == "heun" or name.startswith("unipc") else 2)
+    for name in sorted(s.name for s in pf.all_solvers() if not s.stochastic)
+    if "start" in pf.get_solver(name).options
+    for start in ["heun" if name == "pndm" else "euler"]
+]
+#: One of each family in every run.
+QUICK = {"exponential-ab3", "lms-4", "pndm", "unipc-3"}
+
+
+def test_all_methods_with_a_start_are_here() -> None:
+    assert len(CASES) == 19
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "order"),
+    [
+        pytest.param(*case, id=case[0], marks=() if case[0] in QUICK else pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_what_a_start_changes(name: str, start: str, order: int) -> None:
+    def end(steps: int, **options: str) -> torch.Tensor:
+        plan = pf.get_solver(name, **options).plan(VP, GRID.times(VP, steps), "eps")
+        return run_plan(plan, model, STATES)
+
+    model = mixture().model(VP)
+    with torch.no_grad():
+        changes = [end(steps) - end(steps, start=start) for steps in STEPS]
+    sizes = [float(change.square().mean().sqrt()) for change in changes]
+    limit, error = limit_of_orders(sizes)
+    assert limit == pytest.approx(order, abs=error)
