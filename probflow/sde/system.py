@@ -107,6 +107,13 @@ class System:
         f, g = self.f_and_g(t, y)
         return f, self.prod(g, v)
 
+    def products(self, t: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> g(t, y) v, from one diffusion for all v where the object has it."""
+        if not {"g", "f_and_g"} & self.parts.keys():
+            return lambda v: self.g_prod(t, y, v)
+        g = self.g(t, y)
+        return lambda v: self.prod(g, v)
+
     def increment(self, t: Tensor, y: Tensor, h: float, w: Tensor) -> Tensor:
         """h f(t, y) + g(t, y) w, shape of ``y``."""
         f, noise = self.f_and_g_prod(t, y, w)
