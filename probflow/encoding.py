@@ -79,7 +79,8 @@ def encode(
     >>> bool((pf.decode(law, z, "heun", 50, process=process) - x).abs().max() < 0.01)
     True
     """
-    span, tolerances = (steps, grid, t0, t1, options), {"rtol": rtol, "atol": atol}
+    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
+    tolerances = {"rtol": rtol, "atol": atol}
     return _transported(model, process, x, "x", solver, span, tolerances, gradients)
 
 
@@ -102,7 +103,8 @@ def decode(
 
     Parameters, result and errors are those of :func:`encode`; ``z`` has shape (batch, ...).
     """
-    span, tolerances = (steps, grid, t0, t1, options), {"rtol": rtol, "atol": atol}
+    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
+    tolerances = {"rtol": rtol, "atol": atol}
     return _transported(model, process, z, "z", solver, span, tolerances, gradients, to_data=True)
 
 
@@ -112,7 +114,7 @@ def _transported(
     state: Tensor,
     name: str,
     solver: Any,
-    span: tuple[Any, ...],
+    span: Mapping[str, Any],
     tolerances: Mapping[str, Any],
     gradients: bool,
     to_data: bool = False,
@@ -121,7 +123,7 @@ def _transported(
     model = as_model(model, process)
     check_state(state, name)
     adaptive = _solver_is_adaptive(solver)
-    ends, settings = route(model.process, adaptive, *span, to_data)
+    ends, settings = route(model.process, adaptive, to_data=to_data, **span)
     watched, seen = observed(model)
     ode = ProbabilityFlowODE(model.process, watched)
     settings.pop("return_info", None)  # there is one answer
