@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.sde.parts import Parts
+from probflow.sde.parts import Parts, flat
 from probflow.sde.settings import NOISE_TYPES
 
 __all__ = ["System", "along_columns", "gradients"]
@@ -171,8 +171,7 @@ class System:
         r""":math:`\sum_{k, l} (\partial g_l) g_k A_{kl}` for a Levy area (batch, m, m)."""
         g, x, graph = self.differentiable(t, y)
         with torch.inference_mode(False), torch.enable_grad():
-            rows = g.flatten(1, -2) if g.ndim > 2 else g[:, None]
-            return along_columns(g, x, (rows @ _recordable(area)).reshape(g.shape), graph)
+            return along_columns(g, x, (flat(g, 1) @ _recordable(area)).reshape(g.shape), graph)
 
 
 def _recordable(x: Tensor) -> Tensor:
