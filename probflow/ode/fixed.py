@@ -14,6 +14,7 @@ from probflow.integrate.grid import host_times, refine
 from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.adaptive import AcceptedStep, step_limit
 from probflow.ode.problem import Problem, host_outputs, traced, transformed
+from probflow.ode.saved import Stepper
 from probflow.ode.steps import (
     Run,
     at_end,
@@ -291,7 +292,7 @@ def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) ->
     )
 
 
-class FixedStepper:
+class FixedStepper(Stepper):
     """One solution, advanced in steps of one length; parameters as the adaptive stepper's."""
 
     def __init__(
@@ -348,18 +349,15 @@ class FixedStepper:
             return times
         return inward(torch.stack(tuple(times))[None], tableau.c)[0].unbind(0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as numbers and tensors."""
+    def _state(self) -> dict[str, Any]:
         return {
             "t": self.t,
             "y": self.y,
             "first": self._first,
             "h": self.h,
             "accepted": self.accepted,
-            "nfe": self.problem.nfe,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self._first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.accepted, self.problem.nfe = state["accepted"], state["nfe"]
+        self.accepted = state["accepted"]
