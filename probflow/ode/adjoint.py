@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from probflow.integrate.grid import host_times
 from probflow.ode.control import error_norm
 from probflow.ode.events import real
 from probflow.ode.odeint import odeint
+from probflow.ode.once import once
 from probflow.ode.options import backward_options, checked_options, native_methods, resolve
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
@@ -98,6 +98,8 @@ def odeint_adjoint(
         As :func:`odeint`; if ``func`` is no ``nn.Module`` and ``adjoint_params`` is missing; if
         ``adjoint_method`` differs from ``method`` and ``options`` are given without
         ``adjoint_options``.
+    RuntimeError
+        In the backward pass, if a second derivative is asked for.
 
     Examples
     --------
@@ -286,7 +288,7 @@ class _Adjoint(torch.autograd.Function):
         return (event_t, *states)
 
     @staticmethod
-    @once_differentiable
+    @once("odeint_adjoint")
     def backward(ctx: Any, _: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call, count, problem = ctx.call, ctx.count, ctx.call.problem
         states, params = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
