@@ -59,8 +59,8 @@ def fixed_grid(func: Any, y0: Any, t: Any, options: Mapping[str, Any]) -> tuple[
         return t, [[1.0]] * (len(t) - 1), way
     if torch.compiler.is_compiling() and isinstance(t, Tensor):
         raise ValueError(
-            f"{own[0]}: a compiled graph cannot decide how many steps to take; give the times of "
-            "the steps as t, or t as numbers"
+            f"{own[0]}: a compiled graph cannot read t, a tensor, to count the steps to take; "
+            f"give t as numbers, or leave {own[0]} out, with the times of all steps as t"
             if own
             else "t: a compiled graph cannot read it"
         )

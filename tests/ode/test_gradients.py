@@ -605,6 +605,20 @@ def test_whole_graphs_with_steps_between_given_numbers(grad: bool) -> None:
             close(whole(*state), solve(*state), 1e-14)
 
 
+def test_a_whole_graph_cannot_count_steps_between_times_of_a_tensor(monkeypatch) -> None:
+    y0, t, options = leaf(0.5, -1.0), torch.tensor([0.0, 0.5], dtype=DOUBLE), {"step_size": 0.1}
+
+    def solve(y: Tensor, t: Tensor) -> Tensor:
+        return pf.odeint(Field(), y, t, method="rk4", options=options)
+
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(solve, fullgraph=True, backend="eager")(y0, t)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # dynamo wraps the error
+    with pytest.raises(ValueError, match=r"step_size: .* cannot read t, .* give t as numbers, or"):
+        solve(y0, t)
+
+
 # Memory: checkpoints and reversible steps -------------------------------------------------------
 
 
