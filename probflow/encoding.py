@@ -24,6 +24,8 @@ from probflow.words import dictionary
 
 __all__ = ["decode", "encode"]
 
+TOLERANCE = 1e-5  # by default, relative and absolute
+
 
 def encode(
     model: Any,
@@ -35,8 +37,8 @@ def encode(
     t0: float | None = None,
     t1: float | None = None,
     grid: Any = None,
-    rtol: Any = 1e-5,
-    atol: Any = 1e-5,
+    rtol: Any = None,
+    atol: Any = None,
     options: Mapping[str, Any] | None = None,
     gradients: bool = False,
 ) -> Tensor:
@@ -79,9 +81,8 @@ def encode(
     >>> bool((pf.decode(law, z, "heun", 50, process=process) - x).abs().max() < 0.01)
     True
     """
-    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
-    tolerances = {"rtol": rtol, "atol": atol}
-    return _transported(model, process, x, "x", solver, span, tolerances, gradients)
+    span = dict(steps=steps, grid=grid, t0=t0, t1=t1, rtol=rtol, atol=atol, options=options)
+    return _transported(model, process, x, "x", solver, span, gradients)
 
 
 def decode(
@@ -94,8 +95,8 @@ def decode(
     t0: float | None = None,
     t1: float | None = None,
     grid: Any = None,
-    rtol: Any = 1e-5,
-    atol: Any = 1e-5,
+    rtol: Any = None,
+    atol: Any = None,
     options: Mapping[str, Any] | None = None,
     gradients: bool = False,
 ) -> Tensor:
@@ -103,9 +104,8 @@ def decode(
 
     Parameters, result and errors are those of :func:`encode`; ``z`` has shape (batch, ...).
     """
-    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
-    tolerances = {"rtol": rtol, "atol": atol}
-    return _transported(model, process, z, "z", solver, span, tolerances, gradients, to_data=True)
+    span = dict(steps=steps, grid=grid, t0=t0, t1=t1, rtol=rtol, atol=atol, options=options)
+    return _transported(model, process, z, "z", solver, span, gradients, to_data=True)
 
 
 def _transported(
@@ -115,7 +115,6 @@ def _transported(
     name: str,
     solver: Any,
     span: Mapping[str, Any],
-    tolerances: Mapping[str, Any],
     gradients: bool,
     to_data: bool = False,
 ) -> Tensor:
@@ -123,7 +122,7 @@ def _transported(
     model = as_model(model, process)
     check_state(state, name)
     adaptive = _solver_is_adaptive(solver)
-    ends, settings = route(model.process, adaptive, to_data=to_data, **span)
+    ends, settings, tolerances = route(model.process, adaptive, to_data=to_data, **span)
     watched, seen = observed(model)
     ode = ProbabilityFlowODE(model.process, watched)
     settings.pop("return_info", None)  # there is one answer
@@ -169,7 +168,9 @@ def naming_sample(seen: _Seen) -> Iterator[None]:
 
 @contextmanager
 def outside_inference(gradients: bool) -> Iterator[None]:
-    """Derivatives can be formed; a graph is kept with ``gradients`` only."""
+    """Derivatives can be formed; a graph is kept with ``gradients`` only, ``True`` or ``False``."""
+    if not isinstance(gradients, bool):
+        raise TypeError(f"gradients: need True or False, got {gradients!r}")
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         yield
 
@@ -181,10 +182,12 @@ def route(
     grid: Any,
     t0: float | None,
     t1: float | None,
+    rtol: Any,
+    atol: Any,
     options: Mapping[str, Any] | None,
     to_data: bool = False,
-) -> tuple[list[float], dict[str, Any]]:
-    """First and last time, from data to noise or ``to_data``, and options that hold the grid.
+) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+    """First and last time, from data to noise or ``to_data``; options with the grid; tolerances.
 
     Raises
     ------
@@ -206,7 +209,14 @@ def route(
             raise ValueError(
                 f"t0, t1: need t0 (data) < t1 (noise), got {ends[0]:g} and {ends[1]:g}"
             )
-        return list(ends[::-1] if to_data else ends), {"per_sample": True, **settings}
+        tolerances = {"rtol": rtol, "atol": atol}
+        tolerances = {name: TOLERANCE if v is None else v for name, v in tolerances.items()}
+        return list(ends[::-1] if to_data else ends), {"per_sample": True, **settings}, tolerances
+    if rtol is not None or atol is not None:
+        raise ValueError(
+            "rtol, atol: they are for an adaptive method, which chooses its steps; a method with "
+            f"fixed steps has steps and grid, got rtol={rtol!r}, atol={atol!r}"
+        )
     for name in ("step_size", "grid_constructor"):
         if name in settings:
             raise ValueError(f"options: {name!r} is not for here; give steps and grid")
@@ -217,7 +227,7 @@ def route(
         recipe = replace(recipe, start=t1, end=t0, unit="t")
     times = recipe.times(process, steps).tolist()
     times = times if to_data else times[::-1]
-    return [times[0], times[-1]], {"grid_constructor": lambda func, y0, t: times, **settings}
+    return [times[0], times[-1]], {"grid_constructor": lambda func, y0, t: times, **settings}, {}
 
 
 def _check_time(process: Process, value: Any, name: str) -> None:

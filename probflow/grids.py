@@ -399,7 +399,12 @@ def as_grid(grid: Any) -> Grid:
     if isinstance(grid, Grid):
         return grid
     if isinstance(grid, str):
-        return Grid(grid.strip().lower().replace("_", "-"))
+        kind = grid.strip().lower().replace("_", "-")
+        if kind not in GRIDS:
+            raise ValueError(
+                f"grid: got {grid!r}{near(grid, GRIDS)}; allowed are {', '.join(GRIDS)}"
+            )
+        return Grid(kind)
     try:
         return explicit([float(t) for t in grid])
     except TypeError:

@@ -42,6 +42,7 @@ __all__ = ["LogLikelihood", "log_likelihood"]
 
 DIVERGENCES = ("exact", "hutchinson")
 PROBES = ("rademacher", "gaussian")
+PROBES_A_SAMPLE = 4
 EXACT_UP_TO = 64  # coordinates a sample for which the trace is the default
 _CHUNK = 2**20  # numbers in the vectors that go through one backward pass together
 _FIRST_DRAW = 2**62  # away from the draws of initial states and steps of the same seed
@@ -120,12 +121,12 @@ def log_likelihood(
     t0: float | None = None,
     t1: float | None = None,
     grid: Any = None,
-    rtol: Any = 1e-5,
-    atol: Any = 1e-5,
+    rtol: Any = None,
+    atol: Any = None,
     options: Mapping[str, Any] | None = None,
     divergence: str | None = None,
     probe: str = "rademacher",
-    probes: int = 4,
+    probes: int | None = None,
     seed: int | None = None,
     first_sample: int = 0,
     chunk: int | None = None,
@@ -156,8 +157,9 @@ def log_likelihood(
         Data end and noise end; by default ``process.end`` and ``process.start``, between which
         :func:`probflow.sample` runs.
     rtol, atol
-        Tolerances for the state and for the integral of the divergence, by default those of Song et
-        al. 2021: within the reach of float32, and for images far below 0.001 bits per coordinate.
+        Tolerances of adaptive methods for the state and for the integral of the divergence, by
+        default 1e-5 as in Song et al. 2021: within the reach of float32, and for images far below
+        0.001 bits per coordinate.
     options
         For the solver, see :func:`probflow.odeint`. Adaptive methods have ``per_sample`` set, so
         that the steps of a sample, and its value, do not depend on the rest of the batch.
@@ -168,10 +170,11 @@ def log_likelihood(
     probe
         Law of the probes' entries: ``"rademacher"`` (signs) or ``"gaussian"``.
     probes
-        Number of probes a sample; they stay the same along the trajectory.
+        Number of probes a sample, by default 4; they stay the same along the trajectory.
     seed, first_sample
-        Fix the probes. Sample i of a seed has the same ones whatever the batch; ``first_sample``
-        is the number of this batch's first.
+        Fix the probes; like ``probes`` not for ``divergence="exact"``, and without effect where
+        that is chosen by default. Sample i of a seed has the same ones whatever the batch;
+        ``first_sample`` is the number of this batch's first.
     chunk
         How many vectors go through a backward pass together, by ``torch.vmap``. By default their
         total size is limited to 2**20 numbers; 1 does without vmap.
@@ -207,10 +210,16 @@ def log_likelihood(
     """
     denoiser = as_model(model, process)
     check_state(x, "x")
-    ends, settings = route(
-        denoiser.process, _method_is_adaptive(method), steps, grid, t0, t1, options
+    ends, settings, tolerances = route(
+        denoiser.process, _method_is_adaptive(method), steps, grid, t0, t1, rtol, atol, options
     )
     log_prior = _log_prior(prior, model, denoiser.process, ends[1])
+    if divergence == "exact" and (probes, seed) != (None, None):
+        raise ValueError(
+            "probes, seed: they are for divergence='hutchinson', the exact one draws nothing; got "
+            f"probes={probes!r}, seed={seed!r}"
+        )
+    probes = PROBES_A_SAMPLE if probes is None else probes
     check_whole(probes, "probes", 1)
     check_whole(first_sample, "first_sample", 0)
     if chunk is not None:
@@ -233,9 +242,8 @@ def log_likelihood(
         integrals = start.new_zeros(len(x), 1 if exact else probes)
         with naming_sample(flow.seen):
             ode = solve_ode(
-                flow, (start, integrals), ends,
-                rtol=rtol, atol=atol, method=method, options=settings,
-            )  # fmt: skip
+                flow, (start, integrals), ends, method=method, options=settings, **tolerances
+            )
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         z, estimates = ode.y[0][-1], ode.y[1][-1].to(wide)
         base, delta = log_prior(z.to(wide)), estimates.mean(1)

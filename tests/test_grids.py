@@ -158,7 +158,7 @@ VP, EDM = pf.VP.linear(), pf.EDM()
         (lambda: grids.uniform().times(VP, 0), "steps: need at least 1, got 0"),
         (lambda: grids.uniform().times(VP, -3), "steps: need at least 1"),
         (lambda: Grid("spiral"), "kind: got 'spiral', allowed are uniform, quadratic"),
-        (lambda: as_grid("spiral"), "kind: got 'spiral'"),
+        (lambda: as_grid("spiral"), "grid: got 'spiral'"),
         (lambda: Grid("uniform", unit="snr"), "unit: got 'snr', allowed are t, lambda"),
         (lambda: Grid("uniform", options={"rho": 3}), "uniform grid: unknown option 'rho'"),
         (lambda: Grid("karras", options={"c0": 3}), "karras grid: unknown option 'c0'"),

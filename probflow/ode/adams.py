@@ -21,7 +21,7 @@ from torch import Tensor
 from probflow.integrate.loop import all_finite
 from probflow.ode.adaptive import AcceptedStep
 from probflow.ode.fixed import FixedStepper, Grid, Outputs, locate
-from probflow.ode.options import MAX_ORDER
+from probflow.ode.options import ADAMS, MAX_ORDER
 from probflow.ode.problem import Problem
 from probflow.ode.steps import at_end, combine, rk_step
 from probflow.tableaus import DOPRI5, DOPRI8, RK4, Tableau
@@ -130,14 +130,17 @@ class AdamsStepper(FixedStepper):
         self._go_on(stop, after)
         return done
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as numbers and tensors."""
-        history = {"slopes": list(self._slopes), "nodes": list(self._nodes)}
-        return {**super().state_dict(), **history}
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return ADAMS
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
-        super().load_state_dict(state)
+    def _state(self) -> dict[str, Any]:
+        history = {"slopes": list(self._slopes), "nodes": list(self._nodes)}
+        return {**super()._state(), **history}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        super()._restore(state)
         self._slopes, self._nodes = list(state["slopes"]), list(state["nodes"])
 
 

@@ -7,7 +7,7 @@ error; states, stages and errors stay there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from probflow.integrate.loop import NonFiniteError
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError, StepSizeError
+from probflow.ode.saved import Stepper
 from probflow.ode.steps import (
     combine,
     dense_value,
@@ -79,7 +80,7 @@ class AcceptedStep:
         )
 
 
-class AdaptiveStepper:
+class AdaptiveStepper(Stepper):
     """One solution, advanced step by step.
 
     Parameters
@@ -314,9 +315,12 @@ class AdaptiveStepper:
     # Saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as numbers and tensors."""
+        """Everything needed to go on later, as names, numbers and tensors."""
         if self.first is None and self.accepted:
             self.first = self._first_stage()
+        return super().state_dict()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "t": self.t,
             "y": self.y,
@@ -326,15 +330,12 @@ class AdaptiveStepper:
             "errors": list(self.errors),
             "accepted": self.accepted,
             "rejected": self.rejected,
-            "nfe": self.problem.nfe,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self.first, self.h = (state[k] for k in ("t", "y", "first", "h"))
         self.errors, self._jumped, self._stages = list(state["errors"]), state["jumped"], []
         self.accepted, self.rejected = state["accepted"], state["rejected"]
-        self.problem.nfe = state["nfe"]
 
 
 def step_limit(limit: float | None, t: float, start: float, end: float) -> float:

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from probflow.integrate.grid import host_times
-from probflow.ode.control import error_norm
+from probflow.ode.control import error_norm, tolerance
 from probflow.ode.events import real
 from probflow.ode.odeint import odeint
+from probflow.ode.once import once
 from probflow.ode.options import backward_options, checked_options, native_methods, resolve
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Problem
@@ -98,6 +98,8 @@ def odeint_adjoint(
         As :func:`odeint`; if ``func`` is no ``nn.Module`` and ``adjoint_params`` is missing; if
         ``adjoint_method`` differs from ``method`` and ``options`` are given without
         ``adjoint_options``.
+    RuntimeError
+        In the backward pass, if a second derivative is asked for.
 
     Examples
     --------
@@ -135,8 +137,13 @@ def odeint_adjoint(
         if settings.get(option, default) not in (default, None):
             raise ValueError(f"{option}: not available with odeint_adjoint; use pf.odeint")
     problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
-    given = parameters(func) if adjoint_params is None else tuple(adjoint_params)
+    given = parameters(func) if adjoint_params is None else _tensors(adjoint_params)
     params = tuple(p for p in dict.fromkeys(given) if p.requires_grad)
+    for argument, value in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
+        # Those for each part of the backward state are checked when there is one.
+        several = isinstance(value, (tuple, list)) or (isinstance(value, Tensor) and value.ndim)
+        if value is not None and not several:
+            tolerance(argument, value, problem)
     rule = _backward(name, solver, adjoint_method)
     if adjoint_options is not None:
         own = dictionary(adjoint_options, "adjoint_options")
@@ -186,6 +193,18 @@ def parameters(module: torch.nn.Module) -> tuple[Tensor, ...]:
     return tuple(v for v in members if isinstance(v, Tensor) and v.requires_grad)
 
 
+def _tensors(params: Any) -> tuple[Tensor, ...]:
+    """The argument ``adjoint_params``, checked."""
+    single = isinstance(params, Tensor) or not isinstance(params, Iterable)
+    given = None if single else tuple(params)
+    if given is None or not all(isinstance(param, Tensor) for param in given):
+        raise TypeError(
+            "adjoint_params: need a sequence of tensors, such as tuple(module.parameters()), got "
+            f"{params!r}"
+        )
+    return given
+
+
 def _backward(name: str | None, solver: Solver | None, adjoint_method: Any) -> Any:
     """Method of the backward solve, by its general name if it has one."""
     if adjoint_method is not None:
@@ -196,11 +215,11 @@ def _backward(name: str | None, solver: Solver | None, adjoint_method: Any) -> A
     return name or adjoint_method
 
 
-def _smallest(tolerance: Any) -> Any:
+def _smallest(value: Any) -> Any:
     """A tolerance for the adjoint system, whose state has other parts than the forward one."""
-    if isinstance(tolerance, (tuple, list)):
-        return min(_smallest(part) for part in tolerance)
-    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+    if isinstance(value, (tuple, list)):
+        return min(_smallest(part) for part in value)
+    return float(value.min()) if isinstance(value, Tensor) else value
 
 
 # Norms ------------------------------------------------------------------------------------------
@@ -286,7 +305,7 @@ class _Adjoint(torch.autograd.Function):
         return (event_t, *states)
 
     @staticmethod
-    @once_differentiable
+    @once("odeint_adjoint")
     def backward(ctx: Any, _: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call, count, problem = ctx.call, ctx.count, ctx.call.problem
         states, params = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

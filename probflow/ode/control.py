@@ -40,7 +40,8 @@ class Control:
         Bounds of the length. A step as short as ``min_step`` is accepted whatever its error.
     safety, ifactor, dfactor
         The next length aims at an error of ``safety**k`` tolerances, and is at most ``ifactor`` and
-        at least ``dfactor`` times the last.
+        at least ``dfactor`` times the last. As in torchdiffeq ``safety`` may be any number > 0:
+        above 1 more steps are rejected, each accepted one still meets the tolerances.
     max_num_steps
         Largest number of steps tried in the whole call (torchdiffeq: for each output interval).
     step_t, jump_t
@@ -119,10 +120,12 @@ def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) 
     if settings.get("ifactor", 10.0) < 1.0:
         raise ValueError(f"ifactor: need a number >= 1, got {settings['ifactor']:g}")
     if "max_num_steps" in options:
-        count = int(_number("max_num_steps", options["max_num_steps"]))
-        if count < 1:
-            raise ValueError(f"max_num_steps: need at least 1, got {count}")
-        settings["max_num_steps"] = count
+        count = _number("max_num_steps", options["max_num_steps"])
+        if count < 1.0:
+            raise ValueError(f"max_num_steps: need at least 1, got {count:g}")
+        if not count.is_integer():
+            raise ValueError(f"max_num_steps: need a whole number >= 1, got {count:g}")
+        settings["max_num_steps"] = int(count)
     for name in ("step_t", "jump_t"):
         if options.get(name) is not None:
             settings[name] = _times(name, options[name])
@@ -151,7 +154,7 @@ def tolerances(rtol: Any, atol: Any, problem: Problem, used: bool = True) -> tup
     TypeError, ValueError
         For values that are none, or, where they are ``used``, numbers that are both 0.
     """
-    both = _tolerance("rtol", rtol, problem), _tolerance("atol", atol, problem)
+    both = tolerance("rtol", rtol, problem), tolerance("atol", atol, problem)
     if used and all(isinstance(value, float) and value == 0.0 for value in both):
         raise ValueError("rtol, atol: at least one of them must be positive, got 0 and 0")
     return both
@@ -168,10 +171,10 @@ def _number(name: str, value: Any) -> float:
 
 
 def _times(name: str, value: Any) -> tuple[float, ...]:
-    values = value.detach().tolist() if isinstance(value, Tensor) else value
     try:
+        values = value.detach().tolist() if isinstance(value, Tensor) else value
         times = tuple(sorted(float(time) for time in values))
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{name}: need a sequence of times, got {value!r}") from None
     if not all(map(math.isfinite, times)):
         raise ValueError(f"{name}: times must be finite, got {value!r}")
@@ -189,7 +192,7 @@ def _controller(value: Any) -> tuple[float, float, float]:
     )
 
 
-def _tolerance(name: str, value: Any, problem: Problem) -> Any:
+def tolerance(name: str, value: Any, problem: Problem) -> Any:
     """A number, or a tensor that broadcasts against the solver's state."""
     layout, like = problem.layout, problem.y0
     if not isinstance(value, (tuple, list)):

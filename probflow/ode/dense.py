@@ -40,10 +40,15 @@ class DenseOutput:
 
         Raises
         ------
-        ValueError
-            For a time outside the interval.
+        TypeError, ValueError
+            For what is no real time; for a time outside the interval.
         """
-        times = torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t
+        try:
+            times = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            times = None
+        if times is None or times.is_complex():
+            raise TypeError(f"t: need a number or a tensor of times, got {t!r}")
         states = [self._state(time) for time in times.reshape(-1).unbind(0)]
         result = self._problem.result(torch.stack(states))
         if times.ndim:

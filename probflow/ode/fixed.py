@@ -14,6 +14,7 @@ from probflow.integrate.grid import host_times, refine
 from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.adaptive import AcceptedStep, step_limit
 from probflow.ode.problem import Problem, host_outputs, traced, transformed
+from probflow.ode.saved import Stepper
 from probflow.ode.steps import (
     Run,
     at_end,
@@ -58,8 +59,8 @@ def fixed_grid(func: Any, y0: Any, t: Any, options: Mapping[str, Any]) -> tuple[
         return t, [[1.0]] * (len(t) - 1), way
     if torch.compiler.is_compiling() and isinstance(t, Tensor):
         raise ValueError(
-            f"{own[0]}: a compiled graph cannot decide how many steps to take; give the times of "
-            "the steps as t, or t as numbers"
+            f"{own[0]}: a compiled graph cannot read t, a tensor, to count the steps to take; "
+            f"give t as numbers, or leave {own[0]} out, with the times of all steps as t"
             if own
             else "t: a compiled graph cannot read it"
         )
@@ -291,7 +292,7 @@ def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) ->
     )
 
 
-class FixedStepper:
+class FixedStepper(Stepper):
     """One solution, advanced in steps of one length; parameters as the adaptive stepper's."""
 
     def __init__(
@@ -348,18 +349,15 @@ class FixedStepper:
             return times
         return inward(torch.stack(tuple(times))[None], tableau.c)[0].unbind(0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as numbers and tensors."""
+    def _state(self) -> dict[str, Any]:
         return {
             "t": self.t,
             "y": self.y,
             "first": self._first,
             "h": self.h,
             "accepted": self.accepted,
-            "nfe": self.problem.nfe,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self._first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.accepted, self.problem.nfe = state["accepted"], state["nfe"]
+        self.accepted = state["accepted"]

@@ -80,6 +80,11 @@ def resolve(method: Any) -> tuple[str | None, Solver | None]:
                 return None, None
             every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
             raise unknown_method(method, every, "torchdiffeq")
+    if not (isinstance(method, (str, Solver)) or callable(method)):
+        raise TypeError(
+            "method: need a name, a Solver or a registered step function, got "
+            f"{method!r}; names: {', '.join(native_methods())} and pf.solver_names()"
+        )
     solver = get_solver(method)
     if solver.stochastic:
         raise ValueError(

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from probflow.ode.fixed import Outputs, locate
+from probflow.ode.once import once
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Func, Run, at_end, on_grid, rk_step
 from probflow.tableaus import Tableau
@@ -76,7 +76,7 @@ def integrate_reversible(
         If the last state is not finite.
     RuntimeError
         In the backward pass, if ``func`` uses a tensor that requires a gradient at some times but
-        not at the first, and that is no parameter of it.
+        not at the first, and that is no parameter of it; if a second derivative is asked for.
     """
     if not 0.0 < coupling <= 1.0:
         raise ValueError(f"coupling: need 0 < coupling <= 1, got {coupling:g}")
@@ -250,12 +250,12 @@ class _Reversible(torch.autograd.Function):
     def forward(ctx: Any, scheme: _Scheme, y0: Tensor, *leaves: Tensor) -> Tensor:
         states, y, z = scheme.forward()
         ctx.scheme = scheme
-        ctx.save_for_backward(y, z, *leaves)
+        ctx.save_for_backward(y, z, y0, *leaves)  # y0 for ``once``
         return states
 
     @staticmethod
-    @once_differentiable
+    @once("gradients: 'reversible'")
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
-        y, z, *leaves = ctx.saved_tensors
+        y, z, _, *leaves = ctx.saved_tensors
         by_y0, by_leaves = ctx.scheme.backward(y, z, grads, leaves)
         return None, by_y0, *by_leaves

@@ -53,8 +53,8 @@ def ode_stepper(
     Returns
     -------
     AdaptiveStepper or FixedStepper
-        With ``t``, ``y``, ``accepted``, ``rejected``, ``step(limit=None)``, ``state_dict()`` and
-        ``load_state_dict(state)``.
+        With ``t``, ``y``, ``accepted``, ``rejected``, ``nfe``, ``step(limit=None)``,
+        ``state_dict()`` and ``load_state_dict(state)``.
 
     Examples
     --------

@@ -233,7 +233,7 @@ SILENT = pf.Model(forbidden, PROCESS)
         ({"steps": 2, "seed": 0, "dtype": torch.int64}, TypeError, "dtype: need a floating-point"),
         ({"steps": 2, "seed": 0, "dtype": "half"}, TypeError, "dtype: need a floating-point"),
         ({"steps": 2, "seed": 0, "solver": "dimm"}, ValueError, "no solver is named 'dimm'; near"),
-        ({"steps": 2, "seed": 0, "grid": "spiral"}, ValueError, "kind: got 'spiral'"),
+        ({"steps": 2, "seed": 0, "grid": "spiral"}, ValueError, "grid: got 'spiral'"),
         ({"steps": 2, "seed": 0, "grid": 3}, TypeError, "grid: need a Grid"),
         ({"steps": 3, "seed": 0, "grid": [1.0, 0.5, 0.1]}, ValueError, "grid has 2 steps, asked"),
         ({"steps": 2, "seed": 0, "process": pf.EDM()}, ValueError, "model: it belongs to the"),

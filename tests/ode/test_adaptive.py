@@ -399,8 +399,51 @@ def test_a_stepper_saved_and_restored_goes_on_as_if_nothing_happened(method, opt
     assert again.t == saved["t"]
     assert [again.step().stop for _ in rest] == rest
     assert torch.equal(again.y, stepper.y)
-    assert again.problem.nfe == stepper.problem.nfe
+    assert again.nfe == again.problem.nfe == stepper.nfe
     assert float((again.y - rotated(Y0, 2.0)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "bosh3"}, "method 'dopri5' instead of 'bosh3'"),
+        ({"method": "dopri8"}, "method 'dopri5' instead of 'dopri8'"),
+        ({"method": "rk4", "options": {"step_size": 0.1}}, "method 'dopri5' instead of 'rk4'"),
+        (
+            {"method": "explicit_adams", "options": {"step_size": 0.1}},
+            "method 'dopri5'.* 'explicit",
+        ),
+        ({"y0": torch.ones(3, 2, dtype=DOUBLE)}, r"shape \(2,\) instead of \(3, 2\)"),
+        ({"y0": (torch.ones(2, dtype=DOUBLE),)}, r"shape \(2,\) instead of \[\(2,\)\]"),
+        ({"y0": torch.ones(2)}, "dtype 'torch.float64' instead of 'torch.float32'"),
+        ({"t0": 0.5}, "t0 0.0 instead of 0.5"),
+        ({"t1": -2.0}, "t1 2.0 instead of -2.0"),
+        ({"method": "bosh3", "t1": 3.0}, "method .* instead of 'bosh3', t1 2.0 instead of 3.0"),
+    ],
+)
+def test_a_stepper_takes_no_state_of_another(change: dict, message: str) -> None:
+    usual = {"y0": torch.ones(2, dtype=DOUBLE), "t0": 0.0, "t1": 2.0}
+    saved = pf.ode_stepper(lambda t, y: -y, **usual).state_dict()
+    other = pf.ode_stepper(lambda t, y: -y, **{**usual, **change})
+    with pytest.raises(ValueError, match=f"state: of another stepper, with {message}"):
+        other.load_state_dict(saved)
+    assert other.t == {**usual, **change}["t0"]
+
+
+def test_what_is_no_state_of_a_stepper() -> None:
+    stepper = pf.ode_stepper(rotation, Y0, 0.0, 1.0)
+    saved = stepper.state_dict()
+    for nothing in (None, [1], "state"):
+        with pytest.raises(TypeError, match=r"state: need the dictionary of state_dict\(\), got"):
+            stepper.load_state_dict(nothing)
+    with pytest.raises(ValueError, match="state: no method, shape, dtype, t0, t1, y, first"):
+        stepper.load_state_dict({"t": 0.0})
+    del saved["errors"]
+    with pytest.raises(ValueError, match="state: no errors; need"):
+        stepper.load_state_dict(saved)
+    wrong = {**stepper.state_dict(), "y": torch.ones(7, dtype=DOUBLE)}
+    with pytest.raises(ValueError, match=r"state: y has shape torch.Size\(\[7\]\) instead of"):
+        stepper.load_state_dict(wrong)
 
 
 def test_a_stepper_stops_at_its_limit() -> None:

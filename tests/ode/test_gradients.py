@@ -426,12 +426,32 @@ def test_callbacks_of_the_adjoint() -> None:
     assert shapes == {((), (2,), (2,), (2, 2), (2,))}
 
 
-def test_adjoint_has_no_second_derivative() -> None:
-    y0 = leaf(0.5, -1.0)
-    y = pf.odeint_adjoint(Field(), y0, [0.0, 1.0])
-    (grad,) = torch.autograd.grad(y.square().sum(), y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("way", ["adjoint", "reversible"])
+def test_a_second_derivative_is_never_cut_silently(way: str, power: int) -> None:
+    field, y0 = Field(), leaf(0.5, -1.0)
+    inputs, times = (y0, *field.parameters()), [0.0, 0.5, 1.0]
+
+    def solve(gradients: str = "direct") -> Tensor:
+        return pf.odeint(field, y0, times, method="rk4", options={"gradients": gradients})
+
+    def first(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((y**power).sum(), inputs, create_graph=True)
+
+    def penalty(grads: tuple[Tensor, ...]) -> Tensor:  # with other ways to all inputs
+        both = zip(grads, inputs, strict=True)
+        return sum((grad.square() + value.square()).sum() for grad, value in both)
+
+    solved = pf.odeint_adjoint(field, y0, times, method="rk4") if way == "adjoint" else solve(way)
+    grads = first(solved)
+    close(grads, first(solve()), atol=1e-2)
+    for value in inputs:
+        with pytest.raises(RuntimeError, match=r"has first derivatives only; .*'checkpoint'"):
+            torch.autograd.grad(penalty(grads), value, retain_graph=True)
+    with pytest.raises(RuntimeError, match="has first derivatives only"):
+        penalty(grads).backward()
+    both = [torch.autograd.grad(penalty(first(solve(g))), inputs) for g in ("checkpoint", "direct")]
+    close(*both, atol=1e-12)
 
 
 def sampler_gap(method: str, steps: int) -> float:
@@ -583,6 +603,20 @@ def test_whole_graphs_with_steps_between_given_numbers(grad: bool) -> None:
         with torch.set_grad_enabled(grad):
             whole = torch.compile(solve, fullgraph=True, backend="eager")
             close(whole(*state), solve(*state), 1e-14)
+
+
+def test_a_whole_graph_cannot_count_steps_between_times_of_a_tensor(monkeypatch) -> None:
+    y0, t, options = leaf(0.5, -1.0), torch.tensor([0.0, 0.5], dtype=DOUBLE), {"step_size": 0.1}
+
+    def solve(y: Tensor, t: Tensor) -> Tensor:
+        return pf.odeint(Field(), y, t, method="rk4", options=options)
+
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(solve, fullgraph=True, backend="eager")(y0, t)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # dynamo wraps the error
+    with pytest.raises(ValueError, match=r"step_size: .* cannot read t, .* give t as numbers, or"):
+        solve(y0, t)
 
 
 # Memory: checkpoints and reversible steps -------------------------------------------------------

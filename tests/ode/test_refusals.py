@@ -99,6 +99,15 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "check_finite=False does nothing for dopri5, whose step lengths come from the error",
     ),
     (lambda: pf.odeint(never, Y0, torch.tensor([0, 1])), TypeError, "t: need floating-point times"),
+    (with_options(step_t="a"), TypeError, "step_t: need a sequence of times, got 'a'"),
+    (with_options(jump_t=3), TypeError, "jump_t: need a sequence of times, got 3"),
+    (
+        with_options(max_num_steps=2.5),
+        ValueError,
+        "max_num_steps: need a whole number >= 1, .* 2.5",
+    ),
+    (lambda: solve(method=3), TypeError, "method: need a name, .* got 3; names: .*dopri5"),
+    (lambda: pf.odeint_dense(decay, Y0, 0.0, 1.0)("a"), TypeError, "t: need a number or .* 'a'"),
     # Steppers have no options of whole solves
     (stepper(gradients="checkpoint"), ValueError, "options: dopri5 has no option 'gradients'"),
     (stepper(progress=True), ValueError, "has no option 'progress'"),
@@ -114,6 +123,31 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (adjoint({"max_stp": 1}), ValueError, "^adjoint_options: dopri5 .*near names: max_step"),
     (adjoint({"return_info": True}), ValueError, "^adjoint_options: dopri5 has no option 'ret"),
     (adjoint(3), TypeError, "^adjoint_options: need a dictionary"),
+    (
+        lambda: pf.odeint_adjoint(never, Y0, [0.0, 1.0], adjoint_params=3),
+        TypeError,
+        "adjoint_params: need a sequence of tensors, .* got 3",
+    ),
+    (
+        lambda: pf.odeint_adjoint(never, Y0, [0.0, 1.0], adjoint_params=("w",)),
+        TypeError,
+        "adjoint_params: need a sequence of tensors",
+    ),
+    (
+        lambda: pf.odeint_adjoint(never, Y0, [0.0, 1.0], adjoint_params=Y0),
+        TypeError,
+        "adjoint_params: need a sequence of tensors",
+    ),
+    (
+        lambda: pf.odeint_adjoint(never, Y0, [0.0, 1.0], adjoint_params=(), adjoint_rtol="x"),
+        TypeError,
+        "adjoint_rtol: need a number, got 'x'",
+    ),
+    (
+        lambda: pf.odeint_adjoint(never, Y0, [0.0, 1.0], adjoint_params=(), adjoint_atol=-1.0),
+        ValueError,
+        "adjoint_atol: need a finite number >= 0, got -1",
+    ),
     # Events
     (event([1.0]), TypeError, "y0: need a tensor or a tuple of tensors, got list"),
     (event(t0=[0.0]), TypeError, r"t0: need a number or a 0-d tensor, got \[0.0\]"),

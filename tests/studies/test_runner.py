@@ -261,7 +261,7 @@ def test_determinism() -> None:
         ({"steps": (8.5,)}, TypeError, "steps: need a whole number"),
         ({"measure": "hellinger"}, ValueError, "measure: got 'hellinger', allowed are tv"),
         ({"measure": ()}, ValueError, "need at least one of each"),
-        ({"grid": "quardatic"}, ValueError, "kind: got 'quardatic'"),
+        ({"grid": "quardatic"}, ValueError, "grid: got 'quardatic'; near names: quadratic"),
         ({"grid": 3}, TypeError, "grid: need a Grid"),
         ({"samples": 1}, ValueError, "samples, reference_steps: need at least 2"),
         ({"reference_steps": 1}, ValueError, "samples, reference_steps: need at least 2"),
