@@ -89,8 +89,11 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` (where the model was evaluated) and
     ``denoised`` after the first evaluation of every step. Stochastic solvers draw from
     ``noise_sampler(sigma, sigma_next)``, from a seed (sample i is the same for every batch size),
-    from a generator, or from torch's global one. ``options`` of the call replace those of
-    :func:`sample`. The result has the dtype of ``x``; half precision is computed in float32.
+    from a generator, or from torch's global one. As in k-diffusion, the noise sampler is asked only
+    where ``sigma_next > 0``, because trees begin at the least positive sigma. Only churn has noise
+    in a step to 0; that comes from torch's global generator, as all churn does there. ``options``
+    of the call replace those of :func:`sample`. The result has the dtype of ``x``; half precision
+    is computed in float32.
 
     Examples
     --------
@@ -235,6 +238,8 @@ def _source(
         pairs = torch.tensor(ends, dtype=like.dtype, device=like.device)
 
         def draw(number: int) -> Tensor:
+            if ends[number][1] == 0:
+                return torch.randn_like(like)
             return noise_sampler(pairs[number, 0], pairs[number, 1]).to(like.dtype)
 
         return draw

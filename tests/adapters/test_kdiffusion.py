@@ -110,12 +110,30 @@ def test_churn_of_the_function_for_euler() -> None:
     def noise(sigma: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return kept[int((SIGMAS - sigma).abs().argmin())]
 
+    torch.manual_seed(6)  # the churn of the step to 0, on which the sampler is not asked
+    kept[5] = torch.randn(6, 2, dtype=DOUBLE)
     options = {"s_churn": 5.0, "s_tmax": 10.0, "s_noise": 1.1}
     expected = churned(X, SIGMAS, noise)
     for made, called in ((options, {}), ({}, options)):
         sample_fn = pf.kdiffusion.sample("sample_euler", **made)
+        torch.manual_seed(6)
         result = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise, **called)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["edm-churn", "sample_euler", "sample_heun", "sample_dpm_2"])
+def test_trees_serve_churn_in_a_step_to_zero(name: str) -> None:
+    key = "S_churn" if name == "edm-churn" else "s_churn"
+    tree, asked = pf.BrownianNoiseSampler(X, 0.2, 20.0, seed=0), []
+
+    def noise_sampler(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        asked.append((float(sigma), float(sigma_next)))
+        return tree(sigma, sigma_next)
+
+    sample_fn = pf.kdiffusion.sample(name, **{key: 5.0})
+    x = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise_sampler)
+    assert torch.isfinite(x).all()
+    assert min(b for _, b in asked) == pytest.approx(0.2)
 
 
 def test_names_in_its_spelling() -> None:
