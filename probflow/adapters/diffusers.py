@@ -111,7 +111,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     Raises
     ------
     ValueError
-        For an argument that makes no sense, naming it; an unknown solver with near names.
+        For an argument that makes no sense, naming it; an unknown solver with near names; a solver
+        that chooses its steps while it runs or takes derivatives of the model.
     """
 
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012

@@ -335,6 +335,7 @@ def test_custom_timesteps_and_sigmas() -> None:
     [
         ({"solver": "dpm-solver-2mm"}, {}, "near names"),
         ({"solver": "dopri5"}, {}, "chooses its steps"),
+        ({"solver": "dpm-solver-23"}, {}, "chooses its steps itself .* serves pf.sample"),
         ({"solver": "lms-4", "solver_options": {"stort": 1}}, {}, "has no option"),
         ({"prediction_type": "eps"}, {}, "prediction_type"),
         ({"timestep_spacing": "middle"}, {}, "timestep_spacing"),
@@ -358,6 +359,11 @@ def test_custom_timesteps_and_sigmas() -> None:
 def test_errors_name_the_argument(options: dict, call: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProbflowScheduler(**options).set_timesteps(**call)
+
+
+def test_derivatives_are_refused_at_once_with_what_to_take() -> None:
+    with pytest.raises(ValueError, match=r"derivatives .* pf.diffusers.from_pipeline\(pipe\)"):
+        ProbflowScheduler(solver="accelerated-sde-jvp")
 
 
 def test_errors_of_step() -> None:
