@@ -22,7 +22,7 @@ from probflow.models import check_output, time_dtype
 from probflow.processes import EDM, Process
 from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
-from probflow.words import near, no_option
+from probflow.words import dictionary, near, no_option
 
 __all__ = ["STOCK", "sample"]
 
@@ -78,6 +78,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
 
     Raises
     ------
+    TypeError
+        For an option that is not a number where one is due.
     ValueError
         For an unknown solver, with near names, or option, or a method with adaptive steps.
 
@@ -119,6 +121,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> Tensor:
+        _check_arguments(model, x, callback, noise_sampler, generator)
+        kwargs = dictionary(extra_args, "extra_args")
         times = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").tolist()
         if len(times) < 2 or any(not a > b >= 0 for a, b in pairwise(times)):
             raise ValueError(
@@ -128,7 +132,7 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         plan = plan_to_data(solver, levels, times, "x0")
         wide = torch.promote_types(x.dtype, torch.float32)
         draw = _source(plan, x.to(wide), noise_sampler, seed, generator)
-        walk, kwargs = PlanWalk(plan), dict(extra_args or {})
+        walk = PlanWalk(plan)
         state = walk.begin(x.to(wide), draw).to(x.dtype)
         calls = [stage.time for step in plan.steps for stage in step.stages]
         told = torch.tensor(calls, dtype=time_dtype(x.dtype), device=x.device)
@@ -175,6 +179,25 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         return sample_dpm_fast
     sample_fn.__name__ = _canonical(name) if _canonical(name) in STOCK else f"sample_{chosen.name}"
     return sample_fn
+
+
+def _check_arguments(
+    model: Any, x: Any, callback: Any, noise_sampler: Any, generator: Any
+) -> None:
+    """Raise ``TypeError`` for what cannot be called, is no tensor, mapping or generator."""
+    if not callable(model):
+        raise TypeError(f"model: need a callable f(x, sigma), got {model!r}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+        raise TypeError(f"x: need a tensor of floats, shape (batch, ...), got {got}")
+    for name, value, signature in (
+        ("callback", callback, "f(entry)"),
+        ("noise_sampler", noise_sampler, "f(sigma, sigma_next)"),
+    ):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}: need a callable {signature} or None, got {value!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: need a torch.Generator or None, got {generator!r}")
 
 
 def _canonical(name: Any) -> str:

@@ -381,6 +381,19 @@ def test_errors_of_step() -> None:
     loop(ours, normal(2, 2))
     with pytest.raises(ValueError, match="set_timesteps again"):
         ours.step(x, ours.timesteps[0], x)
+    ours.set_timesteps(2)
+    for arguments, options, message in (
+        ((None, 999, x), {}, "model_output: need a tensor, got NoneType"),
+        ((x, 999, [1.0]), {}, "sample: need a tensor, got list"),
+        ((x, 999, x), {"generator": 3}, "generator: need a torch.Generator .* got 3"),
+        ((x, 999, x), {"generator": [None, 3]}, "generator: need a torch.Generator"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            ours.step(*arguments, **options)
+    with pytest.raises(TypeError, match=r"solver_options: need a dictionary, got \[1\]"):
+        ProbflowScheduler(solver_options=[1])
+    with pytest.raises(TypeError, match="eta: ddim-eta needs a number, got 'a'"):
+        ProbflowScheduler(solver="ddim-eta", solver_options={"eta": "a"})
     with pytest.raises(ValueError, match="no argument 'solvr'"):
         ProbflowScheduler.from_config(DDIMScheduler().config, solvr="ddim")
 

@@ -242,3 +242,22 @@ def test_derivatives_are_refused() -> None:
     sample_fn = pf.kdiffusion.sample("accelerated-sde-jvp")
     with pytest.raises(ValueError, match="accelerated-sde-jvp takes derivatives of the model"):
         sample_fn(denoise, X, SIGMAS[:-1], disable=True, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": None}, r"model: need a callable f\(x, sigma\), got None"),
+        ({"x": [1.0]}, r"x: need a tensor of floats, shape \(batch, ...\), got \[1.0\]"),
+        ({"x": torch.ones(2, 2, dtype=torch.int64)}, "x: need a tensor of floats.*got torch.int64"),
+        ({"extra_args": [1]}, r"extra_args: need a dictionary, got \[1\]"),
+        ({"callback": 3}, "callback: need a callable"),
+        ({"noise_sampler": 3}, r"noise_sampler: need a callable f\(sigma, sigma_next\).*got 3"),
+        ({"generator": 3}, "generator: need a torch.Generator or None, got 3"),
+        ({"s_noise": "a"}, "s_noise: euler-ancestral needs a number, got 'a'"),
+    ],
+)
+def test_arguments_of_a_wrong_kind(changed: dict, message: str) -> None:
+    given = {"model": denoise, "x": X, "sigmas": SIGMAS, "disable": True, **changed}
+    with pytest.raises(TypeError, match=message):
+        pf.kdiffusion.sample("euler-ancestral")(**given)
