@@ -16,9 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probflow.adapters import solver_with_plan
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.integrate.noise import GeneratorNoise, SeededNoise
 from probflow.integrate.walk import PlanWalk
 from probflow.models import check_output, time_dtype
+from probflow.plan import Plan
 from probflow.processes import EDM, Process
 from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
@@ -81,7 +83,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     TypeError
         For an option that is not a number where one is due.
     ValueError
-        For an unknown solver, with near names, or option, or a method with adaptive steps.
+        For an unknown solver, with near names, or option, or a method with adaptive steps. The
+        function raises ``NonFiniteError`` that names step and sigma of the model's first NaN.
 
     Notes
     -----
@@ -135,12 +138,14 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         walk = PlanWalk(plan)
         state = walk.begin(x.to(wide), draw).to(x.dtype)
         calls = [stage.time for step in plan.steps for stage in step.stages]
+        finite = [torch.isfinite(x).all()]  # looked at in the end only, where a run fails
         told = torch.tensor(calls, dtype=time_dtype(x.dtype), device=x.device)
         with torch.no_grad(), tqdm(total=len(plan.steps), disable=disable) as bar:
             for sigma in told:
                 number, first = walk.step, walk.stage == 0
                 denoised = model(state, sigma.expand(len(x)), **kwargs)
                 check_output(denoised, state)
+                finite.append(torch.isfinite(denoised).all())
                 if callback is not None and first:
                     callback(
                         {
@@ -153,6 +158,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
                     )
                 state = walk.advance(state.to(wide), denoised.to(wide), draw).to(x.dtype)
                 bar.update(walk.step - number)
+        if not all_finite(state):
+            raise NonFiniteError(f"{plan.solver}: NaN or infinity in {_failure(plan, finite)}")
         return state
 
     def sample_dpm_fast(
@@ -179,6 +186,20 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         return sample_dpm_fast
     sample_fn.__name__ = _canonical(name) if _canonical(name) in STOCK else f"sample_{chosen.name}"
     return sample_fn
+
+
+def _failure(plan: Plan, finite: list[Tensor]) -> str:
+    """Where a run failed, by flags of the initial state and the model's outputs."""
+    steps = enumerate(plan.steps)
+    calls = [(number, stage.time) for number, step in steps for stage in step.stages]
+    flags = torch.stack(finite).tolist()
+    if all(flags):
+        return "the final state, though the model's outputs were finite (overflow)"
+    first = flags.index(False)
+    if not first:
+        return "the initial state x"
+    number, sigma = calls[first - 1]
+    return f"the model's output at step {number} of {len(plan.steps)}, sigma = {sigma:g}"
 
 
 def _check_arguments(
@@ -242,7 +263,7 @@ def _with_options(name: Any, solver: Solver, options: Mapping[str, Any]) -> Solv
 
 
 def _source(
-    plan: Any,
+    plan: Plan,
     like: Tensor,
     noise_sampler: NoiseSampler | None,
     seed: int | None,

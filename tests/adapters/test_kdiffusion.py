@@ -8,7 +8,7 @@ import torch
 
 import probflow as pf
 from probflow.adapters.kdiffusion import STOCK
-from probflow.integrate import SeededNoise, run_plan
+from probflow.integrate import NonFiniteError, SeededNoise, run_plan
 
 DOUBLE = torch.float64
 #: All but those that take derivatives of the model, which cannot be served one call at a time.
@@ -261,3 +261,25 @@ def test_arguments_of_a_wrong_kind(changed: dict, message: str) -> None:
     given = {"model": denoise, "x": X, "sigmas": SIGMAS, "disable": True, **changed}
     with pytest.raises(TypeError, match=message):
         pf.kdiffusion.sample("euler-ancestral")(**given)
+
+
+def test_nan_names_step_and_sigma() -> None:
+    sample_fn = pf.kdiffusion.sample("dpmpp_2m")
+
+    def broken(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return denoise(x, sigma) / (sigma[0] != SIGMAS[2])
+
+    message = r"dpm-solver\+\+-2m: .* the model's output at step 2 of 6, sigma = 3$"
+    with pytest.raises(NonFiniteError, match=message):
+        sample_fn(broken, X, SIGMAS, disable=True)
+    with pytest.raises(NonFiniteError, match="the initial state x"):
+        sample_fn(denoise, X * torch.nan, SIGMAS, disable=True)
+    # The second step extrapolates from -6e4 to 6e4, beyond what half precision holds.
+    sigmas = torch.tensor([1.0, 0.5, 0.01])
+    with pytest.raises(NonFiniteError, match="overflow"):
+        sample_fn(
+            lambda x, sigma: torch.full_like(x, 6e4 if sigma[0] < 1 else -6e4),
+            X.half(),
+            sigmas,
+            disable=True,
+        )
