@@ -202,9 +202,7 @@ def _failure(plan: Plan, finite: list[Tensor]) -> str:
     return f"the model's output at step {number} of {len(plan.steps)}, sigma = {sigma:g}"
 
 
-def _check_arguments(
-    model: Any, x: Any, callback: Any, noise_sampler: Any, generator: Any
-) -> None:
+def _check_arguments(model: Any, x: Any, callback: Any, noise_sampler: Any, generator: Any) -> None:
     """Raise ``TypeError`` for what cannot be called, is no tensor, mapping or generator."""
     if not callable(model):
         raise TypeError(f"model: need a callable f(x, sigma), got {model!r}")

@@ -30,6 +30,7 @@ from diffusers import (
 from tiny_pipelines import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unet
 
 import probflow as pf
+from probflow.adapters.stock_configs import REFUSED
 from probflow.diffusers import ProbflowScheduler, from_pipeline, from_unet
 from probflow.integrate import SeededNoise, run_plan
 from probflow.integrate.noise import normals
@@ -269,10 +270,32 @@ def test_defaults_of_the_other_class_count_and_its_default_clipping_does_not() -
     assert ProbflowScheduler.from_config(DDPMScheduler(clip_sample=True).config).config.clip_sample
 
 
-@pytest.mark.parametrize("name", ["IPNDM", "ScoreSdeVe", "SCM", "DDPMWuerstchen"])
+@pytest.mark.parametrize("name", ["SCM", "CMStochasticIterative"])
 def test_unknown_noise_processes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="noise process"):
         ProbflowScheduler.from_config(stock(name).config)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_schedulers_say_why_and_what_to_take(name: str) -> None:
+    take = "pf.encode" if "Inverse" in name else "pf.sample"
+    with pytest.raises(ValueError, match=f"{name}Scheduler cannot be .*; take {take}"):
+        ProbflowScheduler.from_config(stock(name).config)
+    text = (Path(__file__).parents[2] / "docs/diffusers.md").read_text()
+    assert f"`{name}Scheduler`" in text
+
+
+def test_the_network_of_ipndm_as_a_model() -> None:
+    process = pf.VP.linear()
+    target = pf.GaussianMixture([1, 2], [[-1.0], [1.5]], stds=[0.4, 0.7])
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    told = 2 * torch.atan(sigma / alpha) / torch.pi
+    torch.testing.assert_close(torch.cos(told * torch.pi / 2), alpha)
+    x = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v, eps = (target.model(process).predict(x, t, kind) for kind in ("v", "eps"))
+    stock_eps = x * sigma[:, None] + v * alpha[:, None]  # IPNDMScheduler.step
+    torch.testing.assert_close(stock_eps, eps)
 
 
 def test_saved_configurations_of_stock_schedulers(tmp_path) -> None:
