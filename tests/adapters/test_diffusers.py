@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +269,37 @@ def test_defaults_of_the_other_class_count_and_its_default_clipping_does_not() -
     assert (heun.config.beta_start, heun.config.beta_end) == (0.00085, 0.012)
     assert not ProbflowScheduler.from_config(DDPMScheduler().config).config.clip_sample
     assert ProbflowScheduler.from_config(DDPMScheduler(clip_sample=True).config).config.clip_sample
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("EulerDiscrete", "ddim"), ("HeunDiscrete", "edm-heun"), ("LMSDiscrete", "lms-4")],
+)
+def test_stock_starts_from_a_shorter_state(name: str, solver: str, spacing: str) -> None:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    theirs = stock(name, timestep_spacing=spacing, **betas)
+    ours = ProbflowScheduler.from_config(theirs.config, solver=solver)
+    target = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
+    model = target.model(ours.noise_levels.process).as_prediction("eps")
+
+    def run(scheduler, x: torch.Tensor) -> torch.Tensor:
+        for t in scheduler.timesteps:
+            output = model(scheduler.scale_model_input(x, t), float(t))
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+        return x
+
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(20)
+    z = normal(500, 2, dtype=DOUBLE)
+    expected = run(theirs, z * float(theirs.init_noise_sigma))
+    sigma = float(theirs.sigmas.max())
+    shorter = 1.0 if spacing == "leading" else sigma / math.hypot(sigma, 1.0)
+    torch.testing.assert_close(run(ours, z * shorter), expected, rtol=0, atol=1e-5)
+    if spacing != "leading":
+        ours.set_timesteps(20)
+        off = (run(ours, z) - expected).square().mean().sqrt() / expected.std()
+        assert 0.001 < float(off) < 0.002
 
 
 @pytest.mark.parametrize("name", ["SCM", "CMStochasticIterative"])
