@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probflow.solvers import Solver, get_solver
+from probflow.words import dictionary
 
 __all__ = ["register", "solver_with_plan", "spellings", "unregister"]
 
@@ -58,11 +59,15 @@ def spellings(solver: Solver) -> list[str]:
     return [*names, *(name.replace("-", "_") for name in names if "-" in name)]
 
 
-def solver_with_plan(solver: Any, options: Mapping[str, Any] | None = None) -> Solver:
+def solver_with_plan(
+    solver: Any, options: Mapping[str, Any] | None = None, argument: str = "options"
+) -> Solver:
     """A solver of the registry for a front end that has its own grid.
 
     Raises
     ------
+    TypeError
+        If the options, which the front end calls ``argument``, are not a mapping.
     ValueError
         For an unknown name or option, or a method that chooses its steps while it runs.
     """
@@ -74,4 +79,4 @@ def solver_with_plan(solver: Any, options: Mapping[str, Any] | None = None) -> S
             f"solver: {solver!r} chooses its steps while it runs and has no grid; take a solver of "
             "pf.solver_names(), or pf.odeint with a model of your network"
         )
-    return get_solver(solver, **dict(options or {}))
+    return get_solver(solver, **dictionary(options, argument))

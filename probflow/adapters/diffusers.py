@@ -111,7 +111,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     Raises
     ------
     ValueError
-        For an argument that makes no sense, naming it; an unknown solver with near names.
+        For an argument that makes no sense, naming it; an unknown solver with near names; a solver
+        that chooses its steps while it runs or takes derivatives of the model.
     """
 
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
@@ -352,11 +353,22 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ------
         ValueError
             If shapes differ, ``timestep`` is none to begin with, or all calls are made.
+        TypeError
+            If ``model_output`` or ``sample`` is no tensor, or ``generator`` no generator.
         """
         run = self._made()
         if eta:
             raise ValueError(
                 f"eta: got {eta}; choose a stochastic solver instead, and leave eta at 0"
+            )
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
+        given = generator if isinstance(generator, list) else [generator]
+        if not all(g is None or isinstance(g, torch.Generator) for g in given):
+            raise TypeError(
+                "generator: need a torch.Generator or a list of one for each sample, got "
+                f"{generator!r}"
             )
         if str(self.config.variance_type).startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]

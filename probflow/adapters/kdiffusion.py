@@ -16,13 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probflow.adapters import solver_with_plan
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.integrate.noise import GeneratorNoise, SeededNoise
 from probflow.integrate.walk import PlanWalk
 from probflow.models import check_output, time_dtype
+from probflow.plan import Plan
 from probflow.processes import EDM, Process
 from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
-from probflow.words import near, no_option
+from probflow.words import dictionary, near, no_option
 
 __all__ = ["STOCK", "sample"]
 
@@ -78,8 +80,11 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
 
     Raises
     ------
+    TypeError
+        For an option that is not a number where one is due.
     ValueError
-        For an unknown solver, with near names, or option, or a method with adaptive steps.
+        For an unknown solver, with near names, or option, or a method with adaptive steps. The
+        function raises ``NonFiniteError`` that names step and sigma of the model's first NaN.
 
     Notes
     -----
@@ -89,8 +94,11 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` (where the model was evaluated) and
     ``denoised`` after the first evaluation of every step. Stochastic solvers draw from
     ``noise_sampler(sigma, sigma_next)``, from a seed (sample i is the same for every batch size),
-    from a generator, or from torch's global one. ``options`` of the call replace those of
-    :func:`sample`. The result has the dtype of ``x``; half precision is computed in float32.
+    from a generator, or from torch's global one. As in k-diffusion, the noise sampler is asked only
+    where ``sigma_next > 0``, because trees begin at the least positive sigma. Only churn has noise
+    in a step to 0; that comes from torch's global generator, as all churn does there. ``options``
+    of the call replace those of :func:`sample`. The result has the dtype of ``x``; half precision
+    is computed in float32.
 
     Examples
     --------
@@ -116,6 +124,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> Tensor:
+        _check_arguments(model, x, callback, noise_sampler, generator)
+        kwargs = dictionary(extra_args, "extra_args")
         times = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").tolist()
         if len(times) < 2 or any(not a > b >= 0 for a, b in pairwise(times)):
             raise ValueError(
@@ -125,15 +135,17 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         plan = plan_to_data(solver, levels, times, "x0")
         wide = torch.promote_types(x.dtype, torch.float32)
         draw = _source(plan, x.to(wide), noise_sampler, seed, generator)
-        walk, kwargs = PlanWalk(plan), dict(extra_args or {})
+        walk = PlanWalk(plan)
         state = walk.begin(x.to(wide), draw).to(x.dtype)
         calls = [stage.time for step in plan.steps for stage in step.stages]
+        finite = [torch.isfinite(x).all()]  # looked at in the end only, where a run fails
         told = torch.tensor(calls, dtype=time_dtype(x.dtype), device=x.device)
         with torch.no_grad(), tqdm(total=len(plan.steps), disable=disable) as bar:
             for sigma in told:
                 number, first = walk.step, walk.stage == 0
                 denoised = model(state, sigma.expand(len(x)), **kwargs)
                 check_output(denoised, state)
+                finite.append(torch.isfinite(denoised).all())
                 if callback is not None and first:
                     callback(
                         {
@@ -146,6 +158,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
                     )
                 state = walk.advance(state.to(wide), denoised.to(wide), draw).to(x.dtype)
                 bar.update(walk.step - number)
+        if not all_finite(state):
+            raise NonFiniteError(f"{plan.solver}: NaN or infinity in {_failure(plan, finite)}")
         return state
 
     def sample_dpm_fast(
@@ -172,6 +186,37 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         return sample_dpm_fast
     sample_fn.__name__ = _canonical(name) if _canonical(name) in STOCK else f"sample_{chosen.name}"
     return sample_fn
+
+
+def _failure(plan: Plan, finite: list[Tensor]) -> str:
+    """Where a run failed, by flags of the initial state and the model's outputs."""
+    steps = enumerate(plan.steps)
+    calls = [(number, stage.time) for number, step in steps for stage in step.stages]
+    flags = torch.stack(finite).tolist()
+    if all(flags):
+        return "the final state, though the model's outputs were finite (overflow)"
+    first = flags.index(False)
+    if not first:
+        return "the initial state x"
+    number, sigma = calls[first - 1]
+    return f"the model's output at step {number} of {len(plan.steps)}, sigma = {sigma:g}"
+
+
+def _check_arguments(model: Any, x: Any, callback: Any, noise_sampler: Any, generator: Any) -> None:
+    """Raise ``TypeError`` for what cannot be called, is no tensor, mapping or generator."""
+    if not callable(model):
+        raise TypeError(f"model: need a callable f(x, sigma), got {model!r}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+        raise TypeError(f"x: need a tensor of floats, shape (batch, ...), got {got}")
+    for name, value, signature in (
+        ("callback", callback, "f(entry)"),
+        ("noise_sampler", noise_sampler, "f(sigma, sigma_next)"),
+    ):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}: need a callable {signature} or None, got {value!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: need a torch.Generator or None, got {generator!r}")
 
 
 def _canonical(name: Any) -> str:
@@ -216,7 +261,7 @@ def _with_options(name: Any, solver: Solver, options: Mapping[str, Any]) -> Solv
 
 
 def _source(
-    plan: Any,
+    plan: Plan,
     like: Tensor,
     noise_sampler: NoiseSampler | None,
     seed: int | None,
@@ -235,6 +280,8 @@ def _source(
         pairs = torch.tensor(ends, dtype=like.dtype, device=like.device)
 
         def draw(number: int) -> Tensor:
+            if ends[number][1] == 0:
+                return torch.randn_like(like)
             return noise_sampler(pairs[number, 0], pairs[number, 1]).to(like.dtype)
 
         return draw

@@ -152,8 +152,16 @@ class SchedulerRun:
 
 
 def solver_of(solver: Any, options: Mapping[str, Any] | None) -> Solver:
-    """The solver, by default with ``start="euler"``: as many model calls in each step."""
-    found = solver_with_plan(solver, options)
+    """The solver, by default with ``start="euler"``: as many model calls in each step.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`~probflow.adapters.solver_with_plan`, for an option's value, and for a solver that
+        cannot be served one call at a time.
+    """
+    found = solver_with_plan(solver, options, "solver_options")
+    PlanWalk(found.plan(EDM(), [3.0, 2.0, 1.0]))
     if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):
         euler = found.with_options(start="euler")
         with suppress(ValueError):  # some have other starts only

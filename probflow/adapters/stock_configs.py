@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-__all__ = ["arguments_of", "translated"]
+__all__ = ["REFUSED", "arguments_of", "translated"]
 
 # Whose timesteps a stock scheduler makes; the first words of its class name.
 _STOCK_LAYOUTS = {
@@ -23,7 +23,21 @@ _STOCK_LAYOUTS = {
 #: Class name of probflow's own.
 OWN = "ProbflowScheduler"
 _FLOWS = ("FlowMatch", "LTXEuler")
-_REFUSED = ("DDPMWuerstchen", "DDIMInverse", "DPMSolverMultistepInverse")
+_INVERTS = (
+    "it runs from data to noise; take pf.encode(pf.diffusers.from_pipeline(pipe), x, solver, "
+    "steps), and the configuration of the scheduler that the pipeline samples with"
+)
+_CONTINUOUS = "its network is told t in [0, 1] of a continuous process, not a training index; "
+#: Why the schedulers of these first words are refused, and what to take.
+REFUSED = {
+    "DDIMInverse": _INVERTS,
+    "DPMSolverMultistepInverse": _INVERTS,
+    "IPNDM": f"{_CONTINUOUS}take pf.sample with a pf.Model of the network on a pf.VP, prediction "
+    "'v' and time 2 atan(sigma/alpha)/pi",
+    "DDPMWuerstchen": f"{_CONTINUOUS}take pf.sample with a pf.Model of the network",
+    "ScoreSdeVe": "its network is told sigma of a variance-exploding process; take pf.sample with "
+    "a pf.Model of the network on pf.EDM(), whose time is sigma, and prediction 'score'",
+}
 
 
 @cache
@@ -49,7 +63,7 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        For a scheduler whose noise process is not known.
+        For a scheduler of :data:`REFUSED`, or one whose noise process is not known.
     """
     config = dict(config)
     keys = frozenset(key for key in config if not key.startswith("_"))
@@ -59,8 +73,11 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     if name == OWN or (name is None and keys <= known):
         return config
     name = str(name)
+    for word, reason in REFUSED.items():
+        if name.startswith(word):
+            raise ValueError(f"config: {name} cannot be translated: {reason}")
     layouts = [word for word in _STOCK_LAYOUTS if name.startswith(word)]
-    if name.startswith(_REFUSED) or not (layouts or "beta_schedule" in config):
+    if not (layouts or "beta_schedule" in config):
         raise ValueError(
             f"config: the noise process of {name} is not known here; give ProbflowScheduler its "
             f"trained_betas, or its prediction_type and shift, yourself (got {sorted(keys)})"

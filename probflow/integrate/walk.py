@@ -40,7 +40,8 @@ class PlanWalk:
         if any(stage.tangent for step in plan.steps for stage in step.stages):
             raise ValueError(
                 f"plan: {plan.solver} takes derivatives of the model and cannot be served one "
-                "call at a time"
+                "call at a time; take pf.sample with a pf.Model of your network (of a pipeline: "
+                "pf.diffusers.from_pipeline(pipe)), or a solver such as 'accelerated-sde'"
             )
         self.plan = plan
         self.step = self.stage = self.draws = 0

@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -188,10 +189,17 @@ class Solver:
         ------
         ValueError
             For an option that the solver does not have.
+        TypeError
+            For one that is declared as a number and is given something else.
         """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             raise ValueError(no_option(self.name, unknown[0], self.options))
+        declared = getattr(self.function, "__annotations__", {})
+        for name, value in options.items():
+            number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
+            if declared.get(name) in ("float", "int", float, int) and not number:
+                raise TypeError(f"{name}: {self.name} needs a number, got {value!r}")
         return replace(self, options={**self.options, **options})
 
     @property
@@ -297,7 +305,7 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
     ValueError
         For an unknown name (the message lists near ones) or option.
     TypeError
-        For anything that is not a solver.
+        For anything that is not a solver, or an option's value that is no number where one is due.
     """
     if isinstance(solver, str):
         key = _canonical(solver)

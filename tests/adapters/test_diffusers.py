@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from diffusers import (
 from tiny_pipelines import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unet
 
 import probflow as pf
+from probflow.adapters.stock_configs import REFUSED
 from probflow.diffusers import ProbflowScheduler, from_pipeline, from_unet
 from probflow.integrate import SeededNoise, run_plan
 from probflow.integrate.noise import normals
@@ -269,10 +271,63 @@ def test_defaults_of_the_other_class_count_and_its_default_clipping_does_not() -
     assert ProbflowScheduler.from_config(DDPMScheduler(clip_sample=True).config).config.clip_sample
 
 
-@pytest.mark.parametrize("name", ["IPNDM", "ScoreSdeVe", "SCM", "DDPMWuerstchen"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("EulerDiscrete", "ddim"), ("HeunDiscrete", "edm-heun"), ("LMSDiscrete", "lms-4")],
+)
+def test_stock_starts_from_a_shorter_state(name: str, solver: str, spacing: str) -> None:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    theirs = stock(name, timestep_spacing=spacing, **betas)
+    ours = ProbflowScheduler.from_config(theirs.config, solver=solver)
+    target = pf.GaussianMixture([1, 2], [[-1.0, 0.3], [1.5, -0.4]], stds=[0.4, 0.7])
+    model = target.model(ours.noise_levels.process).as_prediction("eps")
+
+    def run(scheduler, x: torch.Tensor) -> torch.Tensor:
+        for t in scheduler.timesteps:
+            output = model(scheduler.scale_model_input(x, t), float(t))
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+        return x
+
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(20)
+    z = normal(500, 2, dtype=DOUBLE)
+    expected = run(theirs, z * float(theirs.init_noise_sigma))
+    sigma = float(theirs.sigmas.max())
+    shorter = 1.0 if spacing == "leading" else sigma / math.hypot(sigma, 1.0)
+    torch.testing.assert_close(run(ours, z * shorter), expected, rtol=0, atol=1e-5)
+    if spacing != "leading":
+        ours.set_timesteps(20)
+        off = (run(ours, z) - expected).square().mean().sqrt() / expected.std()
+        assert 0.001 < float(off) < 0.002
+
+
+@pytest.mark.parametrize("name", ["SCM", "CMStochasticIterative"])
 def test_unknown_noise_processes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="noise process"):
         ProbflowScheduler.from_config(stock(name).config)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_schedulers_say_why_and_what_to_take(name: str) -> None:
+    take = "pf.encode" if "Inverse" in name else "pf.sample"
+    with pytest.raises(ValueError, match=f"{name}Scheduler cannot be .*; take {take}"):
+        ProbflowScheduler.from_config(stock(name).config)
+    text = (Path(__file__).parents[2] / "docs/diffusers.md").read_text()
+    assert f"`{name}Scheduler`" in text
+
+
+def test_the_network_of_ipndm_as_a_model() -> None:
+    process = pf.VP.linear()
+    target = pf.GaussianMixture([1, 2], [[-1.0], [1.5]], stds=[0.4, 0.7])
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    told = 2 * torch.atan(sigma / alpha) / torch.pi
+    torch.testing.assert_close(torch.cos(told * torch.pi / 2), alpha)
+    x = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v, eps = (target.model(process).predict(x, t, kind) for kind in ("v", "eps"))
+    stock_eps = x * sigma[:, None] + v * alpha[:, None]  # IPNDMScheduler.step
+    torch.testing.assert_close(stock_eps, eps)
 
 
 def test_saved_configurations_of_stock_schedulers(tmp_path) -> None:
@@ -335,6 +390,7 @@ def test_custom_timesteps_and_sigmas() -> None:
     [
         ({"solver": "dpm-solver-2mm"}, {}, "near names"),
         ({"solver": "dopri5"}, {}, "chooses its steps"),
+        ({"solver": "dpm-solver-23"}, {}, "chooses its steps itself .* serves pf.sample"),
         ({"solver": "lms-4", "solver_options": {"stort": 1}}, {}, "has no option"),
         ({"prediction_type": "eps"}, {}, "prediction_type"),
         ({"timestep_spacing": "middle"}, {}, "timestep_spacing"),
@@ -360,6 +416,11 @@ def test_errors_name_the_argument(options: dict, call: dict, message: str) -> No
         ProbflowScheduler(**options).set_timesteps(**call)
 
 
+def test_derivatives_are_refused_at_once_with_what_to_take() -> None:
+    with pytest.raises(ValueError, match=r"derivatives .* pf.diffusers.from_pipeline\(pipe\)"):
+        ProbflowScheduler(solver="accelerated-sde-jvp")
+
+
 def test_errors_of_step() -> None:
     ours = ProbflowScheduler()
     x = normal(2, 3)
@@ -375,6 +436,19 @@ def test_errors_of_step() -> None:
     loop(ours, normal(2, 2))
     with pytest.raises(ValueError, match="set_timesteps again"):
         ours.step(x, ours.timesteps[0], x)
+    ours.set_timesteps(2)
+    for arguments, options, message in (
+        ((None, 999, x), {}, "model_output: need a tensor, got NoneType"),
+        ((x, 999, [1.0]), {}, "sample: need a tensor, got list"),
+        ((x, 999, x), {"generator": 3}, "generator: need a torch.Generator .* got 3"),
+        ((x, 999, x), {"generator": [None, 3]}, "generator: need a torch.Generator"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            ours.step(*arguments, **options)
+    with pytest.raises(TypeError, match=r"solver_options: need a dictionary, got \[1\]"):
+        ProbflowScheduler(solver_options=[1])
+    with pytest.raises(TypeError, match="eta: ddim-eta needs a number, got 'a'"):
+        ProbflowScheduler(solver="ddim-eta", solver_options={"eta": "a"})
     with pytest.raises(ValueError, match="no argument 'solvr'"):
         ProbflowScheduler.from_config(DDIMScheduler().config, solvr="ddim")
 

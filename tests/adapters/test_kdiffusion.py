@@ -8,7 +8,7 @@ import torch
 
 import probflow as pf
 from probflow.adapters.kdiffusion import STOCK
-from probflow.integrate import SeededNoise, run_plan
+from probflow.integrate import NonFiniteError, SeededNoise, run_plan
 
 DOUBLE = torch.float64
 #: All but those that take derivatives of the model, which cannot be served one call at a time.
@@ -110,12 +110,30 @@ def test_churn_of_the_function_for_euler() -> None:
     def noise(sigma: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return kept[int((SIGMAS - sigma).abs().argmin())]
 
+    torch.manual_seed(6)  # the churn of the step to 0, on which the sampler is not asked
+    kept[5] = torch.randn(6, 2, dtype=DOUBLE)
     options = {"s_churn": 5.0, "s_tmax": 10.0, "s_noise": 1.1}
     expected = churned(X, SIGMAS, noise)
     for made, called in ((options, {}), ({}, options)):
         sample_fn = pf.kdiffusion.sample("sample_euler", **made)
+        torch.manual_seed(6)
         result = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise, **called)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["edm-churn", "sample_euler", "sample_heun", "sample_dpm_2"])
+def test_trees_serve_churn_in_a_step_to_zero(name: str) -> None:
+    key = "S_churn" if name == "edm-churn" else "s_churn"
+    tree, asked = pf.BrownianNoiseSampler(X, 0.2, 20.0, seed=0), []
+
+    def noise_sampler(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        asked.append((float(sigma), float(sigma_next)))
+        return tree(sigma, sigma_next)
+
+    sample_fn = pf.kdiffusion.sample(name, **{key: 5.0})
+    x = sample_fn(denoise, X, SIGMAS, disable=True, noise_sampler=noise_sampler)
+    assert torch.isfinite(x).all()
+    assert min(b for _, b in asked) == pytest.approx(0.2)
 
 
 def test_names_in_its_spelling() -> None:
@@ -224,3 +242,44 @@ def test_derivatives_are_refused() -> None:
     sample_fn = pf.kdiffusion.sample("accelerated-sde-jvp")
     with pytest.raises(ValueError, match="accelerated-sde-jvp takes derivatives of the model"):
         sample_fn(denoise, X, SIGMAS[:-1], disable=True, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": None}, r"model: need a callable f\(x, sigma\), got None"),
+        ({"x": [1.0]}, r"x: need a tensor of floats, shape \(batch, ...\), got \[1.0\]"),
+        ({"x": torch.ones(2, 2, dtype=torch.int64)}, "x: need a tensor of floats.*got torch.int64"),
+        ({"extra_args": [1]}, r"extra_args: need a dictionary, got \[1\]"),
+        ({"callback": 3}, "callback: need a callable"),
+        ({"noise_sampler": 3}, r"noise_sampler: need a callable f\(sigma, sigma_next\).*got 3"),
+        ({"generator": 3}, "generator: need a torch.Generator or None, got 3"),
+        ({"s_noise": "a"}, "s_noise: euler-ancestral needs a number, got 'a'"),
+    ],
+)
+def test_arguments_of_a_wrong_kind(changed: dict, message: str) -> None:
+    given = {"model": denoise, "x": X, "sigmas": SIGMAS, "disable": True, **changed}
+    with pytest.raises(TypeError, match=message):
+        pf.kdiffusion.sample("euler-ancestral")(**given)
+
+
+def test_nan_names_step_and_sigma() -> None:
+    sample_fn = pf.kdiffusion.sample("dpmpp_2m")
+
+    def broken(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return denoise(x, sigma) / (sigma[0] != SIGMAS[2])
+
+    message = r"dpm-solver\+\+-2m: .* the model's output at step 2 of 6, sigma = 3$"
+    with pytest.raises(NonFiniteError, match=message):
+        sample_fn(broken, X, SIGMAS, disable=True)
+    with pytest.raises(NonFiniteError, match="the initial state x"):
+        sample_fn(denoise, X * torch.nan, SIGMAS, disable=True)
+    # The second step extrapolates from -6e4 to 6e4, beyond what half precision holds.
+    sigmas = torch.tensor([1.0, 0.5, 0.01])
+    with pytest.raises(NonFiniteError, match="overflow"):
+        sample_fn(
+            lambda x, sigma: torch.full_like(x, 6e4 if sigma[0] < 1 else -6e4),
+            X.half(),
+            sigmas,
+            disable=True,
+        )

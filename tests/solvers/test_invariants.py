@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -473,6 +474,17 @@ def test_options() -> None:
         pf.get_solver("dpm-solver-2", r2=1)
     with pytest.raises(ValueError, match="ddim has no option 'eta'; allowed: none"):
         pf.get_solver("ddim", eta=1)
+    for name, option in (
+        ("ddim-eta", "eta"),
+        ("dpm-solver++-sde-stock", "eta"),
+        ("dpm2-ancestral", "s_noise"),
+        ("edm-churn", "S_churn"),
+        ("li-jiao", "rounds"),
+    ):
+        for wrong in ("a", None, [1.0]):
+            with pytest.raises(TypeError, match=f"{option}: {re.escape(name)} needs a number, got"):
+                pf.get_solver(name, **{option: wrong})
+    assert pf.get_solver("ddim-eta", eta=np.float32(0.5)).options["eta"] == 0.5
     for r1 in (0.0, 1.5, -1.0, math.nan):
         with pytest.raises(ValueError, match=r"r1: must lie in \(0, 1\]"):
             pf.get_solver("dpm-solver-2", r1=r1).plan(pf.VP.linear(), [0.9, 0.5])
