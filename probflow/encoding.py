@@ -79,10 +79,9 @@ def encode(
     >>> bool((pf.decode(law, z, "heun", 50, process=process) - x).abs().max() < 0.01)
     True
     """
-    return _transported(
-        False, model, x, "x", solver, steps, process=process, t0=t0, t1=t1, grid=grid, rtol=rtol,
-        atol=atol, options=options, gradients=gradients,
-    )  # fmt: skip
+    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
+    tolerances = {"rtol": rtol, "atol": atol}
+    return _transported(model, process, x, "x", solver, span, tolerances, gradients)
 
 
 def decode(
@@ -104,40 +103,33 @@ def decode(
 
     Parameters, result and errors are those of :func:`encode`; ``z`` has shape (batch, ...).
     """
-    return _transported(
-        True, model, z, "z", solver, steps, process=process, t0=t0, t1=t1, grid=grid, rtol=rtol,
-        atol=atol, options=options, gradients=gradients,
-    )  # fmt: skip
+    span = {"steps": steps, "grid": grid, "t0": t0, "t1": t1, "options": options}
+    tolerances = {"rtol": rtol, "atol": atol}
+    return _transported(model, process, z, "z", solver, span, tolerances, gradients, to_data=True)
 
 
 def _transported(
-    to_data: bool,
     model: Any,
+    process: Process | None,
     state: Tensor,
     name: str,
     solver: Any,
-    steps: int | None,
-    *,
-    process: Process | None,
-    t0: float | None,
-    t1: float | None,
-    grid: Any,
-    rtol: Any,
-    atol: Any,
-    options: Mapping[str, Any] | None,
+    span: Mapping[str, Any],
+    tolerances: Mapping[str, Any],
     gradients: bool,
+    to_data: bool = False,
 ) -> Tensor:
     """The state at the other end of the flow."""
     model = as_model(model, process)
     check_state(state, name)
     adaptive = _solver_is_adaptive(solver)
-    ends, settings = route(model.process, adaptive, steps, grid, t0, t1, options, to_data)
+    ends, settings = route(model.process, adaptive, to_data=to_data, **span)
     watched, seen = observed(model)
     ode = ProbabilityFlowODE(model.process, watched)
     settings.pop("return_info", None)  # there is one answer
     with outside_inference(gradients), naming_sample(seen):
         start = state.clone() if state.is_inference() else state
-        return odeint(ode, start, ends, rtol=rtol, atol=atol, method=solver, options=settings)[-1]
+        return odeint(ode, start, ends, method=solver, options=settings, **tolerances)[-1]
 
 
 class _Seen:

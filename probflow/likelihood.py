@@ -61,7 +61,8 @@ class LogLikelihood:
         Integral of the divergence from t0 to t1, (batch,).
     standard_error
         Of ``log_prob``, from the spread of the probes, (batch,): 0 for the exact divergence, NaN
-        for a single probe.
+        for a single probe. Intervals from it need Student's t, and in few dimensions or from few
+        probes hold the value less often than they say (docs/likelihood.md has the shares).
     z
         State at t1, the encoding of x: shape and dtype of x.
     t0, t1

@@ -94,7 +94,7 @@ def run_adaptive(
         If a step of the smallest length ends in NaN or infinity.
     """
 
-    def advance(row: Any, start: float, stop: float, y: Tensor, memory: Memory) -> Any:
+    def advance(sde: System, row: Any, start: float, stop: float, y: Tensor, memory: Memory) -> Any:
         if method.start is None:
             return method.step(sde, row, stop - start, y, query(start, stop)), memory
         return method.step(sde, row, stop - start, y, query(start, stop), memory)
@@ -113,9 +113,12 @@ def run_adaptive(
             smallest = length <= tolerances.dt_min or middle in (start, stop)
             ends = (start, start, middle), (stop, middle, stop)
             rows = node_times(*ends, method.nodes, y)
-            whole, _ = advance(rows[0], start, stop, y, memory)
-            half, between = advance(rows[1], start, middle, y, memory)
-            halves, after = advance(rows[2], middle, stop, half, between)
+            if method.nodes[0] == 0.0:  # the whole step and its first half begin alike
+                rows[1] = (rows[0][0], *rows[1][1:])
+            shared = sde.sharing(rows[0][0], y)
+            whole, _ = advance(shared, rows[0], start, stop, y, memory)
+            half, between = advance(shared, rows[1], start, middle, y, memory)
+            halves, after = advance(sde, rows[2], middle, stop, half, between)
             error, sde = tolerances.error(whole, halves), sde.later()
             if smallest and not math.isfinite(error):
                 raise NonFiniteError(

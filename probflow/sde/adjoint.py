@@ -59,6 +59,10 @@ class AdjointSystem(System):
         self.corrected = not self.additive and (ito or self.forward_ito)
         self.size = torch.Size(self.shape).numel()
 
+    def sharing(self, t: Tensor, z: Tensor) -> System:
+        """The system itself: drift and noise of a step are one product with a Jacobian."""
+        return self
+
     def join(self, y: Tensor, a: Tensor, p: Sequence[Tensor]) -> Tensor:
         """The flat state."""
         return torch.cat([x.reshape(-1) for x in (y, a, *p)])

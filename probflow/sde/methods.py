@@ -116,10 +116,10 @@ def srk_additive(sde: System, t: Times, h: float, y: Tensor, noise: Pair) -> Ten
     t0, t_late, t1 = t
     w, u = noise
     mean = u / h
-    f1, g1 = sde.f(t0, y), sde.g(t1, y)
-    f2 = sde.f(t_late, y.add(f1, alpha=0.75 * h) + sde.prod(g1, 1.5 * mean))
+    f1, late = sde.f(t0, y), sde.products(t1, y)
+    f2 = sde.f(t_late, y.add(f1, alpha=0.75 * h) + late(1.5 * mean))
     y = y.add(f1, alpha=h / 3.0).add(f2, alpha=2.0 * h / 3.0)
-    return y + sde.prod(g1, w - mean) + sde.prod(sde.g(t0, y), mean)
+    return y + late(w - mean) + sde.g_prod(t0, y, mean)
 
 
 def heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.sde.parts import flat
+
 __all__ = ["Query", "checked_query", "mirrored_query", "padded_query", "query_of"]
 
 Query = Callable[[float, float], Any]
@@ -109,7 +111,7 @@ def padded_query(query: Query) -> Query:
     """Diagonal noise of a state, flattened, with a zero for the log-ratio's column."""
 
     def pad(w: Tensor) -> Tensor:
-        return torch.nn.functional.pad(w.flatten(1), (0, 1))
+        return torch.nn.functional.pad(flat(w), (0, 1))
 
     def call(ta: float, tb: float) -> Any:
         noise = query(ta, tb)

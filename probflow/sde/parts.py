@@ -17,7 +17,16 @@ from torch import Tensor
 from probflow.integrate.watch import Watch
 from probflow.words import near
 
-__all__ = ["Parts", "checked", "mirrored", "parts_of", "rounded", "watched", "with_log_ratio"]
+__all__ = [
+    "Parts",
+    "checked",
+    "flat",
+    "mirrored",
+    "parts_of",
+    "rounded",
+    "watched",
+    "with_log_ratio",
+]
 
 Parts = dict[str, Callable[..., Any]]
 
@@ -113,6 +122,11 @@ def mirrored(parts: Parts) -> Parts:
     return {part: kinds.get(part, pair)(function) for part, function in parts.items()}
 
 
+def flat(x: Tensor, columns: int = 0) -> Tensor:
+    """(batch, ...) as (batch, n), n = 1 for (batch,); the last ``columns`` axes stay."""
+    return x.unsqueeze(1) if x.ndim == 1 + columns else x.flatten(1, -1 - columns)
+
+
 def with_log_ratio(parts: Parts, diagonal: bool, shape: torch.Size) -> Parts:
     r"""Functions of the flat state with the log-ratio of posterior and prior path as last column.
 
@@ -144,19 +158,19 @@ def with_log_ratio(parts: Parts, diagonal: bool, shape: torch.Size) -> Parts:
 
     def with_zeros(g: Tensor) -> Tensor:
         if diagonal:
-            return torch.nn.functional.pad(g.flatten(1), (0, 1))
-        return torch.nn.functional.pad(g.flatten(1, -2), (0, 0, 0, 1))
+            return torch.nn.functional.pad(flat(g), (0, 1))
+        return torch.nn.functional.pad(flat(g, 1), (0, 0, 0, 1))
 
     def f_and_g(t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         y = state(z)
         f, g = both(t, y)
-        gap = (f - prior(t, y)).flatten(1)
+        gap = flat(f - prior(t, y))
         if diagonal:
-            u = gap / _away_from_zero(g.flatten(1))
+            u = gap / _away_from_zero(flat(g))
         else:
-            u = (torch.linalg.pinv(g.flatten(1, -2)) @ gap[..., None])[..., 0]
+            u = (torch.linalg.pinv(flat(g, 1)) @ gap[..., None])[..., 0]
         rate = 0.5 * (u * u).sum(dim=1, keepdim=True)
-        return torch.cat((f.flatten(1), rate), dim=1), with_zeros(g)
+        return torch.cat((flat(f), rate), dim=1), with_zeros(g)
 
     return {
         "f_and_g": f_and_g,

@@ -23,6 +23,7 @@ from probflow.sde.noise import Query, checked_query, mirrored_query, padded_quer
 from probflow.sde.parts import (
     Parts,
     checked,
+    flat,
     mirrored,
     parts_of,
     rounded,
@@ -183,7 +184,7 @@ def prepare(
 
     first = build(watched(checked(parts, y, noise_shape, diagonal), watch), later)
     if logqp:
-        y = torch.nn.functional.pad(y.flatten(1), (0, 1))
+        y = torch.nn.functional.pad(flat(y), (0, 1))
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
     if logqp and diagonal and not padded:
         noise_shape = tuple(y.shape)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.sde.parts import Parts
+from probflow.sde.parts import Parts, flat
 from probflow.sde.settings import NOISE_TYPES
 
 __all__ = ["System", "along_columns", "gradients"]
@@ -64,10 +64,30 @@ class System:
         self.f_and_g_prod = parts.get("f_and_g_prod") or self._f_and_g_prod
         self._tracked: bool | None = None  # whether g has parameters that ask for gradients
         self._separate = "f" in parts and ("g_prod" in parts or "f_and_g" not in parts)
+        self.differentiable = self._differentiable
 
     def later(self) -> System:
         """The same SDE after the first step, without what is done to its functions there only."""
         return self if self._later is None else self._later()
+
+    def sharing(self, t: Tensor, y: Tensor) -> System:
+        """The same SDE, whose values at these very tensors are formed once for several steps."""
+        values: dict[str, Any] = {}
+
+        def once(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(s: Tensor, x: Tensor, *v: Tensor) -> Any:
+                if v or s is not t or x is not y:
+                    return function(s, x, *v)
+                if name not in values:
+                    values[name] = function(s, x)
+                return values[name]
+
+            return call
+
+        parts = {part: once(part, function) for part, function in self.parts.items()}
+        same = System(parts, self.sde_type, self.noise_type, self._later)
+        same.differentiable = once("differentiable", self._differentiable)
+        return same
 
     def _missing(self, part: str) -> Callable[..., Any]:
         def call(*_: Any) -> Any:
@@ -86,6 +106,13 @@ class System:
             return self.f(t, y), self.g_prod(t, y, v)
         f, g = self.f_and_g(t, y)
         return f, self.prod(g, v)
+
+    def products(self, t: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> g(t, y) v, from one diffusion for all v where the object has it."""
+        if not {"g", "f_and_g"} & self.parts.keys():
+            return lambda v: self.g_prod(t, y, v)
+        g = self.g(t, y)
+        return lambda v: self.prod(g, v)
 
     def increment(self, t: Tensor, y: Tensor, h: float, w: Tensor) -> Tensor:
         """h f(t, y) + g(t, y) w, shape of ``y``."""
@@ -124,7 +151,7 @@ class System:
         r"""h f + g w + :math:`\sum_j v_j (\partial g_j) g_j`, shape of ``y``."""
         if self.noise_type == NOISE_TYPES.additive:
             return self.increment(t, y, h, w)
-        g, x, graph = self._differentiable(t, y)
+        g, x, graph = self.differentiable(t, y)
         with torch.inference_mode(False), torch.enable_grad():
             second = self.itself(g, x, _recordable(v), graph)
         # The same values without the graph that only the derivative needed.
@@ -142,10 +169,9 @@ class System:
 
     def levy(self, t: Tensor, y: Tensor, area: Tensor) -> Tensor:
         r""":math:`\sum_{k, l} (\partial g_l) g_k A_{kl}` for a Levy area (batch, m, m)."""
-        g, x, graph = self._differentiable(t, y)
+        g, x, graph = self.differentiable(t, y)
         with torch.inference_mode(False), torch.enable_grad():
-            rows = g.flatten(1, -2) if g.ndim > 2 else g[:, None]
-            return along_columns(g, x, (rows @ _recordable(area)).reshape(g.shape), graph)
+            return along_columns(g, x, (flat(g, 1) @ _recordable(area)).reshape(g.shape), graph)
 
 
 def _recordable(x: Tensor) -> Tensor:

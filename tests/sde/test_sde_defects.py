@@ -56,6 +56,22 @@ def test_6_no_extra_step_from_rounding(library, steps: int) -> None:
 
 
 @both
+def test_8_unknown_options_are_refused(library) -> None:
+    try:
+        library.sdeint(
+            Counted(),
+            torch.ones(1, 1),
+            torch.tensor([0.0, 1.0]),
+            dt=0.5,
+            options={"grad_fre": True},
+        )
+    except ValueError as error:
+        judge(library, "grad_fre" in str(error))
+    else:
+        judge(library, False)
+
+
+@both
 def test_12_outputs_between_steps_lie_on_the_path(library) -> None:
     count = 20000
     np.random.seed(0)  # noqa: NPY002 (torchsde's generator)

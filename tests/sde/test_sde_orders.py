@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -212,6 +213,16 @@ def test_evaluations_per_step(method, options, sde, sde_type, evaluations) -> No
     counted, path = Counted(sde(sde_type)), FinePath(4, sde.noises)
     pf.sdeint(counted, start_of(sde(), 4), [0.0, 1.0], path, method, 1 / 8, options=options)
     assert (counted.calls["f"], counted.calls["g"]) == tuple(8 * n for n in evaluations)
+    # One adaptive step, once whole and once in halves: what the two share is evaluated once. The
+    # method for additive noise has its diffusions elsewhere.
+    counted.calls = {"f": 0, "g": 0}
+    how = {"options": options, "adaptive": True, "rtol": 1e6, "dt": 1 / 8}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "adaptive: with steps chosen")
+        pf.sdeint(counted, start_of(sde(), 4), [0.0, 1 / 8], path, method, **how)
+    f, g = evaluations
+    shared = (1, 0) if method == "srk" and sde is Ornstein else (1, 1)
+    assert (counted.calls["f"], counted.calls["g"]) == (3 * f - shared[0], 3 * g - shared[1])
 
 
 def test_reversible_heun_evaluates_once_per_step_and_once_before() -> None:

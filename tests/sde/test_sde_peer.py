@@ -93,6 +93,42 @@ def test_methods_and_their_gradients(method, sde_type, noise, free, y0) -> None:
         torch.testing.assert_close(mine, its, **EXACT)
 
 
+class Formed:
+    """The same SDE with its functions given in another form."""
+
+    def __init__(self, sde: Network, names: tuple[str, ...]) -> None:
+        self.sde_type, self.noise_type = sde.sde_type, sde.noise_type
+
+        def g_prod(t, y, v):
+            g = sde.g(t, y)
+            return g * v if g.ndim == 2 else (g @ v[..., None])[..., 0]
+
+        every = {
+            "f": sde.f,
+            "g_prod": g_prod,
+            "f_and_g": lambda t, y: (sde.f(t, y), sde.g(t, y)),
+            "f_and_g_prod": lambda t, y, v: (sde.f(t, y), g_prod(t, y, v)),
+        }
+        vars(self).update({name: every[name] for name in names})
+
+
+@pytest.mark.parametrize(("method", "sde_type", "noise", "free"), METHODS)
+def test_functions_in_other_forms(method, sde_type, noise, free, y0) -> None:
+    """Whatever torchsde can make of them."""
+    sde, how = Network(sde_type, noise), {"options": {"grad_free": True} if free else None}
+    wanted = pf.sdeint(sde, y0, TS, motion(noise), method, DT, **how)
+    for names in (("f_and_g",), ("f", "g_prod"), ("f_and_g_prod",), ("f_and_g", "g_prod")):
+        formed = Formed(sde, names)
+        try:
+            theirs = torchsde.sdeint(formed, y0, TS, motion(noise), method, DT, **how)
+        except RuntimeError as error:
+            assert "has not been provided" in str(error)  # noqa: PT017 (torchsde's, not ours)
+            continue
+        ours = pf.sdeint(formed, y0, TS, motion(noise), method, DT, **how)
+        torch.testing.assert_close(ours, theirs, **EXACT)
+        torch.testing.assert_close(ours, wanted, **EXACT)
+
+
 @pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
 @pytest.mark.parametrize("noise", NOISES)
 def test_default_methods(sde_type: str, noise: str, y0: torch.Tensor) -> None:

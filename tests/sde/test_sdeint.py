@@ -222,6 +222,27 @@ def test_log_ratio_of_images() -> None:
     torch.testing.assert_close(ratio, torch.full((2, 3), 0.5 * 16.0 * 32 * 0.5, dtype=DOUBLE))
 
 
+@pytest.mark.parametrize("noise", ["diagonal", "scalar", "additive", "general"])
+def test_log_ratio_of_numbers(noise: str) -> None:
+    """States (batch,) are those of (batch, 1) without their axis."""
+
+    def run(*more: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sde = Plain(lambda t, y: -y, lambda t, y: columns(1.5 + torch.sin(y)), noise_type=noise)
+        sde.h = lambda t, y: torch.cos(y)
+        y0 = torch.linspace(0.0, 1.0, 4, dtype=DOUBLE).reshape(4, *more)
+        bm = pf.BrownianInterval(
+            0.0, 1.0, (4, *more) if noise == "diagonal" else (4, 1), DOUBLE, entropy=1
+        )
+        return pf.sdeint(sde, y0, [0.0, 0.4, 1.0], bm, "euler", 0.25, logqp=True)
+
+    def columns(g: torch.Tensor) -> torch.Tensor:
+        return g if noise == "diagonal" else torch.ones_like(g)[..., None]
+
+    (ys, ratio), (wanted, its) = run(), run(1)
+    torch.testing.assert_close(ys, wanted[..., 0])
+    torch.testing.assert_close(ratio, its)
+
+
 @pytest.mark.parametrize("sde", [Geometric, Sine, Ornstein, Commutative])
 def test_a_sample_does_not_depend_on_the_batch(sde) -> None:
     kind = sde("ito")
