@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ class BrownianInterval(BaseBrownian):
     levy_area_approximation
         "none", "space-time" (U), "davie" or "foster" (U and A: normal given W and H, with mean
         and, on average over H or for every H, variance of the Levy area). A is drawn anew for every
-        pair (ta, tb). The paths W of "none" differ from those of the other three.
+        pair (ta, tb) of times, told apart to 1/16 leaf. The paths W of "none" differ from those of the other three.
     W, H
         Increment and space-time Levy area of the whole interval, if they are to be fixed. No
         gradients flow to them.
@@ -223,7 +222,9 @@ class BrownianInterval(BaseBrownian):
             return None
         if len(self.shape) < 2:  # scalar motions
             return torch.zeros_like(state[0])
-        name = hashlib.blake2b(struct.pack("<2d", a, b), digest_size=8).digest()
+        # A is drawn anew for every pair of times, but not for their rounding.
+        pair = f"{self._tree.mark(a)} {self._tree.mark(b)}".encode()
+        name = hashlib.blake2b(pair, digest_size=8).digest()
         draws = _on_device([int.from_bytes(name, "little", signed=True)], torch.int64, self.device)
         m = self.shape[-1]
         z = normals(self.entropy, self._samples, draws, self._count * m, self._wide)

@@ -701,6 +701,23 @@ def test_an_interval_stands_still_outside_and_warns_as_torchsdes(times) -> None:
     assert torch.equal(nothing, torch.zeros(3))
 
 
+@pytest.mark.parametrize("area", ["davie", "foster"])
+def test_the_levy_area_does_not_depend_on_the_rounding_of_times(area: str) -> None:
+    kwargs = {"size": (2, 3), "dtype": DOUBLE, "entropy": 3, "levy_area_approximation": area}
+    for dt in (None, 0.1):
+        bm = pf.BrownianInterval(0.0, 1.0, dt=dt, **kwargs)
+        area_of = bm(0.3, 0.4, return_A=True)[1]
+        for ta, tb in ((0.3 + 1e-16, 0.4), (0.1 + 0.1 + 0.1, 0.4 - 1e-15), (0.3, 0.4 + 1e-13)):
+            torch.testing.assert_close(bm(ta, tb, return_A=True)[1], area_of, rtol=0, atol=1e-7)
+        single = torch.tensor([0.3, 0.4])
+        if dt:  # a leaf is longer than the rounding to float32
+            torch.testing.assert_close(bm(*single, return_A=True)[1], area_of, rtol=0, atol=1e-7)
+        other = bm(0.3 + 1e-6, 0.4, return_A=True)[1]
+        assert (other - area_of).abs().max() > 1e-3
+    halves = pf.BrownianInterval(0.0, 1.0, dt=0.05, **kwargs)
+    torch.testing.assert_close(halves(0.3, 0.4, return_A=True)[1], area_of, rtol=0, atol=1e-12)
+
+
 def test_motions_share_no_memory_with_the_tensors_given() -> None:
     w0 = torch.zeros(3)
     path, tree = pf.BrownianPath(0.0, w0, entropy=1), pf.BrownianTree(0.0, w0, entropy=1)
