@@ -33,7 +33,7 @@ from probflow.sde.parts import (
 from probflow.sde.plans import check_state, process_times, sde_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
-from probflow.words import dictionary, no_option
+from probflow.words import check_flags, dictionary, no_option
 
 __all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
@@ -146,9 +146,11 @@ def prepare(
         check_word(f"sde.{word}", getattr(sde, word), allowed)
     sde_type, noise_type = sde.sde_type, sde.noise_type
     settings = dictionary(options)
+    check_flags(settings, ("check_finite", "grad_free"))
     chosen = choose(method, sde_type, noise_type, settings)
     check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
-    if adaptive and settings.get("check_finite", True) is False:
+    finite = settings.get("check_finite") in (None, True)
+    if adaptive and not finite:
         raise ValueError(
             "options: check_finite=False does nothing with adaptive=True, where the step lengths "
             "come from the error of each step, so that NaN or infinity stops it; leave it out"
@@ -221,7 +223,7 @@ def prepare(
         noise=noise,
         query=noise(chosen.needs),
         sign=-1.0 if backward or isinstance(sde, ReverseSDE) else 1.0,
-        finite=bool(settings.get("check_finite", True)),
+        finite=finite,
         shape=y0.shape,
         dtype=y0.dtype,
         logqp=logqp,
@@ -238,19 +240,19 @@ def check_options(
 
 
 def tolerances_of(
-    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = ""
+    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = "", used: bool = True
 ) -> Tolerances:
     """Tolerances from arguments, checked; ``prefix`` is that of their names.
 
     Raises
     ------
     TypeError, ValueError
-        For numbers that are negative, not finite, or both zero.
+        For numbers that are negative or not finite, or, where they are ``used``, both zero.
     """
     smallest = check_positive(dt_min, "dt_min", zero=True)
     relative = check_positive(rtol, f"{prefix}rtol", zero=True)
     absolute = check_positive(atol, f"{prefix}atol", zero=True)
-    if relative == absolute == 0.0:
+    if used and relative == absolute == 0.0:
         raise ValueError(f"{prefix}rtol, {prefix}atol: one of them must be positive")
     return Tolerances(relative, absolute, max(first_step, smallest), smallest)
 

@@ -22,7 +22,7 @@ from probflow.sde.sdeint import find_method, warn_of_adaptive_euler
 from probflow.sde.settings import METHODS, SDE_TYPES
 from probflow.sde.system import System
 from probflow.solvers import Solver
-from probflow.words import dictionary, near
+from probflow.words import check_flags, dictionary, near
 
 __all__ = ["sdeint_adjoint"]
 
@@ -99,6 +99,11 @@ def sdeint_adjoint(
             "adjoint_params: sde is no torch.nn.Module, so give the tensors whose gradients are "
             "wanted, or () for none"
         )
+    flags = {"adaptive": adaptive, "adjoint_adaptive": adjoint_adaptive}
+    flags |= {"logqp": logqp, "extra": extra}
+    check_flags(flags, flags)
+    tolerances_of(rtol, atol, dt_min, 0.0, used=bool(adaptive))
+    tolerances_of(adjoint_rtol, adjoint_atol, dt_min, 0.0, "adjoint_", used=bool(adjoint_adaptive))
     found = find_method(method, sde)
     if isinstance(found, Solver) or found not in METHODS:
         name = found.name if isinstance(found, Solver) else found
@@ -141,6 +146,7 @@ def _adjoint(
     sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
     settings = dictionary(options, "adjoint_options")
+    check_flags(settings, ("grad_free",))
     allowed = () if name == METHODS.adjoint_reversible_heun else ("grad_free",)
     check_options(settings, name, allowed, "adjoint_options")
     if name == METHODS.adjoint_reversible_heun:
