@@ -68,7 +68,8 @@ class BrownianInterval(BaseBrownian):
     levy_area_approximation
         "none", "space-time" (U), "davie" or "foster" (U and A: normal given W and H, with mean
         and, on average over H or for every H, variance of the Levy area). A is drawn anew for every
-        pair (ta, tb) of times, told apart to 1/16 leaf. The paths W of "none" differ from those of the other three.
+        pair (ta, tb), whose times are told apart to 1/16 leaf. The paths W of "none" differ from
+        those of the other three.
     W, H
         Increment and space-time Levy area of the whole interval, if they are to be fixed. No
         gradients flow to them.

@@ -51,6 +51,7 @@ class Problem:
     grid: list[float]
     tolerances: Tolerances | None
     y0: Tensor
+    noise_shape: tuple[int, ...]
     noise: Callable[[str], Query]
     query: Query
     sign: float
@@ -76,12 +77,17 @@ class Problem:
             return start(self.first, t, self.y0)
         if start is None:
             raise ValueError(f"extra_solver_state: {name} has no extra state; leave it out")
-        shapes = "f (shape of y0), g (shape of the diffusion), z (shape of y0)"
+        y = self.y0
         if len(given) != 3 or not all(isinstance(x, Tensor) for x in given):
-            raise ValueError(f"extra_solver_state: {name} needs three tensors: {shapes}")
-        if given[0].shape != self.y0.shape or given[2].shape != self.y0.shape:
-            got = ", ".join(str(tuple(x.shape)) for x in given)
-            raise ValueError(f"extra_solver_state: {name} needs {shapes}; got shapes {got}")
+            raise ValueError(f"extra_solver_state: {name} needs three tensors: f, g, z")
+        state = tuple(y.shape)
+        diffusion = state if self.first.diagonal else (*state, self.noise_shape[-1])
+        for part, x, shape in zip("fgz", given, (state, diffusion, state), strict=True):
+            if (tuple(x.shape), x.dtype, x.device) != (shape, y.dtype, y.device):
+                raise ValueError(
+                    f"extra_solver_state: {part} of {name} must have shape {shape}, {y.dtype} on "
+                    f"{y.device}; got {tuple(x.shape)}, {x.dtype} on {x.device}"
+                )
         return tuple(given)
 
     def integrate(self, y0: Tensor, memory: Memory) -> Trajectory:
@@ -220,6 +226,7 @@ def prepare(
         grid=grid,
         tolerances=tolerances,
         y0=y,
+        noise_shape=noise_shape,
         noise=noise,
         query=noise(chosen.needs),
         sign=-1.0 if backward or isinstance(sde, ReverseSDE) else 1.0,
