@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.grid import check_positive, check_steps
+from probflow.integrate.motion import seed_of
 from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
@@ -155,6 +156,9 @@ def prepare(
     check_flags(settings, ("check_finite", "grad_free"))
     chosen = choose(method, sde_type, noise_type, settings)
     check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
+    seed = settings.get("seed")
+    if seed is not None:
+        seed = seed_of(seed, "seed")
     finite = settings.get("check_finite") in (None, True)
     if adaptive and not finite:
         raise ValueError(
@@ -196,7 +200,6 @@ def prepare(
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
     if logqp and diagonal and not padded:
         noise_shape = tuple(y.shape)
-    seed = settings.get("seed")
     if bm is None:
         # Adaptive steps end anywhere: a tree no deeper than the shortest of them needs.
         leaf = check_positive(dt_min, "dt_min", zero=True) / 4.0 if adaptive else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -114,6 +114,7 @@ def sdeint_adjoint(
     if found == METHODS.adjoint_reversible_heun:
         raise ValueError("method: adjoint_reversible_heun is an adjoint_method")
     warn_of_adaptive_euler(sde, found, adaptive)
+    params = _tensors(sde.parameters() if adjoint_params is None else adjoint_params)
     problem = prepare(
         sde, y0, ts, bm, found, dt, adaptive, rtol, atol, dt_min, options, names, logqp
     )
@@ -122,12 +123,23 @@ def sdeint_adjoint(
     if adjoint_adaptive:
         first = problem.grid[1] - problem.grid[0] if len(problem.grid) > 1 else 1.0
         tolerances = tolerances_of(adjoint_rtol, adjoint_atol, dt_min, first, "adjoint_")
-    params = sde.parameters() if adjoint_params is None else adjoint_params
     memory = problem.memory(extra_solver_state)
     job = Job(problem, adjoint, tolerances, len(memory))
     wanted = [p for p in params if p.requires_grad]
     ys, *memory_at_end = _Solve.apply(job, problem.y0, *memory, *wanted)
     return problem.result(ys, tuple(memory_at_end), extra)
+
+
+def _tensors(params: Any) -> tuple[Tensor, ...]:
+    """The tensors of ``adjoint_params``; ``TypeError`` for anything else.
+
+    A tensor alone is refused, too: its rows are other tensors, which the SDE does not depend on.
+    """
+    sequence = isinstance(params, Iterable) and not isinstance(params, Tensor)
+    tensors = tuple(params) if sequence else ()
+    if not sequence or not all(isinstance(p, Tensor) for p in tensors):
+        raise TypeError(f"adjoint_params: need a sequence of tensors, got {params!r}")
+    return tensors
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,19 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (adjoint({"step_size": 0.1}), ValueError, "^adjoint_options: .*no option 'step_size'"),
     (adjoint({"grad_fre": False}), ValueError, "^adjoint_options: .*near names: grad_free"),
     (adjoint(3), TypeError, "^adjoint_options: need a dictionary"),
+    (solve(names=["f"]), TypeError, r"^names: need a dictionary, got \['f'\]"),
+    (
+        solve(names={"drift": 3}),
+        TypeError,
+        "^names: need the name of a method for the drift, got 3",
+    ),
+    (adjoint(names=["f"]), TypeError, "^names: need a dictionary"),
+    (adjoint(adjoint_params=3), TypeError, "^adjoint_params: need a sequence of tensors, got 3"),
+    (adjoint(adjoint_params=["a"]), TypeError, "^adjoint_params: need a sequence of tensors"),
+    (adjoint(adjoint_params=Y0), TypeError, "^adjoint_params: need a sequence of tensors"),
+    (solve(options={"seed": "a"}), TypeError, "^seed: need a whole number in .*, got 'a'"),
+    (solve(options={"seed": -1}), ValueError, "^seed: need a whole number"),
+    (plan(options={"seed": "a"}), TypeError, "^seed: need a whole number in .*, got 'a'"),
     # Flags, and numbers without use
     *(
         (call(**{name: "no"}), TypeError, f"^{name}: need True or False, got 'no'")
