@@ -718,6 +718,21 @@ def test_the_levy_area_does_not_depend_on_the_rounding_of_times(area: str) -> No
     torch.testing.assert_close(halves(0.3, 0.4, return_A=True)[1], area_of, rtol=0, atol=1e-12)
 
 
+def test_diffusers_cosine_scheduler_runs_with_probflow_as_torchsde(monkeypatch) -> None:
+    pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_cosine_dpmsolver_multistep as module
+
+    monkeypatch.setattr(module, "torchsde", pf, raising=False)
+    scheduler = module.CosineDPMSolverMultistepScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 2, 3)
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(0.1 * x, t, x).prev_sample
+    with pytest.warns(UserWarning, match=r"t: 0 lies outside the motion's \[0.3, 500\]"):
+        x = scheduler.step(0.1 * x, scheduler.timesteps[-1], x).prev_sample
+    assert x.isfinite().all()
+
+
 def test_motions_share_no_memory_with_the_tensors_given() -> None:
     w0 = torch.zeros(3)
     path, tree = pf.BrownianPath(0.0, w0, entropy=1), pf.BrownianTree(0.0, w0, entropy=1)
