@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["dictionary", "near", "no_option"]
+import numpy as np
+
+__all__ = ["check_flags", "dictionary", "near", "no_option"]
 
 
 def near(word: object, allowed: Iterable[str], count: int = 3) -> str:
@@ -25,6 +27,13 @@ def dictionary(options: Any, argument: str = "options") -> dict[str, Any]:
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"{argument}: need a dictionary, got {options!r}")
     return dict(options or {})
+
+
+def check_flags(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise ``TypeError`` for one of the names that stands for neither a truth value nor None."""
+    for name in names:
+        if not isinstance(settings.get(name), (bool, np.bool_, type(None))):
+            raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

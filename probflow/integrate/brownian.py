@@ -7,7 +7,6 @@ Each is a pure function of its arguments, the sample's index and the times, beca
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,8 +133,7 @@ class BrownianTree(BaseBrownian):
     """Brownian motion on [t0, t1] from ``w0``, if given to ``w1``.
 
     ``bm(t)`` is the value at t, ``bm(ta, tb)`` the increment. A :class:`BrownianInterval` with
-    torchsde's other signature. As torchsde's, and for the samplers that ask for times down to
-    sigma = 0, it stands still outside its interval, and warns.
+    torchsde's other signature.
 
     Parameters
     ----------
@@ -178,17 +176,8 @@ class BrownianTree(BaseBrownian):
         self, t: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
         """Value at ``t``, or increment from ``t`` to ``tb``; U and A are None, as in torchsde."""
-        tb = tb if tb is None else self._clipped(tb)
-        out = self._interval(self._clipped(t), tb, return_U, return_A)
+        out = self._interval(t, tb, return_U, return_A)
         return out + self._w0 if tb is None and isinstance(out, Tensor) else out
-
-    def _clipped(self, t: Any) -> float:
-        time, interval = as_time(t, "t"), self._interval
-        try:
-            return interval.check_time(time)
-        except ValueError as error:
-            warnings.warn(f"{error}; taken as its end", stacklevel=3)
-            return interval._t0 if time < interval._t0 else interval._t1
 
     def __repr__(self) -> str:
         return f"BrownianTree({self._interval!r})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +43,7 @@ class BrownianInterval(BaseBrownian):
     smallest, and use it for all. Inside a leaf a time gets the bridge's own law from
     the leaf's one normal, so that times in different leaves are jointly Brownian, too; only two
     times in one leaf are too dependent. A time within 1/16 leaf of a border counts as the border.
+    As torchsde's, the motion stands still outside its interval, and warns.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ class BrownianInterval(BaseBrownian):
     levy_area_approximation
         "none", "space-time" (U), "davie" or "foster" (U and A: normal given W and H, with mean
         and, on average over H or for every H, variance of the Levy area). A is drawn anew for every
-        pair (ta, tb). The paths W of "none" differ from those of the other three.
+        pair (ta, tb), whose times are told apart to 1/16 leaf. The paths W of "none" differ from
+        those of the other three.
     W, H
         Increment and space-time Levy area of the whole interval, if they are to be fixed. No
         gradients flow to them.
@@ -150,6 +152,15 @@ class BrownianInterval(BaseBrownian):
             raise ValueError(f"t: {time:g} lies outside the motion's [{self._t0:g}, {self._t1:g}]")
         return min(max(time, self._t0), self._t1)
 
+    def _clipped(self, t: Any) -> float:
+        """``t`` as a number in [t0, t1]; outside it the nearer end, with a warning."""
+        time = as_time(t, "t")
+        try:
+            return self.check_time(time)
+        except ValueError as error:
+            warnings.warn(f"{error}; taken as its end", stacklevel=3)
+            return self._t0 if time < self._t0 else self._t1
+
     # Normals.
 
     def _normals(self, names: Sequence[int], variances: Sequence[float]) -> list[State]:
@@ -181,17 +192,17 @@ class BrownianInterval(BaseBrownian):
         ----------
         ta, tb
             Times in the interval, numbers or tensors of one element, in either order. Without
-            ``tb``, from t0 to ``ta``.
+            ``tb``, from t0 to ``ta``. A time outside warns and counts as the nearer end.
         return_U, return_A
             What else to return.
         """
         if type(ta) is not float or type(tb) is not float:
             ta, tb = (self._t0, ta) if tb is None else (ta, tb)
-            ta, tb = self.check_time(ta), self.check_time(tb)
+            ta, tb = self._clipped(ta), self._clipped(tb)
         a, b, sign = (ta, tb, 1) if ta <= tb else (tb, ta, -1)
         state = self._swept(a, b)
         if state is None:
-            a, b = self.check_time(a), self.check_time(b)
+            a, b = self._clipped(a), self._clipped(b)
             state = self._state(a, b)
         w = state[0] if sign > 0 else -state[0]
         if not (return_U or return_A):
@@ -212,7 +223,9 @@ class BrownianInterval(BaseBrownian):
             return None
         if len(self.shape) < 2:  # scalar motions
             return torch.zeros_like(state[0])
-        name = hashlib.blake2b(struct.pack("<2d", a, b), digest_size=8).digest()
+        # A is drawn anew for every pair of times, but not for their rounding.
+        pair = f"{self._tree.mark(a)} {self._tree.mark(b)}".encode()
+        name = hashlib.blake2b(pair, digest_size=8).digest()
         draws = _on_device([int.from_bytes(name, "little", signed=True)], torch.int64, self.device)
         m = self.shape[-1]
         z = normals(self.entropy, self._samples, draws, self._count * m, self._wide)

@@ -14,6 +14,7 @@ Address = tuple[int, float]  # number of a leaf and the position in it, 0 <= u <
 
 SLACK = 2.0**-20  # of the times' size: float32 times at the ends are forgiven that much
 BORDER = 1 / 16  # of a leaf: a time as near to a border counts as the border
+_MARKS = round(1 / BORDER)
 _MOST_STEPS = 2**40  # the names of leaves have 61 bits
 
 
@@ -65,6 +66,11 @@ class Tree:
             leaf = math.floor(position)
         inside = position - leaf
         return (cell << self.depth) + leaf, inside if inside > BORDER else 0.0
+
+    def mark(self, t: float) -> int:
+        """Number of a time to 1/16 leaf; that of a border is the same in every depth."""
+        leaf, inside = self.address(t)
+        return (leaf * _MARKS + round(inside * _MARKS)) << (self.names - self.depth)
 
     def length(self, first: int, last: int) -> float:
         """Length of a node."""

@@ -6,12 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from probflow.integrate.grid import is_registered, unknown_method
 from probflow.solvers import Solver, find_pair, get_solver
 from probflow.tableaus import TABLEAUS
-from probflow.words import dictionary, no_option
+from probflow.words import check_flags, dictionary, no_option
 
 __all__ = [
     "ADAMS",
@@ -157,9 +155,7 @@ def checked_options(
             raise ValueError(text)
         warnings.warn(text, stacklevel=4)
         settings.pop(name, None)
-    for name in _FLAGS:
-        if not isinstance(settings.get(name, False), (bool, np.bool_, type(None))):
-            raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
+    check_flags(settings, _FLAGS)
     norm = settings.get("norm")
     if norm is not None and not callable(norm) and argument == "options":
         raise TypeError(f"norm: need a function of the error, got {norm!r}")

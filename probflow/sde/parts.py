@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.watch import Watch
-from probflow.words import near
+from probflow.words import dictionary, near
 
 __all__ = [
     "Parts",
@@ -50,12 +50,14 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
         object without drift or diffusion.
     """
     attribute = {part: part for part in _RENAMED.values()}
-    for role, name in (names or {}).items():
+    for role, name in dictionary(names, "names").items():
         if role not in _RENAMED:
             raise ValueError(
                 f"names: {role!r} is no role of a function{near(role, _RENAMED)}; allowed: "
                 + ", ".join(_RENAMED)
             )
+        if not isinstance(name, str):
+            raise TypeError(f"names: need the name of a method for the {role}, got {name!r}")
         if not callable(getattr(sde, name, None)):
             raise ValueError(f"names: {type(sde).__name__} has no method {name!r} for the {role}")
         attribute[_RENAMED[role]] = name

@@ -14,7 +14,7 @@ from probflow.integrate.motion import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
-from probflow.words import dictionary
+from probflow.words import check_flags, dictionary
 
 __all__ = [
     "check_sde",
@@ -49,7 +49,8 @@ def run_plan_solver(
     check_unsupported(solver, **unsupported)
     settings = dictionary(options)
     seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
-    check = settings.pop("check_finite", True)
+    check_flags(settings, ("check_finite",))
+    check = settings.pop("check_finite", None) in (None, True)
     solver = with_options(solver, settings, _OPTIONS)
     check_sde(sde, solver)
     times = process_times(ts)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.grid import check_positive, check_steps
+from probflow.integrate.motion import seed_of
 from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
@@ -33,7 +34,7 @@ from probflow.sde.parts import (
 from probflow.sde.plans import check_state, process_times, sde_times
 from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
-from probflow.words import dictionary, no_option
+from probflow.words import check_flags, dictionary, no_option
 
 __all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
@@ -51,6 +52,7 @@ class Problem:
     grid: list[float]
     tolerances: Tolerances | None
     y0: Tensor
+    noise_shape: tuple[int, ...]
     noise: Callable[[str], Query]
     query: Query
     sign: float
@@ -76,12 +78,17 @@ class Problem:
             return start(self.first, t, self.y0)
         if start is None:
             raise ValueError(f"extra_solver_state: {name} has no extra state; leave it out")
-        shapes = "f (shape of y0), g (shape of the diffusion), z (shape of y0)"
+        y = self.y0
         if len(given) != 3 or not all(isinstance(x, Tensor) for x in given):
-            raise ValueError(f"extra_solver_state: {name} needs three tensors: {shapes}")
-        if given[0].shape != self.y0.shape or given[2].shape != self.y0.shape:
-            got = ", ".join(str(tuple(x.shape)) for x in given)
-            raise ValueError(f"extra_solver_state: {name} needs {shapes}; got shapes {got}")
+            raise ValueError(f"extra_solver_state: {name} needs three tensors: f, g, z")
+        state = tuple(y.shape)
+        diffusion = state if self.first.diagonal else (*state, self.noise_shape[-1])
+        for part, x, shape in zip("fgz", given, (state, diffusion, state), strict=True):
+            if (tuple(x.shape), x.dtype, x.device) != (shape, y.dtype, y.device):
+                raise ValueError(
+                    f"extra_solver_state: {part} of {name} must have shape {shape}, {y.dtype} on "
+                    f"{y.device}; got {tuple(x.shape)}, {x.dtype} on {x.device}"
+                )
         return tuple(given)
 
     def integrate(self, y0: Tensor, memory: Memory) -> Trajectory:
@@ -146,9 +153,14 @@ def prepare(
         check_word(f"sde.{word}", getattr(sde, word), allowed)
     sde_type, noise_type = sde.sde_type, sde.noise_type
     settings = dictionary(options)
+    check_flags(settings, ("check_finite", "grad_free"))
     chosen = choose(method, sde_type, noise_type, settings)
     check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
-    if adaptive and settings.get("check_finite", True) is False:
+    seed = settings.get("seed")
+    if seed is not None:
+        seed = seed_of(seed, "seed")
+    finite = settings.get("check_finite") in (None, True)
+    if adaptive and not finite:
         raise ValueError(
             "options: check_finite=False does nothing with adaptive=True, where the step lengths "
             "come from the error of each step, so that NaN or infinity stops it; leave it out"
@@ -188,7 +200,6 @@ def prepare(
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
     if logqp and diagonal and not padded:
         noise_shape = tuple(y.shape)
-    seed = settings.get("seed")
     if bm is None:
         # Adaptive steps end anywhere: a tree no deeper than the shortest of them needs.
         leaf = check_positive(dt_min, "dt_min", zero=True) / 4.0 if adaptive else 0.0
@@ -218,10 +229,11 @@ def prepare(
         grid=grid,
         tolerances=tolerances,
         y0=y,
+        noise_shape=noise_shape,
         noise=noise,
         query=noise(chosen.needs),
         sign=-1.0 if backward or isinstance(sde, ReverseSDE) else 1.0,
-        finite=bool(settings.get("check_finite", True)),
+        finite=finite,
         shape=y0.shape,
         dtype=y0.dtype,
         logqp=logqp,
@@ -238,19 +250,19 @@ def check_options(
 
 
 def tolerances_of(
-    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = ""
+    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = "", used: bool = True
 ) -> Tolerances:
     """Tolerances from arguments, checked; ``prefix`` is that of their names.
 
     Raises
     ------
     TypeError, ValueError
-        For numbers that are negative, not finite, or both zero.
+        For numbers that are negative or not finite, or, where they are ``used``, both zero.
     """
     smallest = check_positive(dt_min, "dt_min", zero=True)
     relative = check_positive(rtol, f"{prefix}rtol", zero=True)
     absolute = check_positive(atol, f"{prefix}atol", zero=True)
-    if relative == absolute == 0.0:
+    if used and relative == absolute == 0.0:
         raise ValueError(f"{prefix}rtol, {prefix}atol: one of them must be positive")
     return Tolerances(relative, absolute, max(first_step, smallest), smallest)
 

@@ -13,9 +13,10 @@ from probflow.integrate.grid import is_registered, unknown_method
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.sde.methods import default_method
 from probflow.sde.plans import process_times, run_plan_solver
-from probflow.sde.problem import prepare
+from probflow.sde.problem import prepare, tolerances_of
 from probflow.sde.settings import METHODS, NOISE_TYPES
 from probflow.solvers import Solver, get_solver
+from probflow.words import check_flags
 
 __all__ = ["sdeint"]
 
@@ -130,6 +131,8 @@ def sdeint(
     found = find_method(method, sde)
     controls = {"adaptive": adaptive, "names": names, "logqp": logqp, "extra": extra}
     controls["extra_solver_state"] = extra_solver_state
+    check_flags(controls, ("adaptive", "logqp", "extra"))
+    tolerances_of(rtol, atol, dt_min, 0.0, used=bool(adaptive))
     if isinstance(found, Solver):
         return run_plan_solver(found, sde, y0, ts, bm, dt, options, **controls)
     if found not in METHODS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from probflow.sde.sdeint import find_method, warn_of_adaptive_euler
 from probflow.sde.settings import METHODS, SDE_TYPES
 from probflow.sde.system import System
 from probflow.solvers import Solver
-from probflow.words import dictionary, near
+from probflow.words import check_flags, dictionary, near
 
 __all__ = ["sdeint_adjoint"]
 
@@ -99,6 +99,11 @@ def sdeint_adjoint(
             "adjoint_params: sde is no torch.nn.Module, so give the tensors whose gradients are "
             "wanted, or () for none"
         )
+    flags = {"adaptive": adaptive, "adjoint_adaptive": adjoint_adaptive}
+    flags |= {"logqp": logqp, "extra": extra}
+    check_flags(flags, flags)
+    tolerances_of(rtol, atol, dt_min, 0.0, used=bool(adaptive))
+    tolerances_of(adjoint_rtol, adjoint_atol, dt_min, 0.0, "adjoint_", used=bool(adjoint_adaptive))
     found = find_method(method, sde)
     if isinstance(found, Solver) or found not in METHODS:
         name = found.name if isinstance(found, Solver) else found
@@ -109,6 +114,7 @@ def sdeint_adjoint(
     if found == METHODS.adjoint_reversible_heun:
         raise ValueError("method: adjoint_reversible_heun is an adjoint_method")
     warn_of_adaptive_euler(sde, found, adaptive)
+    params = _tensors(sde.parameters() if adjoint_params is None else adjoint_params)
     problem = prepare(
         sde, y0, ts, bm, found, dt, adaptive, rtol, atol, dt_min, options, names, logqp
     )
@@ -117,12 +123,23 @@ def sdeint_adjoint(
     if adjoint_adaptive:
         first = problem.grid[1] - problem.grid[0] if len(problem.grid) > 1 else 1.0
         tolerances = tolerances_of(adjoint_rtol, adjoint_atol, dt_min, first, "adjoint_")
-    params = sde.parameters() if adjoint_params is None else adjoint_params
     memory = problem.memory(extra_solver_state)
     job = Job(problem, adjoint, tolerances, len(memory))
     wanted = [p for p in params if p.requires_grad]
     ys, *memory_at_end = _Solve.apply(job, problem.y0, *memory, *wanted)
     return problem.result(ys, tuple(memory_at_end), extra)
+
+
+def _tensors(params: Any) -> tuple[Tensor, ...]:
+    """The tensors of ``adjoint_params``; ``TypeError`` for anything else.
+
+    A tensor alone is refused, too: its rows are other tensors, which the SDE does not depend on.
+    """
+    sequence = isinstance(params, Iterable) and not isinstance(params, Tensor)
+    tensors = tuple(params) if sequence else ()
+    if not sequence or not all(isinstance(p, Tensor) for p in tensors):
+        raise TypeError(f"adjoint_params: need a sequence of tensors, got {params!r}")
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,7 @@ def _adjoint(
     sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
     settings = dictionary(options, "adjoint_options")
+    check_flags(settings, ("grad_free",))
     allowed = () if name == METHODS.adjoint_reversible_heun else ("grad_free",)
     check_options(settings, name, allowed, "adjoint_options")
     if name == METHODS.adjoint_reversible_heun:

@@ -564,8 +564,7 @@ MADE = motion(2)
             ValueError,
             "levy_area_approximation: need one of none, .*near names: space-time",
         ),
-        (lambda: MADE(0.5, 2.1), ValueError, r"t: 2.1 lies outside the motion's \[0, 2\]"),
-        (lambda: MADE(-0.1, 1.0), ValueError, "t: -0.1 lies outside"),
+        (lambda: MADE.check_time(2.1), ValueError, r"t: 2.1 lies outside the motion's \[0, 2\]"),
         (lambda: MADE(math.nan, 1.0), ValueError, "t: need a finite number"),
         (lambda: MADE(torch.zeros(2), 1.0), TypeError, "t: need a number or a tensor of one"),
         (lambda: pf.BrownianPath(0.0, torch.zeros(2))(-0.5), ValueError, "t: -0.5 lies before"),
@@ -682,6 +681,56 @@ def test_a_tree_stands_still_outside_its_interval_and_warns() -> None:
     with pytest.warns(UserWarning, match=r"t: 0 lies outside the motion's \[0.1, 14\]"):
         outside = tree(0.0, 5.0)
     assert torch.equal(outside, tree(0.1, 5.0))
+
+
+@pytest.mark.parametrize("times", [(0.0, 5.0), (5.0, 500.5), (torch.tensor(0.0), 500.5)])
+def test_an_interval_stands_still_outside_and_warns_as_torchsdes(times) -> None:
+    kwargs = {"size": (3,), "entropy": 1, "levy_area_approximation": "space-time"}
+    ours = pf.BrownianInterval(0.3, 500.0, **kwargs)
+    clamped = [min(max(float(t), 0.3), 500.0) for t in times]
+    with pytest.warns(UserWarning, match=r"lies outside the motion's \[0.3, 500\]"):
+        outside = ours(*times, return_U=True)
+    for one, two in zip(outside, ours(*clamped, return_U=True), strict=True):
+        assert torch.equal(one, two)
+    theirs = torchsde.BrownianInterval(0.3, 500.0, **kwargs)
+    with pytest.warns(UserWarning, match="Should have t"):
+        outside = theirs(*times)
+    assert torch.equal(outside, theirs(*clamped))
+    with pytest.warns(UserWarning, match="lies outside"):
+        nothing = ours(0.1, 0.2)
+    assert torch.equal(nothing, torch.zeros(3))
+
+
+@pytest.mark.parametrize("area", ["davie", "foster"])
+def test_the_levy_area_does_not_depend_on_the_rounding_of_times(area: str) -> None:
+    kwargs = {"size": (2, 3), "dtype": DOUBLE, "entropy": 3, "levy_area_approximation": area}
+    for dt in (None, 0.1):
+        bm = pf.BrownianInterval(0.0, 1.0, dt=dt, **kwargs)
+        area_of = bm(0.3, 0.4, return_A=True)[1]
+        for ta, tb in ((0.3 + 1e-16, 0.4), (0.1 + 0.1 + 0.1, 0.4 - 1e-15), (0.3, 0.4 + 1e-13)):
+            torch.testing.assert_close(bm(ta, tb, return_A=True)[1], area_of, rtol=0, atol=1e-7)
+        single = torch.tensor([0.3, 0.4])
+        if dt:  # a leaf is longer than the rounding to float32
+            torch.testing.assert_close(bm(*single, return_A=True)[1], area_of, rtol=0, atol=1e-7)
+        other = bm(0.3 + 1e-6, 0.4, return_A=True)[1]
+        assert (other - area_of).abs().max() > 1e-3
+    halves = pf.BrownianInterval(0.0, 1.0, dt=0.05, **kwargs)
+    torch.testing.assert_close(halves(0.3, 0.4, return_A=True)[1], area_of, rtol=0, atol=1e-12)
+
+
+def test_diffusers_cosine_scheduler_runs_with_probflow_as_torchsde(monkeypatch) -> None:
+    pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_cosine_dpmsolver_multistep as module
+
+    monkeypatch.setattr(module, "torchsde", pf, raising=False)
+    scheduler = module.CosineDPMSolverMultistepScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 2, 3)
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(0.1 * x, t, x).prev_sample
+    with pytest.warns(UserWarning, match=r"t: 0 lies outside the motion's \[0.3, 500\]"):
+        x = scheduler.step(0.1 * x, scheduler.timesteps[-1], x).prev_sample
+    assert x.isfinite().all()
 
 
 def test_motions_share_no_memory_with_the_tensors_given() -> None:

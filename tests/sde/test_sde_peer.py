@@ -129,6 +129,18 @@ def test_functions_in_other_forms(method, sde_type, noise, free, y0) -> None:
         torch.testing.assert_close(ours, wanted, **EXACT)
 
 
+def test_log_ode_with_times_that_rounding_tells_apart(y0: torch.Tensor) -> None:
+    """torchsde adds up its times, probflow multiplies."""
+    sde, ts = Network("stratonovich", "general"), torch.linspace(0, 0.7, 3, dtype=DOUBLE)
+    shape = motion("general").shape
+    bm = pf.BrownianInterval(
+        0.0, 0.7, shape, DOUBLE, entropy=1, dt=0.05, levy_area_approximation="foster"
+    )
+    ours = pf.sdeint(sde, y0, ts, bm, "log_ode", 0.05)
+    theirs = torchsde.sdeint(sde, y0, ts, bm, "log_ode", 0.05)
+    torch.testing.assert_close(ours, theirs, **EXACT)
+
+
 @pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
 @pytest.mark.parametrize("noise", NOISES)
 def test_default_methods(sde_type: str, noise: str, y0: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,10 +58,9 @@ def plan(**how: Any) -> Callable[[], Any]:
     return lambda: pf.sdeint(REVERSE, Y0, [1.0, 0.5], **how)
 
 
-def adjoint(options: Any) -> Callable[[], Any]:
-    return lambda: pf.sdeint_adjoint(
-        Never(), Y0, [0.0, 1.0], method="euler", adjoint_params=(), adjoint_options=options
-    )
+def adjoint(options: Any = None, **how: Any) -> Callable[[], Any]:
+    how = {"method": "euler", "adjoint_params": (), "adjoint_options": options, **how}
+    return lambda: pf.sdeint_adjoint(Never(), Y0, [0.0, 1.0], **how)
 
 
 def sampler(seed: Any) -> Callable[[], Any]:
@@ -94,6 +94,46 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (adjoint({"step_size": 0.1}), ValueError, "^adjoint_options: .*no option 'step_size'"),
     (adjoint({"grad_fre": False}), ValueError, "^adjoint_options: .*near names: grad_free"),
     (adjoint(3), TypeError, "^adjoint_options: need a dictionary"),
+    (solve(names=["f"]), TypeError, r"^names: need a dictionary, got \['f'\]"),
+    (
+        solve(names={"drift": 3}),
+        TypeError,
+        "^names: need the name of a method for the drift, got 3",
+    ),
+    (adjoint(names=["f"]), TypeError, "^names: need a dictionary"),
+    (adjoint(adjoint_params=3), TypeError, "^adjoint_params: need a sequence of tensors, got 3"),
+    (adjoint(adjoint_params=["a"]), TypeError, "^adjoint_params: need a sequence of tensors"),
+    (adjoint(adjoint_params=Y0), TypeError, "^adjoint_params: need a sequence of tensors"),
+    (solve(options={"seed": "a"}), TypeError, "^seed: need a whole number in .*, got 'a'"),
+    (solve(options={"seed": -1}), ValueError, "^seed: need a whole number"),
+    (plan(options={"seed": "a"}), TypeError, "^seed: need a whole number in .*, got 'a'"),
+    # Flags, and numbers without use
+    *(
+        (call(**{name: "no"}), TypeError, f"^{name}: need True or False, got 'no'")
+        for call, names in {
+            solve: ("adaptive", "logqp", "extra"),
+            plan: ("adaptive", "logqp", "extra"),
+            adjoint: ("adaptive", "adjoint_adaptive", "logqp", "extra"),
+        }.items()
+        for name in names
+    ),
+    (solve(options={"check_finite": "no"}), TypeError, "^check_finite: need True or False"),
+    (plan(options={"check_finite": "no"}), TypeError, "^check_finite: need True or False"),
+    (
+        solve(method="milstein", options={"grad_free": "no"}),
+        TypeError,
+        "^grad_free: need True or False",
+    ),
+    (adjoint({"grad_free": "no"}), TypeError, "^grad_free: need True or False"),
+    (solve(rtol=-1), ValueError, "^rtol: need a non-negative"),
+    (solve(rtol="a"), TypeError, "^rtol: need a number, got 'a'"),
+    (solve(atol=math.nan), ValueError, "^atol: need a non-negative"),
+    (solve(dt_min="b"), TypeError, "^dt_min: need a number, got 'b'"),
+    (solve(adaptive=True, rtol=0, atol=0), ValueError, "^rtol, atol: one of them must be pos"),
+    (plan(rtol="a"), TypeError, "^rtol: need a number, got 'a'"),
+    (adjoint(rtol=-1), ValueError, "^rtol: need a non-negative"),
+    (adjoint(adjoint_rtol="a"), TypeError, "^adjoint_rtol: need a number, got 'a'"),
+    (adjoint(adjoint_atol=-1), ValueError, "^adjoint_atol: need a non-negative"),
     # Brownian motions
     (lambda: pf.BrownianInterval(size=3), TypeError, r"size: need a shape \(batch, ...\), got 3"),
     (lambda: pf.BrownianInterval(size=(3.0,)), TypeError, r"size: need a shape .*got \(3.0,\)"),

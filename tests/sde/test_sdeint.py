@@ -465,6 +465,30 @@ def test_objects_without_the_functions(y0: torch.Tensor) -> None:
         )
 
 
+@pytest.mark.parametrize("noise", ["diagonal", "general"])
+@pytest.mark.parametrize("logqp", [False, True])
+def test_memory_of_another_form_is_refused(noise: str, logqp: bool) -> None:
+    class Latent:
+        sde_type, noise_type = "stratonovich", noise
+
+        def f(self, t, y):
+            return -y
+
+        h = f
+
+        def g(self, t, y):
+            return torch.ones_like(y) if noise == "diagonal" else torch.ones(*y.shape, 3)
+
+    arguments = (Latent(), torch.ones(2, 3), [0.0, 1.0], None, "reversible_heun", 0.5)
+    *_, memory = pf.sdeint(*arguments, logqp=logqp, extra=True)
+    pf.sdeint(*arguments, logqp=logqp, extra_solver_state=memory)
+    for k, part in enumerate("fgz"):
+        for wrong in (memory[k][:1], memory[k].sum(-1), memory[k].double(), memory[k].to("meta")):
+            bad = (*memory[:k], wrong, *memory[k + 1 :])
+            with pytest.raises(ValueError, match=f"extra_solver_state: {part} of reversible_heun"):
+                pf.sdeint(*arguments, logqp=logqp, extra_solver_state=bad)
+
+
 def test_levy_area_is_asked_for(y0: torch.Tensor) -> None:
     bm = pf.BrownianInterval(0.0, 1.0, (5, 2), levy_area_approximation="space-time")
     with pytest.raises(ValueError, match=r"bm: log_ode needs the Levy area A; .*'davie' or"):
