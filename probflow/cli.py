@@ -197,7 +197,7 @@ def _scans(arguments: argparse.Namespace, content: Any) -> int:
 
     from probflow.studies.scans import run_scans, scans_table
 
-    for name in ("compare", "timing", "pictures"):
+    for name in ("compare", "timing", "pictures", "venue"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name}: not for a scan")
     jobs = content.scans
