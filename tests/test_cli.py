@@ -134,9 +134,10 @@ def test_missing_files_and_unwritable_folders(study_file: Path, tmp_path: Path, 
     study_file.write_text(text)
     assert run("rates", study_file, "--out", tmp_path / "out") == 2
     assert "[target] data: there is no file" in capsys.readouterr().err
-    np.save(tmp_path / "none.npy", np.array(["a", "b"]))
-    assert run("rates", study_file, "--out", tmp_path / "out") == 2
-    assert "numeric" in capsys.readouterr().err
+    for wrong in (np.array(["a", "b"]), np.array([1.0 + 2.0j])):
+        np.save(tmp_path / "none.npy", wrong)
+        assert run("rates", study_file, "--out", tmp_path / "out") == 2
+        assert "one numeric array of real numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

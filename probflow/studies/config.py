@@ -306,8 +306,8 @@ def _empirical(data: str, folder: Path) -> Empirical:
         raise ValueError(f"[target] data: there is no file {path}") from None
     except (OSError, ValueError) as problem:
         raise ValueError(f"[target] data: {path} is no .npy array ({problem})") from None
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
-        raise ValueError(f"[target] data: {path} must hold one numeric array")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        raise ValueError(f"[target] data: {path} must hold one numeric array of real numbers")
     return Empirical(array.astype(np.float64), name=path.stem)
 
 
