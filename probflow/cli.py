@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     solvers.add_argument("name", nargs="?", help="solver to print: equation, tableau, reference")
     solvers.add_argument("--grid", default="log-snr", help="kind of grid for the tableau")
     solvers.add_argument("--steps", type=int, default=4, help="number of steps of that grid")
-    solvers.add_argument("--step", type=int, default=1, help="which step to print")
+    solvers.add_argument("--step", type=int, help="which step to print (0 is the first)")
     solvers.add_argument("--latex", action="store_true", help="print the tableau as LaTeX")
     solvers.add_argument("--bibtex", action="store_true", help="print what to cite for it")
     solvers.add_argument("--markdown", action="store_true", help="print the list as Markdown")
@@ -197,7 +197,7 @@ def _scans(arguments: argparse.Namespace, content: Any) -> int:
 
     from probflow.studies.scans import run_scans, scans_table
 
-    for name in ("compare", "timing", "pictures"):
+    for name in ("compare", "timing", "pictures", "venue"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name}: not for a scan")
     jobs = content.scans
@@ -249,50 +249,19 @@ def _write_report(run: Path, out: Path, venue: str | None) -> None:
 # probflow solvers ------------------------------------------------------------------------------
 
 
-def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) -> str:
-    """The registry, or the solvers of these names, as a table.
-
-    Its columns are names, NFE per step, declared orders, whether it draws noise, and the reference.
-    """
-    from probflow.solvers import all_solvers, get_solver
-
-    def orders(solver: Any, measure: str) -> str:
-        value = solver.orders.get(measure)
-        return "" if value is None else f"{value:g}"
-
-    header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
-    rows = []
-    for solver in all_solvers() if names is None else map(get_solver, names):
-        every = ", ".join([solver.name, *solver.aliases])
-        rows.append(
-            [
-                f"`{every}`" if markdown else every,
-                str(solver.nfe),
-                *(orders(solver, measure) for measure in ("tv", "strong", "path-kl")),
-                "yes" if solver.stochastic else "",
-                solver.reference,
-            ]
-        )
-    if markdown:
-        lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * 7, *rows]]
-        return "\n".join(lines)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(7)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    )
-
-
 def _solvers(arguments: argparse.Namespace) -> int:
     if arguments.bibtex:
         from probflow.citations import cite
 
         print(cite() if arguments.name is None else cite(arguments.name))
         return 0
+    from probflow.describe import solver_table, tableau, tableau_latex
+
     if arguments.name is None:
+        if arguments.latex:
+            raise ValueError("--latex: prints a tableau, so it needs the name of a solver")
         print(solver_table(markdown=arguments.markdown))
         return 0
-    from probflow.describe import tableau, tableau_latex
     from probflow.grids import Grid
     from probflow.processes import VP
     from probflow.solvers import get_solver
@@ -301,7 +270,10 @@ def _solvers(arguments: argparse.Namespace) -> int:
     process = VP.linear()
     times = Grid(arguments.grid).times(process, arguments.steps)
     plan = solver.plan(process, times)
-    step = min(arguments.step, len(plan.steps) - 1)
+    last = len(plan.steps) - 1
+    step = min(1, last) if arguments.step is None else arguments.step
+    if not 0 <= step <= last:
+        raise ValueError(f"--step: need a whole number from 0 to {last}, got {step}")
     if arguments.latex:
         print(tableau_latex(plan, step))
         return 0

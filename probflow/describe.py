@@ -1,10 +1,58 @@
-"""Printing a plan: its steps as tableaus, in text and in LaTeX."""
+"""Printing solvers: the registry as a table, a plan's steps as tableaus in text and in LaTeX."""
 
 from __future__ import annotations
 
-from probflow.plan import Plan, Register, Step, X
+from collections.abc import Sequence
 
-__all__ = ["tableau", "tableau_latex"]
+from probflow.plan import Plan, Register, Step, X
+from probflow.solvers import Solver, all_solvers, get_solver
+
+__all__ = ["solver_table", "tableau", "tableau_latex"]
+
+
+def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) -> str:
+    """The registry, or the solvers of these names, as a table.
+
+    Its columns are names, NFE per step, declared orders, whether it draws noise, and the reference.
+
+    Parameters
+    ----------
+    markdown
+        As a Markdown table, in the place of aligned text.
+    names
+        Names or aliases of solvers; by default all registered ones.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+
+    def orders(solver: Solver, measure: str) -> str:
+        value = solver.orders.get(measure)
+        return "" if value is None else f"{value:g}"
+
+    header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
+    rows = []
+    for solver in all_solvers() if names is None else map(get_solver, names):
+        every = ", ".join([solver.name, *solver.aliases])
+        rows.append(
+            [
+                f"`{every}`" if markdown else every,
+                str(solver.nfe),
+                *(orders(solver, measure) for measure in ("tv", "strong", "path-kl")),
+                "yes" if solver.stochastic else "",
+                solver.reference,
+            ]
+        )
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * 7, *rows]]
+        return "\n".join(lines)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(7)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
 
 
 def tableau(plan: Plan, step: int = 0) -> str:

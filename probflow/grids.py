@@ -183,6 +183,8 @@ class Grid:
             number = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: need a number, got {value!r}") from None
+        if self.unit == "neg_log_ab" and number < 0:
+            raise ValueError(f"{name}: -ln alphas_cumprod is never negative, got {number:g}")
         try:
             time = UNITS[self.unit](process, number)
         except (OverflowError, ValueError) as error:

@@ -98,6 +98,8 @@ def rejection_sample(
     model = as_model(model, process)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or not len(x):
         raise TypeError("x: need a floating-point tensor (batch, ...) with at least one sample")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x: must be finite, got NaN or infinite values")
     if not bound > 0:
         raise ValueError(f"bound: must be > 0, got {bound}")
     if max_proposals < 1:

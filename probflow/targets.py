@@ -151,14 +151,14 @@ class GaussianMixture(Target):
     Parameters
     ----------
     weights
-        (K,) positive; normalised to sum 1.
+        (K,) positive. Only their ratios count: [1, 2] is [1/3, 2/3].
     means
         (K,) for d = 1, or (K, d).
     covariances
         (K,) one variance a component, (K, d) diagonals, or (K, d, d) full matrices. Give either
         this or ``stds``.
     stds
-        (K,) or (K, d) standard deviations.
+        (K,) or (K, d) standard deviations, >= 0.
 
     Raises
     ------
@@ -182,7 +182,10 @@ class GaussianMixture(Target):
         if (covariances is None) == (stds is None):
             raise ValueError("covariances, stds: give exactly one of them")
         if stds is not None:
-            covariances = np.asarray(stds, dtype=np.float64) ** 2
+            deviations = np.asarray(stds, dtype=np.float64)
+            if not (deviations >= 0).all():
+                raise ValueError(f"stds: need numbers >= 0, got {stds!r}")
+            covariances = deviations**2
         cov = np.asarray(covariances, dtype=np.float64)
         K, d = mu.shape
         name = "covariances" if stds is None else "stds"
@@ -348,13 +351,15 @@ class Empirical(Target):
     Raises
     ------
     ValueError
-        If there are no data, or they are not finite.
+        If there are no data, or they are not finite or not real.
     """
 
     chunk_elements = 2**23  # float64 numbers held at a time, about 64 MiB
 
     def __init__(self, data: Any, name: str = "empirical") -> None:
         tensor = data.detach() if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
+        if tensor.is_complex():
+            raise ValueError(f"data: need real numbers, got {tensor.dtype}")
         tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float32)
         if tensor.ndim < 1 or tensor.numel() == 0:
             raise ValueError(f"data: need at least one sample, got shape {tuple(tensor.shape)}")

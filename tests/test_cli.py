@@ -13,6 +13,7 @@ import torch
 import probflow as pf
 from probflow.cli import main
 from probflow.studies import figures
+from probflow.studies.config import read_study
 
 STUDY = """
 solvers  = ["ddim", "accelerated-sde"]
@@ -106,6 +107,7 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
         ("weights = [0.35, 0.65]\n", "", "[target] needs the key 'weights'"),
         ("[grid]", '[process]\nkind = "vq"\n[grid]', "[process] kind: got 'vq', allowed are"),
         ("[grid]", "[grid", "is not valid TOML"),
+        ("solvers ", 'name = ""\nsolvers ', "name: must not be empty, got ''"),
     ],
 )
 def test_bad_study_files(
@@ -134,9 +136,10 @@ def test_missing_files_and_unwritable_folders(study_file: Path, tmp_path: Path, 
     study_file.write_text(text)
     assert run("rates", study_file, "--out", tmp_path / "out") == 2
     assert "[target] data: there is no file" in capsys.readouterr().err
-    np.save(tmp_path / "none.npy", np.array(["a", "b"]))
-    assert run("rates", study_file, "--out", tmp_path / "out") == 2
-    assert "numeric" in capsys.readouterr().err
+    for wrong in (np.array(["a", "b"]), np.array([1.0 + 2.0j])):
+        np.save(tmp_path / "none.npy", wrong)
+        assert run("rates", study_file, "--out", tmp_path / "out") == 2
+        assert "one numeric array of real numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,24 @@ def test_solvers_prints_each(name: str, capsys) -> None:
 def test_solvers_bad_name(capsys) -> None:
     assert run("solvers", "dpm-solver") == 2
     assert "near names: dpm-solver-" in capsys.readouterr().err
+
+
+def test_solvers_bad_flags(capsys) -> None:
+    for step in (-1, 4, 99):
+        assert run("solvers", "ddim", "--step", step) == 2
+        captured = capsys.readouterr()
+        assert f"--step: need a whole number from 0 to 3, got {step}" in captured.err
+        assert not captured.out
+    assert run("solvers", "ddim", "--steps", 1) == 0
+    assert "step 0 of 1" in capsys.readouterr().out
+    assert run("solvers", "--latex") == 2
+    assert "--latex: prints a tableau, so it needs the name" in capsys.readouterr().err
+
+
+def test_study_file_with_a_byte_order_mark(study_file: Path) -> None:
+    plain = read_study(study_file)
+    study_file.write_bytes(b"\xef\xbb\xbf" + study_file.read_bytes())
+    assert [c.solver for c in read_study(study_file).curves] == [c.solver for c in plain.curves]
 
 
 @pytest.mark.parametrize(("target", "shape"), [("digits", (64,)), ("mixture", (1,))])

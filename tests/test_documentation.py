@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import probflow as pf
-from probflow.cli import solver_table
+from probflow.describe import solver_table
 from probflow.tableaus import TABLEAUS
 
 ROOT = Path(__file__).parents[1]

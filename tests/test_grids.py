@@ -167,6 +167,10 @@ VP, EDM = pf.VP.linear(), pf.EDM()
         (lambda: grids.uniform(1.5).times(VP, 4), "start: 1.5 lies outside"),
         (lambda: grids.uniform(end=-0.5).times(VP, 4), "end: -0.5 lies outside"),
         (lambda: grids.uniform(end=-1.0).times(EDM, 4), "end: -1 lies outside"),
+        (
+            lambda: grids.exponential(-3.0, 0.01, "neg_log_ab").times(VP, 4),
+            "start: -ln alphas_cumprod is never negative, got -3",
+        ),
         (lambda: grids.uniform(math.nan).times(VP, 4), "start: nan in t has no time"),
         (lambda: grids.uniform(math.inf).times(EDM, 4), "start: inf in t has no time"),
         (lambda: grids.uniform("a").times(VP, 4), "start: need a number, got 'a'"),

@@ -75,6 +75,9 @@ def test_wrong_input() -> None:
     x = starts(2, 1)
     with pytest.raises(TypeError, match="x: need a floating-point tensor"):
         pf.rejection_sample(TARGET, [1.0], 4, process=PROCESS)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="x: must be finite"):
+            pf.rejection_sample(TARGET, torch.full_like(x, bad), 4, process=PROCESS)
     with pytest.raises(ValueError, match="bound: must be > 0, got 0"):
         pf.rejection_sample(TARGET, x, 4, process=PROCESS, bound=0)
     with pytest.raises(ValueError, match="max_proposals: must be >= 1"):

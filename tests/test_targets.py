@@ -383,6 +383,12 @@ def test_model_of_a_target_is_minus_sigma_score(name: str) -> None:
         (lambda: pf.GaussianMixture([1, 1], [0, 1], [1, math.nan]), "positive semi-definite"),
         (lambda: pf.Gaussian([0, 0], [[1, 0.5], [0, 1]]), "full matrices must be symmetric"),
         (lambda: pf.Gaussian([0, 0], [[1, 2], [2, 1]]), "positive semi-definite"),
+        (lambda: pf.GaussianMixture([1, 1], [0, 1], stds=[-0.3, 1]), "stds: need numbers >= 0"),
+        (lambda: pf.GaussianMixture([1], [0], stds=[math.nan]), "stds: need numbers >= 0"),
+        (
+            lambda: pf.Empirical(np.array([1.0 + 2.0j])),
+            "data: need real numbers, got torch.complex",
+        ),
         (lambda: pf.Empirical(np.zeros((0, 3))), "data: need at least one sample"),
         (lambda: pf.Empirical(np.float64(3.0)), "data: need at least one sample"),
         (lambda: pf.Empirical(np.array([1.0, math.inf])), "data: must be finite"),

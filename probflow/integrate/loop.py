@@ -397,6 +397,8 @@ def _check_arguments(
     threshold: Any,
     parallel: bool,
 ) -> None:
+    if not isinstance(parallel, bool):
+        raise TypeError(f"parallel: need True or False, got {parallel!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"x: need a tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):

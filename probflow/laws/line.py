@@ -216,6 +216,8 @@ class _KernelDensity:
         kernel = self._kernel
         if not isinstance(kernel, HalfNoise):
             stds = self._stds[rows, None]
+            if not stds.min() > 0:
+                raise Refusal("a step adds no noise, so its kernel is a point mass without density")
             z = (y - self.mean[rows, None]) / stds
             return -0.5 * z**2 - np.log(stds * np.sqrt(2 * np.pi))
         weights, shifts = self._outer

@@ -152,6 +152,8 @@ def scan(
     """
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, allowed are {', '.join(AXES)}")
+    if not len(values):
+        raise ValueError("values: need at least one")
     kind = AXES[axis]
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
     if axis == "learned":

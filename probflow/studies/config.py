@@ -77,7 +77,9 @@ def read_study(path: str | Path) -> StudyFile:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors begin with a mark
     except FileNotFoundError:
         raise ValueError(f"study file: there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
@@ -129,6 +131,8 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
             raise ValueError(f"measures: got {name!r}, allowed are {', '.join(MEASURES)}")
     process = None if kind is None else PROCESSES[kind]()
     name = table.get("name", path.stem)
+    if not name.strip():
+        raise ValueError(f"name: must not be empty, got {name!r}")
     if "scan" in table:
         for key in ("timing", "pictures"):
             if key in table:
@@ -306,8 +310,8 @@ def _empirical(data: str, folder: Path) -> Empirical:
         raise ValueError(f"[target] data: there is no file {path}") from None
     except (OSError, ValueError) as problem:
         raise ValueError(f"[target] data: {path} is no .npy array ({problem})") from None
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
-        raise ValueError(f"[target] data: {path} must hold one numeric array")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        raise ValueError(f"[target] data: {path} must hold one numeric array of real numbers")
     return Empirical(array.astype(np.float64), name=path.stem)
 
 

@@ -31,6 +31,7 @@ from probflow.studies.rows import (
     DESCRIPTION,
     NEW_DESCRIPTION,
     PARTIAL,
+    SCAN_TABLE,
     OrderEstimate,
     Row,
     Timing,
@@ -198,6 +199,10 @@ def load(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"run folder: there is no folder {folder}")
+    if (folder / SCAN_TABLE).is_file():
+        raise ValueError(
+            f"run folder: {folder} is of a scan, whose report is there: {folder / SCAN_TABLE}"
+        )
     try:
         description = _read_description(folder / DESCRIPTION)
         notes: list[str] = []

@@ -20,6 +20,8 @@ NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES = (
     *("cells.new.jsonl", "study.new.json", "timings.new.jsonl", "pictures.new.jsonl"),
 )
 LOCK = "study.lock"
+#: The table that scans leave in their folder.
+SCAN_TABLE = "scans.md"
 STORE_FILES = (
     *(PARTIAL, COMPLETE, DESCRIPTION, TIMINGS, PICTURES),
     *(NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES, LOCK),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from probflow.grids import Grid, as_grid, check_steps
 from probflow.integrate.noise import check_seed
 from probflow.processes import Process
-from probflow.solvers import Solver, get_solver
+from probflow.solvers import Solver
 from probflow.studies.cells import (
     Cell,
     Curve,
@@ -36,6 +36,7 @@ from probflow.studies.curves import finish_curve
 from probflow.studies.executors import Failure, Job, Workers, run_jobs
 from probflow.studies.fingerprint import digest
 from probflow.studies.folder import PLAIN, TITLE, describe, write_description
+from probflow.studies.labels import check_distinct, labelled
 from probflow.studies.measure import Settings
 from probflow.studies.result import Study
 from probflow.studies.rows import MEASURES, PARTIAL, PICTURES, TIMINGS, OrderEstimate, Row, Timing
@@ -71,7 +72,8 @@ def study(
     targets
         One target or several; every run starts from the exact noised law of its target.
     solvers
-        One or several names, or :class:`probflow.Solver` objects.
+        One or several names, or :class:`probflow.Solver` objects. Of one name with different
+        options, they are called by those, as ``dpm-solver-2 (r1=0.3)``.
     steps
         Increasing step counts, best at least five that span a factor of 8 or more.
     measure
@@ -156,11 +158,9 @@ def make_curves(
         if not isinstance(target, Target):
             raise TypeError(f"targets: need probflow targets, got {type(target).__name__}")
     names = [target.name for target in targets]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"targets: names must differ, got {', '.join(names)}; set target.name to tell them "
-            "apart"
-        )
+    check_distinct("targets: names must differ", names, "set target.name to tell them apart")
+    check_distinct("measure", measures, "once is enough")
+    distinct = labelled(solvers)
     check_seed(settings.seed)
     if settings.samples < 2 or settings.reference_steps < 2:
         raise ValueError(
@@ -168,9 +168,9 @@ def make_curves(
             f"{settings.reference_steps}"
         )
     curves = [
-        Curve(target, get_solver(name), grid, counts, tuple(measures), process, settings)
+        Curve(target, solver, grid, counts, tuple(measures), process, settings)
         for target in targets
-        for name in solvers
+        for solver in distinct
     ]
     for count in counts:  # a grid that does not fit the process fails here, before any work
         grid.times(curves[0].process_at(count), count)

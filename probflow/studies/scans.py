@@ -12,15 +12,17 @@ from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
+from probflow.report.document import check_writable
 from probflow.studies.axes import AXES, Scan, scan
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
+from probflow.studies.rows import SCAN_TABLE
 from probflow.targets import Target
 
 __all__ = ["SCANS", "ScanJob", "run_scans", "scans_json", "scans_table"]
 
 #: The files that :func:`run_scans` leaves in a folder, beside a folder of cells for each scan.
-SCANS = ("scans.md", "scans.json")
+SCANS = (SCAN_TABLE, "scans.json")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def run_scans(
     ------
     ValueError
         If ``out`` holds other files, or as :func:`~probflow.studies.axes.scan`.
+    OSError
+        If ``out`` cannot be made or written to; nothing is measured then.
     """
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -102,6 +106,8 @@ def _check_folder(folder: Path, own: set[str]) -> None:
             f"{folder} holds files of something else ({foreign[0]}), so nothing there is "
             "overwritten; choose a new or an empty folder"
         )
+    for name in sorted(own):
+        check_writable(folder / name)
 
 
 def scans_table(scans: Sequence[Scan]) -> str:

@@ -134,6 +134,8 @@ def test_the_first_bad_place_is_named() -> None:
 
 def test_what_cannot_run_in_parallel() -> None:
     plan = pf.get_solver("heun").plan(None, [0.0, 1.0])
+    with pytest.raises(TypeError, match="parallel: need True or False, got 'no'"):
+        pf.sample(mixture(), (2, 1), "ddim", 4, process=VP, seed=0, parallel="no")
     with pytest.raises(TypeError, match="parallel: needs a Model, called with one time for each"):
         run_plan(plan, lambda x, t: x, torch.ones(2), parallel=True)
     with pytest.raises(ValueError, match="parallel: not for dpm-solver-23"):

@@ -186,6 +186,12 @@ def test_deterministic_plans_are_refused() -> None:
             law(plan("ddim", 4), VP, MIXTURE)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_last_step_without_noise_is_refused() -> None:
+    with pytest.raises(Refusal, match="a step adds no noise, so its kernel is a point mass"):
+        path_kl(plan("two-interval", 4), VP, MIXTURE)
+
+
 def test_two_noises_in_several_dimensions_are_refused() -> None:
     with pytest.raises(Refusal, match="accelerated-sde adds noise before and after the score"):
         path_kl_samples(plan("accelerated-sde", 4), VP, PLANE, 8, generator=torch.Generator())

@@ -191,6 +191,7 @@ def test_a_scan_without_a_slope_says_why() -> None:
     ("changed", "message"),
     [
         ({"axis": "time"}, "axis: got 'time', allowed are dimension"),
+        ({"values": []}, "values: need at least one"),
         ({"values": [1.0, 1.0]}, "values: need different positive finite numbers"),
         ({"values": [0.0, 1.0]}, "values: need different positive finite numbers"),
         ({"grid": pf.grids.uniform()}, "grid: the axis 'initial' needs one with ends in neg_log"),

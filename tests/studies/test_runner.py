@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from probflow.plan import Linear, StepBuilder
 from probflow.solvers import Solver
 from probflow.studies import study
 from probflow.studies.builtin import mixture
+from probflow.studies.compare import read_baseline
+from probflow.studies.folder import load
 from probflow.studies.measure import (
     Measurement,
     Settings,
@@ -388,3 +391,40 @@ def test_data_frames(monkeypatch) -> None:
 def test_settings_are_kept() -> None:
     result = study(MIXTURE, "ddim", (8,), seed=3, samples=5, reference_steps=7)
     assert result.settings == replace(Settings(), seed=3, samples=5, reference_steps=7)
+
+
+def test_solvers_of_one_name_are_called_by_their_options(tmp_path: Path) -> None:
+    two = [pf.get_solver("dpm-solver-2", r1=r1) for r1 in (0.3, 0.9)]
+    made = study(MIXTURE, two, STEPS[:2], timing=1, out=tmp_path)
+    names = ["dpm-solver-2 (r1=0.3)", "dpm-solver-2 (r1=0.9)"]
+    assert [order.solver for order in made.estimates] == names
+    assert [t.solver for t in made.timings[::2]] == names
+    for solver, rows in zip(two, (made.rows[:2], made.rows[2:]), strict=True):
+        alone = study(MIXTURE, solver, STEPS[:2]).rows
+        assert [row.error for row in rows] == [row.error for row in alone]
+    assert not load(tmp_path).notes  # nothing there is taken for another study's
+    read_baseline(tmp_path / "cells.jsonl")
+    by_hand = [two[0], replace(two[0], name="other")]
+    assert [row.solver for row in study(MIXTURE, by_hand, (8,)).rows] == ["dpm-solver-2", "other"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"solvers": ["ddim", "ddim"]}, "solvers: ddim is given twice"),
+        ({"solvers": ["ddim", "dpm-solver-1"]}, "solvers: ddim is given twice"),
+        ({"measure": ["tv", "strong", "tv"]}, "measure: tv is given twice"),
+        (
+            {
+                "solvers": [
+                    replace(pf.get_solver("ddim"), options={"f": f}) for f in (math.exp, abs)
+                ]
+            },
+            "ddim and differ in f, which makes no name; tell them apart with dataclasses.replace",
+        ),
+    ],
+)
+def test_nothing_is_measured_twice(changed: dict, message: str) -> None:
+    arguments = {"targets": MIXTURE, "solvers": "ddim", "steps": STEPS, **changed}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        study(**arguments)

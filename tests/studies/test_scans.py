@@ -302,6 +302,15 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
     assert "holds files of something else (notes.txt)" in capsys.readouterr().err
     assert main([*command, "--timing", "3"]) == 2
     assert "--timing: not for a scan" in capsys.readouterr().err
+    assert main([*command, "--venue", "icml"]) == 2
+    assert "--venue: not for a scan" in capsys.readouterr().err
+    assert main(["report", str(out)]) == 2
+    assert (
+        f"{out} is of a scan, whose report is there: {out / 'scans.md'}" in capsys.readouterr().err
+    )
+    (tmp_path / "file").touch()
+    assert main([*command, "--out", str(tmp_path / "file" / "x")]) == 2
+    assert f"cannot write a report to {tmp_path / 'file' / 'x'}" in capsys.readouterr().err
     assert main(["sample", "--target", str(path)]) == 2
     assert "is a scan, with many targets" in capsys.readouterr().err
 
