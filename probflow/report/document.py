@@ -220,11 +220,12 @@ def _write_all(
     for name, caption, figure, narrow in figures:
         save_figure(figure, folder / "figures" / name)
         drawings[name] = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        snippets = [latex_figure(name, caption, venue=venue)]
+        _write(folder / "figures" / f"{name}.tex", latex_figure(name, caption, venue=venue))
         if narrow is not None:
-            save_figure(narrow, folder / "figures" / f"{name}-column", ("pdf",))
-            snippets.append(latex_figure(f"{name}-column", caption, columns=1, venue=venue))
-        _write(folder / "figures" / f"{name}.tex", "\n".join(snippets))
+            column = f"{name}-column"
+            save_figure(narrow, folder / "figures" / column, ("pdf",))
+            text = latex_figure(column, caption, columns=1, venue=venue)
+            _write(folder / "figures" / f"{column}.tex", text)
     stems = _table_stems(rows)
     _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
     _write(folder / "results.jsonl", results_text(rows))
