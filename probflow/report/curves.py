@@ -23,7 +23,7 @@ X_VALUE: dict[str, Callable[[Row], float]] = {
     "h": lambda row: row.h_max,
     "nfe": lambda row: row.nfe,
 }
-X_NAME = {"T": "steps T", "h": "largest step h", "nfe": "model calls per sample (NFE)"}
+X_NAME = {"T": "steps $T$", "h": "largest step $h$", "nfe": "model calls per sample (NFE)"}
 
 _ARROW_KEY: dict[str, Any] = {"markersize": 5.0, "markeredgewidth": 0.2}
 
