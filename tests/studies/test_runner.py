@@ -356,7 +356,7 @@ def test_latex_tables() -> None:
     assert "Seed 1." in orders
     errors = result.table("latex", what="errors")
     assert errors.count(r"\begin{table}") == 2
-    assert "order in T" in errors
+    assert "order in $T$" in errors
     assert result.table("csv", what="errors").count("\n") > 4 * len(STEPS)
     with pytest.raises(ValueError, match="what: got 'rows', allowed are orders, errors"):
         result.table(what="rows")
