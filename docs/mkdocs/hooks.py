@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,29 +43,50 @@ def mathml(tex: str, display: str = "inline") -> str:
 
 
 def _typeset(text: str) -> str:
-    """A space between the name of a function and its argument, and primes as operators.
+    """A space between the name of a function and its argument, and primes beside their letters.
 
-    The converter leaves out the one, and writes the others as identifiers, which browsers set too
-    high and too far away.
+    The converter leaves out the one. It writes the others as superscripts, but in a browser's font
+    the prime is a raised sign by itself: raised twice, it hangs above.
     """
     ElementTree.register_namespace("", _MATHML)
     root = ElementTree.fromstring(text)
-    for element in root.iter():
-        if element.tag == f"{{{_MATHML}}}mi" and element.text in _PRIMES:
-            element.tag = f"{{{_MATHML}}}mo"
-            element.attrib.update(lspace="0", rspace="0")
-    for row in list(root.iter(f"{{{_MATHML}}}mrow")):
-        children = list(row)
-        for i, (element, after) in reversed(list(enumerate(zip(children, children[1:])))):
-            operator = after.tag in (f"{{{_MATHML}}}mo", f"{{{_MATHML}}}mspace")
+    for element in list(root.iter()):
+        if element.tag in (_tag("msup"), _tag("msubsup")):
+            _lower_prime(element)
+    for row in list(root.iter(_tag("mrow"))):
+        pairs = list(enumerate(pairwise(list(row)), 1))
+        for i, (element, after) in reversed(pairs):
+            operator = after.tag in (_tag("mo"), _tag("mspace"))
             if _base(element).text in _FUNCTIONS and not operator:
-                row.insert(i + 1, ElementTree.Element(f"{{{_MATHML}}}mspace", width="0.1667em"))
+                row.insert(i, ElementTree.Element(_tag("mspace"), width="0.1667em"))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _tag(name: str) -> str:
+    return f"{{{_MATHML}}}{name}"
+
+
+def _lower_prime(element: ElementTree.Element) -> None:
+    """Move a prime from the exponent of an element to its base."""
+    base, exponent = element[0], element[-1]
+    alone = exponent.text in _PRIMES
+    prime = exponent if alone else next(iter(exponent), None)
+    if prime is None or prime.text not in _PRIMES:
+        return
+    if alone:
+        element.remove(exponent)
+        element.tag = _tag("mrow" if element.tag == _tag("msup") else "msub")
+    else:
+        exponent.remove(prime)
+    prime.tag = _tag("mo")
+    prime.attrib.update(lspace="0", rspace="0")
+    element[0] = ElementTree.Element(_tag("mrow"))
+    element[0].extend((base, prime))
 
 
 def _base(element: ElementTree.Element) -> ElementTree.Element:
     """What the indices of an element stand at."""
-    scripts = {f"{{{_MATHML}}}{tag}" for tag in ("msub", "msup", "msubsup", "munder", "munderover")}
+    scripts = {_tag(tag) for tag in ("msub", "msup", "msubsup", "munder", "munderover")}
     while element.tag in scripts:
         element = element[0]
     return element
