@@ -204,3 +204,15 @@ def test_rate_panels_share_looks() -> None:
     assert markers(fig.axes[1], colour, hollow=False)
     assert not pages_overlap(fig)
     assert len(rate_panels(panels, local_orders=False).axes) == 2
+
+
+def test_curves_without_a_fit_fill_their_panel() -> None:
+    noise = [1.1e-2, 1.0e-2, 0.9e-2, 1.0e-2, 1.2e-2, 1.0e-2, 0.9e-2]
+    rows = curve("ddpm", noise, se=0.6, floor=3e-4, in_window=False)
+    fig = rate_plot(rows, [], measure="tv")
+    low, high = fig.axes[0].get_ylim()
+    assert low > 1e-3
+    assert high < 0.1
+    texts = legend_texts(fig)
+    assert "no fit" in texts
+    assert "outside the fit window" not in texts
