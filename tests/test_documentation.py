@@ -89,3 +89,17 @@ def test_readme_and_site_name_every_page() -> None:
 def test_loop_that_is_written_out_is_that_of_the_tableau() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     assert f"```text\n{TABLEAUS['heun2'].source}\n```" in text
+
+
+def test_formulas_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "mkdocs"))
+    from hooks import mathml
+
+    assert '<mi>ln</mi><mspace width="0.1667em" /><mn>0.99</mn>' in mathml(r"\ln 0.99")
+    assert "<mi>ln</mi><mo" in mathml(r"\ln(x)")  # brackets need no space
+    prime = '<mrow><mi>x</mi><mo lspace="0" rspace="0">\N{PRIME}</mo></mrow>'
+    assert prime in mathml("x'")
+    assert f"<msub>{prime}<mi>t</mi></msub>" in mathml("x'_t")
+    assert f"<msup>{prime}" in mathml("x'^2")

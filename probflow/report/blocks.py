@@ -88,7 +88,8 @@ def _markdown(block: Block) -> str:
 # Colours come from the reader's own light or dark scheme; figures keep a sheet of white paper.
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+p, ul, figure { max-width: 62rem; }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 0.8rem; }
 code { font: 0.92em ui-monospace, monospace; }
 figure { margin: 1.5rem 0; }
@@ -104,7 +105,8 @@ th, td { padding: 0.2rem 0.6rem; text-align: left; vertical-align: top; }
 th:last-child, td:last-child { min-width: 8rem; }
 .r { text-align: right; white-space: nowrap; }
 @media print {
-  body { font-size: 10pt; max-width: none; margin: 0; }
+  body, p, ul, figure { max-width: none; }
+  body { font-size: 10pt; margin: 0; }
   figure, tr { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; }
   .table { overflow: visible; }

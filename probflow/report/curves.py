@@ -23,7 +23,7 @@ X_VALUE: dict[str, Callable[[Row], float]] = {
     "h": lambda row: row.h_max,
     "nfe": lambda row: row.nfe,
 }
-X_NAME = {"T": "steps T", "h": "largest step h", "nfe": "model calls per sample (NFE)"}
+X_NAME = {"T": "steps $T$", "h": "largest step $h$", "nfe": "model calls per sample (NFE)"}
 
 _ARROW_KEY: dict[str, Any] = {"markersize": 5.0, "markeredgewidth": 0.2}
 
@@ -70,7 +70,10 @@ def is_censored(row: Row) -> bool:
 
 
 def error_limits(rows: Iterable[Row]) -> tuple[float, float]:
-    """Limits of a log axis that hold errors, bars and floors that are not far below."""
+    """Limits of a log axis that hold errors, bars and floors that are not far below.
+
+    Far is more than what the errors span themselves, so that they never stand in a corner.
+    """
     rows = list(rows)
     values = [value for value in map(shown_error, rows) if not math.isnan(value)]
     if not values:
@@ -80,7 +83,8 @@ def error_limits(rows: Iterable[Row]) -> tuple[float, float]:
         if row.status == "ok" and row.se > 0 and math.isfinite(row.error):
             high = max(high, row.error + Z * row.se)
             low = min(low, max(row.error - Z * row.se, min(values) / 3.0))
-    near = [row.floor for row in rows if row.floor > low / 30.0]
+    far = min(max(high / low, 3.0), 30.0)
+    near = [row.floor for row in rows if row.floor > low / far]
     if near:
         low = min(low, min(near) / (high / min(near)) ** 0.08)  # room for the word "floor"
     pad = (high / low) ** 0.06 * 1.1
@@ -209,7 +213,8 @@ def key_handles(
     shown = [row for row in rows if not is_refused(row)]
     keys: list[tuple[str, dict[str, Any]]] = []
     if fitted and not all(row.in_window for row in shown):
-        keys.append(("outside the fit window", {"marker": "o", "markerfacecolor": "white"}))
+        text = "outside the fit window" if any(row.in_window for row in shown) else "no fit"
+        keys.append((text, {"marker": "o", "markerfacecolor": "white"}))
     if any(map(is_censored, rows)):
         keys.append(("censored: near the floor or noise", _ARROW_KEY | {"marker": r"$\downarrow$"}))
     if len(shown) < len(rows):

@@ -167,14 +167,20 @@ def write_report(
     return [out / file for file in files]
 
 
-def footer_text(provenance: Mapping[str, Any], rows: Iterable[Row] = ()) -> str:
+def footer_text(
+    provenance: Mapping[str, Any], rows: Iterable[Row] = (), venue: str | None = None
+) -> str:
     """Small print for figures: the provenance, then targets and grids of ``rows``.
+
+    Empty where a ``venue`` is given: in a paper the caption says all this.
 
     Examples
     --------
     >>> footer_text({"torch": "2.9.0", "dtype": "float64", "seed": 0})
     'torch 2.9.0, dtype float64, seed 0'
     """
+    if venue is not None:
+        return ""
     values = plain(provenance)
     simple = [f"{k} {v}" for k, v in values.items() if isinstance(v, (str, int, float)) and v != ""]
     rows = list(rows)
@@ -220,11 +226,12 @@ def _write_all(
     for name, caption, figure, narrow in figures:
         save_figure(figure, folder / "figures" / name)
         drawings[name] = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        snippets = [latex_figure(name, caption, venue=venue)]
+        _write(folder / "figures" / f"{name}.tex", latex_figure(name, caption, venue=venue))
         if narrow is not None:
-            save_figure(narrow, folder / "figures" / f"{name}-column", ("pdf",))
-            snippets.append(latex_figure(f"{name}-column", caption, columns=1, venue=venue))
-        _write(folder / "figures" / f"{name}.tex", "\n".join(snippets))
+            column = f"{name}-column"
+            save_figure(narrow, folder / "figures" / column, ("pdf",))
+            text = latex_figure(column, caption, columns=1, venue=venue)
+            _write(folder / "figures" / f"{column}.tex", text)
     stems = _table_stems(rows)
     _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
     _write(folder / "results.jsonl", results_text(rows))
@@ -246,6 +253,7 @@ def _write_tables(
     venue: str | None,
 ) -> None:
     summary = summary_table(rows, orders)
+    labels: set[str] = set()
     tables = {"summary": ([summary], summary_tables(rows, orders))}
     for (target, measure), stem in stems.items():
         own = [row for row in rows if (row.target, row.measure) == (target, measure)]
@@ -253,9 +261,11 @@ def _write_tables(
     for stem, (written, printed) in tables.items():
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
             _write(folder / f"{stem}.{suffix}", write(*written))
-        _write(folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue))
+        _write(folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue, labels=labels))
         if page_width(1, venue) < page_width(2, venue):
-            text = to_latex(*printed, note=note, columns=1, venue=venue, label="tab:column")
+            text = to_latex(
+                *printed, note=note, columns=1, venue=venue, labels=labels, suffix="-column"
+            )
             _write(folder / f"{stem}-column.tex", text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from ..studies.rows import MEASURES, MEASURES_TEX
 from .captions import sentences
 from .tables import DASH, Table
 from .venues import WIDE, page_width, spans_columns
@@ -16,7 +17,12 @@ LONGEST = 18
 
 
 def to_latex(
-    *tables: Table, note: str = "", columns: int = 2, venue: str | None = None, label: str = "tab"
+    *tables: Table,
+    note: str = "",
+    columns: int = 2,
+    venue: str | None = None,
+    labels: set[str] | None = None,
+    suffix: str = "",
 ) -> str:
     r"""LaTeX ``table`` floats for ``\usepackage{booktabs}``; nothing else is needed.
 
@@ -30,12 +36,24 @@ def to_latex(
         How wide the tables may be: see :func:`~probflow.report.venues.page_width`. A table below
         5 in leaves out some columns and breaks long names; one over two columns of a page is a
         ``table*``. Columns without an entry are left out of any.
-    label
-        First part of the labels, ``label:title-of-the-table``.
+    labels
+        Labels that other tables of the paper have; those of these tables are added. A table's is
+        ``tab:`` with its name or title, and a number where there is such a one already.
+    suffix
+        End of every label.
     """
     narrow = page_width(columns, venue) < WIDE
     kind = "table*" if spans_columns(columns, venue) else "table"
-    floats = [_float(table, note, narrow, kind, label) for table in tables]
+    labels = set() if labels is None else labels
+    floats = []
+    for table in tables:
+        first = label = f"tab:{_slug(table.name or table.title)}{suffix}"
+        count = 1
+        while label in labels:
+            count += 1
+            label = f"{first}-{count}"
+        labels.add(label)
+        floats.append(_float(table, note, narrow, kind, label))
     return "\n".join(floats) or "% No curve has a number.\n"
 
 
@@ -46,7 +64,7 @@ def latex_figure(name: str, caption: str, *, columns: int = 2, venue: str | None
         rf"\begin{{{kind}}}",
         r"\centering",
         rf"\includegraphics{{{name}.pdf}}",
-        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\caption{{{latex_text(caption)}}}",
         rf"\label{{fig:{_slug(name)}}}",
         rf"\end{{{kind}}}",
     ]
@@ -72,7 +90,7 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
     foot = []
     for cells in table.body[first_last:]:
         first, *rest = (cell for cell in cells if cell and cell != DASH)
-        foot.append(r"\par\smallskip " + escape_latex(f"{first}: {', '.join(rest)}"))
+        foot.append(r"\par\smallskip " + latex_text(f"{first}: {', '.join(rest)}"))
     foot += [
         rf"\par\smallskip\raggedright\textsuperscript{{{letter}}} {escape_latex(reason)}"
         for reason, letter in reasons.items()
@@ -83,14 +101,14 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
             [
                 rf"\begin{{{kind}}}",
                 r"\centering",
-                rf"\caption{{{escape_latex(caption)}}}",
-                rf"\label{{{label}:{_slug(table.title)}}}",
+                rf"\caption{{{latex_text(caption)}}}",
+                rf"\label{{{label}}}",
                 r"\smallskip",
                 r"\footnotesize",
                 rf"\setlength{{\tabcolsep}}{{{3 if narrow else 5}pt}}",
                 rf"\begin{{tabular}}{{@{{}}{''.join(table.align[i] for i in kept)}@{{}}}}",
                 r"\toprule",
-                _row(escape_latex(table.head[i]) for i in kept),
+                _row(latex_text(table.head[i]) for i in kept),
                 r"\midrule",
                 *lines,
                 r"\bottomrule",
@@ -135,8 +153,8 @@ def _cell(text: str, narrow: bool) -> str:
     if match:
         return rf"${match[1]} \times 10^{{{int(match[2])}}}$"
     parts = _broken(text) if narrow and not re.search(r"[0-9.]+ \[", text) else [text]
-    if len(parts) == 1:
-        return escape_latex(text)
+    if len(parts) == 1 or text in MEASURES.values():
+        return latex_text(text)
     inner = r" \\ \quad ".join(map(escape_latex, parts))
     return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{inner}\end{{tabular}}"
 
@@ -168,6 +186,34 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
 }
 
 
+#: Formulas of plain texts: those of measures, of grids, and the step numbers.
+_FORMULAS = {MEASURES[name]: text for name, text in MEASURES_TEX.items()} | {
+    "-ln ab": r"$-\ln\bar\alpha$",
+    "lambda": r"$\lambda$",
+    "T": "$T$",
+    "h": "$h$",
+}
+_FORMULA = re.compile(
+    "|".join(rf"(?<![\w-]){re.escape(text)}(?![\w-])" for text in sorted(_FORMULAS, key=len)[::-1])
+)
+
+
+def latex_text(text: str) -> str:
+    r"""Text in LaTeX: formulas between dollar signs, everything else escaped.
+
+    Examples
+    --------
+    >>> latex_text("W2(q, p) on two_moons")
+    '$W_2(q, p)$ on two\\_moons'
+    """
+    text = " ".join(text.split())
+    parts, end = [], 0
+    for match in _FORMULA.finditer(text):
+        parts += [_escaped(text[end : match.start()]), _FORMULAS[match[0]]]
+        end = match.end()
+    return "".join([*parts, _escaped(text[end:])])
+
+
 def escape_latex(text: str) -> str:
     r"""Escape LaTeX's special characters.
 
@@ -176,4 +222,8 @@ def escape_latex(text: str) -> str:
     >>> escape_latex("noise_inside: 50 %")
     'noise\\_inside: 50 \\%'
     """
-    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)

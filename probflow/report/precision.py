@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..studies.rows import MEASURES, Row, Timing
+from ..studies.rows import MEASURES_TEX, Row, Timing
 from .curves import (
     curve_handle,
     draw_curve,
@@ -109,7 +109,7 @@ def draw_times(
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(time_label(shown))
-    ax.set_ylabel(MEASURES.get(measure, measure))
+    ax.set_ylabel(MEASURES_TEX.get(measure, measure))
     return handles
 
 

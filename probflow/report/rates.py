@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from ..studies.rows import MEASURES, OrderEstimate, Row
+from ..studies.rows import MEASURES_TEX, OrderEstimate, Row
 from .curves import (
     X_NAME,
     X_VALUE,
@@ -137,7 +137,7 @@ def draw_rates(
         handles.append(curve_handle(mark, text))
     label_ticks(ax, x_all, ".2g" if axis == "h" else "g", merge=0.08 if axis == "nfe" else 0.0)
     ax.set_xlabel(X_NAME[axis])
-    ax.set_ylabel(MEASURES.get(measure, measure))
+    ax.set_ylabel(MEASURES_TEX.get(measure, measure))
     return handles
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..studies.order import Z
-from ..studies.rows import MEASURES
+from ..studies.rows import MEASURES, MEASURES_TEX
 from ..studies.shown import Densities, Images, Picture, Plane, Trajectory
 from .captions import sentences, settings_text
 from .curves import curve_handle, draw_curve
@@ -56,7 +56,7 @@ def trajectory_plot(
             draw_curve(ax, picture.lambdas.tolist(), errors.tolist(), [False] * len(errors), mark)
             handles.append(curve_handle(mark, name))
         ax.set_xlabel(r"log-SNR $\ln(\alpha/\sigma)$, from noise to data")
-        ax.set_ylabel(MEASURES.get(picture.measure, picture.measure))
+        ax.set_ylabel(MEASURES_TEX.get(picture.measure, picture.measure))
         finish_figure(
             fig, panel_height=2.4, legends=[(0.0, 1.0, handles)], title=title, footer=footer
         )

@@ -52,6 +52,8 @@ class Table:
         Heads of columns that LaTeX leaves out of a narrow table.
     files
         Heads of columns that LaTeX always leaves out: their texts are too long for a paper.
+    name
+        What LaTeX's label is made of; empty for the title.
     """
 
     title: str
@@ -62,6 +64,7 @@ class Table:
     last: int = 0
     wide: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    name: str = ""
 
 
 # --- curves and their estimates -------------------------------------------------------------
@@ -196,6 +199,7 @@ def curve_table(rows: Sequence[Row], orders: Iterable[OrderEstimate] = ()) -> Ta
         records=tuple(records),
         last=len(found),
         wide=("h", "in window"),
+        name=f"{key.target} {key.measure} {key.solver}",
     )
 
 
@@ -269,7 +273,11 @@ def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list
     for order in orders:
         groups.setdefault((order.measure, order.target, order.grid), ([], []))[1].append(order)
     return [
-        replace(summary_table(*own), title=f"Orders in {place_text(*names)}")
+        replace(
+            summary_table(*own),
+            title=f"Orders in {place_text(*names)}",
+            name=f"{names[1]} {names[0]}",
+        )
         for names, own in groups.items()
     ]
 

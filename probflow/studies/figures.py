@@ -119,7 +119,7 @@ def study_figures(
             continue
         orders = [o for o in study.estimates if (o.target, o.measure) == (target, name)]
         orders = [order for order in orders if order.solver in solvers]
-        look: dict[str, Any] = {"measure": name, "footer": footer_text(provenance, rows)}
+        look: dict[str, Any] = {"measure": name, "footer": footer_text(provenance, rows, venue)}
         if len({row.grid for row in rows}) == 1:  # a solver looks the same in every figure
             look["marks"] = marks
         axis: Any = "h" if orders and orders[0].axis == "h" else "T"
@@ -150,7 +150,7 @@ def picture_figures(
         _shown(
             picture_name(picture),
             picture_caption(picture, provenance),
-            partial(picture_plot, picture, footer=_footer(picture, provenance), marks=marks),
+            partial(picture_plot, picture, footer=_footer(picture, provenance, venue), marks=marks),
             venue,
         )
         for picture in pictures
@@ -158,8 +158,10 @@ def picture_figures(
     ]
 
 
-def _footer(picture: Picture, provenance: Mapping[str, Any]) -> str:
-    """The small print of a picture."""
+def _footer(picture: Picture, provenance: Mapping[str, Any], venue: str | None) -> str:
+    """The small print of a picture; a paper's caption says it."""
+    if venue is not None:
+        return ""
     known = footer_text(provenance)
     return f"{known}{', ' if known else ''}target {picture.target}, grid {picture.grid}"
 
@@ -210,7 +212,7 @@ def builtin_figures(
         return Shown(
             name,
             f"{caption} {sentences(f'grid {rows[0].grid}', settings_text(provenance))}",
-            rate_panels(panels, footer=footer_text(provenance, rows), venue=venue),
+            rate_panels(panels, footer=footer_text(provenance, rows, venue), venue=venue),
         )
 
     return [

@@ -51,6 +51,9 @@ class Study:
     ) -> Any:
         """Plot one measure, as a figure of its own or on given axes.
 
+        The other measures of the study are not in it: make a figure of each, or give each its
+        ``ax``.
+
         Parameters
         ----------
         path
@@ -60,7 +63,7 @@ class Study:
             ``"work-precision"`` (error against model calls, beside it against wall time where
             the study has ``timings``) or ``"times"``.
         measure
-            The first of the study by default.
+            Which one; by default the first of the study, however many it has.
         ax
             A matplotlib ``Axes``: only the first panel of the kind, drawn there with its legend
             in the style that is set. Without it, a figure in this library's style.

@@ -27,7 +27,7 @@ STORE_FILES = (
     *(NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES, LOCK),
 )
 
-#: What the number in ``Row.error`` is, for each measure; the text stands on the y axis of plots.
+#: What the number in ``Row.error`` is, for each measure, as plain text for Markdown and data.
 #: ``q`` is the true law, ``p`` the sampler's.
 MEASURES: dict[str, str] = {
     "tv": "TV(q, p)",
@@ -42,6 +42,20 @@ MEASURES: dict[str, str] = {
     "mmd": "MMD of samples",
     "frechet": "Frechet distance of samples",
     "certificate": "sqrt(certificate / 2), a bound on TV(q, p)",
+}
+
+#: The same for axes of plots and for LaTeX: formulas between dollar signs, of commands that
+#: matplotlib knows as well. Powers of 1/2 stand for roots: the sign of a root is no letter of the
+#: font of the figures, and a browser that shows the SVG has no other to take it from.
+MEASURES_TEX: dict[str, str] = MEASURES | {
+    "tv": r"$\mathrm{TV}(q, p)$",
+    "kl": r"$\mathrm{KL}(q\,\|\,p)$",
+    "w2": r"$W_2(q, p)$",
+    "chi2": r"$\chi^2(p\,\|\,q)^{1/2}\,/\,2$, a bound on $\mathrm{TV}(q, p)$",
+    "path-kl": r"$(\mathrm{path\ KL}(q\,\|\,p)\,/\,2)^{1/2}$",
+    "weak": r"weak error, RMS of $\mathrm{E}\,f(Y_T) - \mathrm{E}\,f(Y_{2T})$",
+    "sliced-w2": r"sliced $W_2$ of samples",
+    "certificate": r"$(\mathrm{certificate}\,/\,2)^{1/2}$, a bound on $\mathrm{TV}(q, p)$",
 }
 
 

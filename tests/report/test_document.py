@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from probflow.report import document
-from probflow.report.document import check_writable, footer_text, row_dict, write_report
+from probflow.report.document import Shown, check_writable, footer_text, row_dict, write_report
 from probflow.report.rates import rate_plot
 from probflow.studies.rows import OrderEstimate, Row
 
@@ -75,6 +75,21 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert set(contents(out)) == expected
     assert {path.relative_to(out).as_posix() for path in written} == expected
     assert os.listdir(tmp_path / "deep") == ["report"]  # nothing temporary is left
+
+
+def test_a_figure_of_one_column_has_its_own_float(tmp_path: Path) -> None:
+    figures = [
+        Shown(
+            "a", "A", *(rate_plot(ROWS[:6], measure="tv", columns=n, venue="icml") for n in (2, 1))
+        )
+    ]
+    report(tmp_path / "r", figures=figures, venue="icml")
+    for name, kind in (("a", "figure*"), ("a-column", "figure")):
+        text = (tmp_path / "r" / "figures" / f"{name}.tex").read_text(encoding="utf-8")
+        assert text.startswith(rf"\begin{{{kind}}}")
+        assert text.count(r"\includegraphics") == 1
+        assert rf"\includegraphics{{{name}.pdf}}" in text
+        assert (tmp_path / "r" / "figures" / f"{name}.pdf").is_file()
 
 
 def test_results_have_exactly_the_keys(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib.mathtext import MathTextParser
 from test_tables import ORDER, ROWS
 
-from probflow.report.latex import escape_latex, latex_figure, to_latex
+from probflow.report.latex import escape_latex, latex_figure, latex_text, to_latex
 from probflow.report.tables import curve_table, summary_table, summary_tables
 from probflow.report.venues import VENUES, page_width
+from probflow.studies.rows import MEASURES, MEASURES_TEX
 
 
 def test_latex_is_booktabs_and_escaped() -> None:
@@ -19,7 +21,7 @@ def test_latex_is_booktabs_and_escaped() -> None:
         assert command in text
     assert r"$1.272 \times 10^{-1}$" in text
     assert r"mix\_1d" in text
-    assert r"KL(q \textbar{}\textbar{} p)" in text
+    assert r"$\mathrm{KL}(q\,\|\,p)$" in text
     assert r"50 \% \& more." in text
     assert r"refused: min F' \textless{} 0 \& not \textbar{} injective" in text
     assert "8--32" in text
@@ -28,7 +30,9 @@ def test_latex_is_booktabs_and_escaped() -> None:
     lines = text.split(r"\begin{tabular}{@{}rrrrrrl@{}}")[1].split(r"\end{tabular}")[0].splitlines()
     rows = [line for line in lines if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows} == {6}
-    assert "\n" + r"\par\smallskip order in T: 2.00 [1.94, 2.07], 8--32, consistent with 2" in text
+    assert (
+        "\n" + r"\par\smallskip order in $T$: 2.00 [1.94, 2.07], 8--32, consistent with 2" in text
+    )
 
 
 def test_a_narrow_table_has_fewer_columns() -> None:
@@ -49,6 +53,28 @@ def test_floats_over_two_columns_are_starred() -> None:
         assert text.startswith(rf"\begin{{{kind}}}" + "\n")
     assert latex_figure("a_b", "c").startswith("\\begin{figure}\n")
     assert latex_figure("a", "c", venue="aistats").startswith("\\begin{figure*}\n")
+
+
+def test_labels_are_short_and_differ() -> None:
+    tables = [curve_table(ROWS), *summary_tables(ROWS, [ORDER])]
+    labels = re.findall(r"\\label{(.*?)}", to_latex(*tables, *tables, suffix="-column"))
+    assert labels == [
+        *("tab:mix-1d-kl-heun-column", "tab:mix-1d-kl-column"),
+        *("tab:mix-1d-kl-heun-column-2", "tab:mix-1d-kl-column-2"),
+    ]
+    taken = {"tab:mix-1d-kl"}
+    assert r"\label{tab:mix-1d-kl-2}" in to_latex(tables[1], labels=taken)
+    assert taken == {"tab:mix-1d-kl", "tab:mix-1d-kl-2"}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_is_a_formula_for_axes_and_latex(name: str) -> None:
+    MathTextParser("path").parse(MEASURES_TEX[name])  # raises for what matplotlib does not know
+    caption = latex_text(f"error: {MEASURES[name]} on a_b, grid log-snr, -ln ab 3 to 0.01")
+    assert (
+        caption
+        == f"error: {MEASURES_TEX[name]} on a\\_b, grid log-snr, $-\\ln\\bar\\alpha$ 3 to 0.01"
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from probflow.report.rates import Panel, rate_panels, rate_plot
 from probflow.report.style import solver_marks
 from probflow.report.venues import page_width
+from probflow.studies.rows import MEASURES_TEX
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -32,9 +33,9 @@ def test_rate_plot_axes(columns: int) -> None:
     left, right = fig.axes
     assert fig.get_figwidth() == page_width(columns)
     assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
-    assert left.get_xlabel() == "steps T"
-    assert left.get_ylabel() == "TV(q, p)"
-    assert (right.get_xlabel(), right.get_ylabel()) == ("steps T", "local order")
+    assert left.get_xlabel() == "steps $T$"
+    assert left.get_ylabel() == MEASURES_TEX["tv"]
+    assert (right.get_xlabel(), right.get_ylabel()) == ("steps $T$", "local order")
     for ax in (left, right):
         assert list(ax.get_xticks()) == list(STEPS)
         assert [text.get_text() for text in ax.get_xticklabels()] == [str(T) for T in STEPS]
@@ -155,7 +156,7 @@ def test_everything_refused_still_draws() -> None:
 
 @pytest.mark.parametrize(
     ("axis", "label", "ticks"),
-    [("nfe", "model calls per sample (NFE)", [*STEPS, 1024]), ("h", "largest step h", None)],
+    [("nfe", "model calls per sample (NFE)", [*STEPS, 1024]), ("h", "largest step $h$", None)],
 )
 def test_other_axes(axis: Any, label: str, ticks: list[int] | None) -> None:
     ax = rate_plot(ROWS, ORDERS, measure="tv", axis=axis).axes[0]
@@ -197,9 +198,21 @@ def test_rate_panels_share_looks() -> None:
     fig = rate_panels(panels, footer="f", title="t")
     assert len(fig.axes) == 4
     assert fig.axes[0].get_title("left") == "Marginal"
-    assert fig.axes[1].get_ylabel() == "sqrt(path KL(q || p) / 2)"
+    assert fig.axes[1].get_ylabel() == MEASURES_TEX["path-kl"]
     colour = solver_marks(["ddpm", "accelerated-ode"])["accelerated-ode"].colour
     assert markers(fig.axes[0], colour, hollow=False)
     assert markers(fig.axes[1], colour, hollow=False)
     assert not pages_overlap(fig)
     assert len(rate_panels(panels, local_orders=False).axes) == 2
+
+
+def test_curves_without_a_fit_fill_their_panel() -> None:
+    noise = [1.1e-2, 1.0e-2, 0.9e-2, 1.0e-2, 1.2e-2, 1.0e-2, 0.9e-2]
+    rows = curve("ddpm", noise, se=0.6, floor=3e-4, in_window=False)
+    fig = rate_plot(rows, [], measure="tv")
+    low, high = fig.axes[0].get_ylim()
+    assert low > 1e-3
+    assert high < 0.1
+    texts = legend_texts(fig)
+    assert "no fit" in texts
+    assert "outside the fit window" not in texts

@@ -320,10 +320,10 @@ def test_plots_on_given_axes() -> None:
 
     result = study(MIXTURE, ["ddim", "heun"], STEPS, timing=1)
     labels = {
-        "rates": ("steps T", "TV(q, p)"),
-        "local-orders": ("steps T", "local order"),
-        "work-precision": ("model calls per sample (NFE)", "TV(q, p)"),
-        "times": ("median wall time for 128 samples [s]", "TV(q, p)"),
+        "rates": ("steps $T$", r"$\mathrm{TV}(q, p)$"),
+        "local-orders": ("steps $T$", "local order"),
+        "work-precision": ("model calls per sample (NFE)", r"$\mathrm{TV}(q, p)$"),
+        "times": ("median wall time for 128 samples [s]", r"$\mathrm{TV}(q, p)$"),
     }
     for kind, (x, y) in labels.items():
         ax = Figure().subplots()
@@ -334,7 +334,7 @@ def test_plots_on_given_axes() -> None:
         figure = result.plot(kind=kind, columns=1, venue="icml")
         assert figure.get_figwidth() == 3.25
     assert len(result.plot(kind="work-precision").axes) == 2
-    assert "largest step h" in result.plot(axis="h", ax=Figure().subplots()).get_xlabel()
+    assert "largest step $h$" in result.plot(axis="h", ax=Figure().subplots()).get_xlabel()
     for arguments, message in (
         ({"kind": "rate"}, "kind: got 'rate'; near names: rates, allowed are rates"),
         ({"measure": "kl"}, "no rows of measure 'kl' to plot; there are: tv"),
@@ -354,12 +354,12 @@ def test_latex_tables() -> None:
     result = study(MIXTURE, ["ddim", "heun"], STEPS, ["tv", "path-kl"], seed=1)
     orders = result.table("latex", venue="icml", columns=1)
     assert r"\begin{table}" in orders
-    assert "Orders in TV(q, p)" in orders
+    assert r"Orders in $\mathrm{TV}(q, p)$" in orders
     assert "path KL" not in orders  # no solver has a number there
     assert "Seed 1." in orders
     errors = result.table("latex", what="errors")
     assert errors.count(r"\begin{table}") == 2
-    assert "order in T" in errors
+    assert "order in $T$" in errors
     assert result.table("csv", what="errors").count("\n") > 4 * len(STEPS)
     with pytest.raises(ValueError, match="what: got 'rows', allowed are orders, errors"):
         result.table(what="rows")
