@@ -13,16 +13,21 @@ from typing import Any
 from probflow.grids import Grid
 from probflow.processes import Process
 from probflow.report.document import check_writable
+from probflow.report.latex import to_latex
+from probflow.report.page import save_figure
+from probflow.report.scans import scan_plot, scan_table
 from probflow.studies.axes import AXES, Scan, scan
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
-from probflow.studies.rows import SCAN_TABLE
+from probflow.studies.rows import MEASURES, SCAN_TABLE
 from probflow.targets import Target
 
 __all__ = ["SCANS", "ScanJob", "run_scans", "scans_json", "scans_table"]
 
-#: The files that :func:`run_scans` leaves in a folder, beside a folder of cells for each scan.
-SCANS = (SCAN_TABLE, "scans.json")
+#: The files that :func:`run_scans` leaves in a folder, beside a folder of cells for each scan, and
+#: a figure for each measure.
+SCANS = (SCAN_TABLE, "scans.json", "scans.tex")
+_FIGURES = ("pdf", "svg")
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,34 @@ def run_scans(
         for job in jobs
     )
     if folder is not None:
-        text = f"# {title}\n\n{scans_table(done)}\n"
-        (folder / SCANS[0]).write_text(text, encoding="utf-8", newline="\n")
-        (folder / SCANS[1]).write_text(scans_json(done), encoding="utf-8", newline="\n")
+        _write(folder, title, done)
     return done
+
+
+def _write(folder: Path, title: str, scans: Sequence[Scan]) -> None:
+    """Table and numbers of all scans, LaTeX tables, a figure for each measure."""
+    pictures = ""
+    for measure in dict.fromkeys(done.rows[0].measure for done in scans):
+        chosen = [done for done in scans if done.rows[0].measure == measure]
+        save_figure(
+            scan_plot(chosen, AXES[chosen[0].axis].meaning), folder / _figure(measure), _FIGURES
+        )
+        pictures += f"![{measure} along the axis]({_figure(measure)}.svg)\n\n"
+    tables = [scan_table(done, AXES[done.axis].meaning) for done in scans]
+    texts = (f"# {title}\n\n{pictures}{scans_table(scans)}\n", scans_json(scans), to_latex(*tables))
+    for name, text in zip(SCANS, texts, strict=True):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _figure(measure: str) -> str:
+    return f"scans-{measure}"
 
 
 def _check_folder(folder: Path, own: set[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    known = {*own, *SCANS}
+    figures = {f"{_figure(name)}.{suffix}" for name in MEASURES for suffix in _FIGURES}
+    known = {*own, *SCANS, *figures}
     foreign = (
         sorted(p.name for p in folder.iterdir() if p.name not in known) if folder.exists() else []
     )

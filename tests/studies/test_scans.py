@@ -288,9 +288,19 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "## rk4, tv, T = 24: L2 size of the score error" in printed
     assert "Slope 1.0" in printed
-    assert sorted(p.name for p in out.iterdir()) == sorted([*SCANS, "rk4-tv-24"])
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*SCANS, "scans-tv.pdf", "scans-tv.svg", "rk4-tv-24"]
+    )
     text = (out / "scans.md").read_text()
     assert text.startswith("# a study\n")
+    assert "(scans-tv.svg)" in text
+    picture = (out / "scans-tv.svg").read_text()
+    assert "rk4, T = 24: 1.0" in picture
+    assert "L2 size of the score error" in picture
+    latex = (out / "scans.tex").read_text()
+    assert latex.count(r"\midrule") == 1
+    assert r"\label{tab:scan-tv-rk4-24}" in latex
+    assert "value & error & floor" in latex  # x is the value, and there is no standard error
     [entry] = json.loads((out / "scans.json").read_text())
     assert entry["low"] < 1.0 < entry["high"]
     assert [row["status"] for row in entry["rows"]] == ["ok"] * 5
