@@ -276,11 +276,3 @@ def check_state(x: Any, name: str) -> None:
     if not bool(finite.all()):
         bad = finite.tolist().index(False)
         raise NonFiniteError(f"{name}: sample {bad} holds NaN or infinity")
-
-
-def check_whole(value: Any, name: str, least: int) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: need a whole number >= {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: need at least {least}, got {value}")

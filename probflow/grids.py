@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from probflow.processes import VP, Process
-from probflow.words import near
+from probflow.words import check_whole, near
 
 __all__ = [
     "GRIDS",
@@ -131,7 +131,7 @@ class Grid:
                     f"steps: the explicit grid has {len(times) - 1} steps, asked for {steps}"
                 )
         else:
-            steps = check_steps(steps)
+            check_whole("steps", steps, 1)
             if self.kind == "paper" and (self.start is not None or self.end is not None):
                 raise ValueError("start, end: the paper's schedule fixes both; leave them out")
             start = self._end_point(process, self.start, process.start, "start")
@@ -217,15 +217,6 @@ class Grid:
 
 def _short(value: float | None) -> str:
     return "default" if value is None else f"{value:.6g}"
-
-
-def check_steps(steps: Any) -> int:
-    """Return ``steps`` if it is a whole number >= 1; raise otherwise."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-        raise TypeError(f"steps: need a whole number >= 1, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps: need at least 1, got {steps}")
-    return int(steps)
 
 
 def _finite_lambda(process: Process, start: float, end: float, kind: str) -> tuple[float, float]:
@@ -381,9 +372,8 @@ def restart(base: Grid, *intervals: Sequence[float | None], unit: str = "t") -> 
                 f"got {interval!r}"
             ) from None
         for name, value in (("repeats", repeats), ("steps", count)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (name == "steps" and value is None):
-                raise ValueError(f"intervals: {name} must be a whole number >= 1, got {value!r}")
+            if not (name == "steps" and value is None):
+                check_whole(f"intervals: {name}", value, 1)
         checked.append((low, high, repeats, count))
     if not checked:
         raise ValueError("intervals: need at least one")

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from probflow.encoding import (
     check_state,
-    check_whole,
     is_adaptive,
     naming_sample,
     observed,
@@ -37,6 +36,7 @@ from probflow.ode import ODEResult, solve_ode
 from probflow.ode.options import native_methods
 from probflow.problems import as_model
 from probflow.processes import Process
+from probflow.words import check_whole
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -220,10 +220,10 @@ def log_likelihood(
             f"probes={probes!r}, seed={seed!r}"
         )
     probes = PROBES_A_SAMPLE if probes is None else probes
-    check_whole(probes, "probes", 1)
-    check_whole(first_sample, "first_sample", 0)
+    check_whole("probes", probes, 1)
+    check_whole("first_sample", first_sample, 0)
     if chunk is not None:
-        check_whole(chunk, "chunk", 1)
+        check_whole("chunk", chunk, 1)
     _one_of(probe, "probe", PROBES)
     dim = x[0].numel()
     if divergence is None:

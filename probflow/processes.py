@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, softplus
+from probflow.words import check_whole
 
 __all__ = ["EDM", "VE", "VP", "FlowMatching", "Process"]
 
@@ -218,8 +219,7 @@ class VP(Process):
         c0, c1
             Constants with ``c1 > c0 > 0`` and ``h < 1``.
         """
-        if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < 2:
-            raise ValueError(f"T: need a whole number >= 2, got {T!r}")
+        check_whole("T", T, 2)
         if not c1 > c0 > 0:
             raise ValueError(f"c0, c1: need c1 > c0 > 0, got c0 = {c0}, c1 = {c1}")
         h = c1 * math.log(T) / T

@@ -1,14 +1,16 @@
-"""Options looked at: what to say of words that are none of the allowed ones."""
+"""Options looked at: what to say of words and numbers that are none of the allowed ones."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_flags", "dictionary", "near", "no_option"]
+__all__ = ["check_flags", "check_whole", "dictionary", "near", "no_option"]
 
 
 def near(word: object, allowed: Iterable[str], count: int = 3) -> str:
@@ -34,6 +36,24 @@ def check_flags(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(settings.get(name), (bool, np.bool_, type(None))):
             raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
+
+
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return ``value`` as an int if it is a whole number from ``least`` to ``most``.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer (True and False are none).
+    ValueError
+        If it lies outside.
+    """
+    allowed = f">= {least}" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
+    if not least <= int(value) <= (math.inf if most is None else most):
+        raise ValueError(f"{name}: need a whole number {allowed}, got {value}")
+    return int(value)
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

@@ -95,7 +95,7 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
         ("solvers ", "solvrs ", "unknown key 'solvrs'; near names: solvers"),
         ('"ddim"', '"dimm"', "no solver is named 'dimm'; near names: ddim"),
         ('"tv"', '"tvv"', "measures: got 'tvv', allowed are tv, kl, w2"),
-        ("[8, 16", "[0, 16", "steps: need at least 1, got 0"),
+        ("[8, 16", "[0, 16", "steps: need a whole number >= 1, got 0"),
         ("[8, 16", "[16, 16", "steps: need increasing step counts"),
         ("steps = [8, 16, 32, 64, 128]", "", "[grid] needs steps"),
         ("start = 3.0", "start = 0.001", "start must be the noisier"),
@@ -245,7 +245,7 @@ def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--target", "nothing"), "--target: need digits, mixture or a .toml file"),
-        (("--steps", 0), "steps: need at least 1"),
+        (("--steps", 0), "steps: need a whole number >= 1"),
         (("-n", 0), "--number: need at least 1"),
         (("--solver", "dimm"), "near names: ddim"),
         (("--process", "vq"), "--process: got 'vq', allowed are"),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import beta as beta_law
 
+from probflow.words import check_whole
+
 if TYPE_CHECKING:
     from probflow.adapters.noise_levels import NoiseLevels
 
@@ -44,9 +46,7 @@ class LevelGrids:
         if not given:
             if steps is None:
                 raise ValueError("num_inference_steps: give it, or timesteps, or sigmas")
-            if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-                raise ValueError(f"num_inference_steps: need a whole number >= 1, got {steps!r}")
-            levels = self._levels(int(steps), mu)
+            levels = self._levels(check_whole("num_inference_steps", steps, 1), mu)
         else:
             values = _decreasing(sigmas if timesteps is None else timesteps, given[0])
             levels = self._given(values, given[0], mu)

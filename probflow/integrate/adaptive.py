@@ -24,6 +24,7 @@ from probflow.integrate.loop import MaxStepsError, NonFiniteError, StepSizeError
 from probflow.models import Model
 from probflow.plan import Combination, Register, Stage, Step
 from probflow.solvers.embedded import Attempt, EmbeddedPair
+from probflow.words import check_whole
 
 __all__ = ["PairRun", "integrate_pair"]
 
@@ -321,8 +322,7 @@ def _check(
         raise ValueError("rtol, atol: one of them must be > 0")
     if not 0.0 < first_step < math.inf:
         raise ValueError(f"first_step: need a length in log-SNR > 0, got {first_step!r}")
-    if isinstance(max_num_steps, bool) or not isinstance(max_num_steps, int) or max_num_steps < 1:
-        raise ValueError(f"max_num_steps: need a whole number >= 1, got {max_num_steps!r}")
+    check_whole("max_num_steps", max_num_steps, 1)
     model.process.check_times(list(times), "t")
     for time in times:
         if not math.isfinite(float(model.process.lambda_(time))):

@@ -27,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, expm1, inf, sqrt
-from numbers import Integral
-from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.phi import adams, moments, phi, phis
@@ -237,15 +235,6 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise ``ValueError`` unless an option has one of its values."""
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(map(str, allowed))}")
-
-
-def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise unless an option is a whole number from ``least`` to ``most``."""
-    allowed = f">= {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
-    if not least <= int(value) <= (inf if most is None else most):
-        raise ValueError(f"{name}: need a whole number {allowed}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> float:

@@ -190,7 +190,8 @@ class Solver:
         ValueError
             For an option that the solver does not have.
         TypeError
-            For one that is declared as a number and is given something else.
+            For one that is declared a float and is given something other than a number. Counts and
+            choices are checked by the step function, which knows what it allows.
         """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
@@ -198,7 +199,7 @@ class Solver:
         declared = getattr(self.function, "__annotations__", {})
         for name, value in options.items():
             number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
-            if declared.get(name) in ("float", "int", float, int) and not number:
+            if declared.get(name) in ("float", float) and not number:
                 raise TypeError(f"{name}: {self.name} needs a number, got {value!r}")
         return replace(self, options={**self.options, **options})
 

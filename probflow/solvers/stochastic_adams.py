@@ -15,6 +15,7 @@ from probflow.solvers.forms import X0, Form, check_choice, check_s_noise, starti
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
+from probflow.words import check_whole
 
 # SA-Solver ---------------------------------------------------------------------------------------
 
@@ -32,12 +33,6 @@ def _tau_squared(options: Mapping[str, Any]) -> Eta | None:
     if options["s_noise"] != 1.0:
         return None
     return _Square(tau) if callable(tau) else tau**2
-
-
-def _order(name: str, value: int, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= 4:
-        raise ValueError(f"{name}: must be a whole number from {lowest} to 4, got {value!r}")
-    return value
 
 
 @register(
@@ -70,8 +65,8 @@ def sa_solver(
     ``variant`` "published" has 1/2 in the place of phi_2 where there are two outputs, as the
     authors' code.
     """
-    _order("predictor", predictor, 1)
-    _order("corrector", corrector, 0)
+    check_whole("predictor", predictor, 1, 4)
+    check_whole("corrector", corrector, 0, 4)
     check_choice("start", start, ("runge-kutta", "euler"))
     check_choice("variant", variant, ("exact", "published"))
     check_s_noise(s_noise)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from probflow.grids import Grid, as_grid, check_steps
+from probflow.grids import Grid, as_grid
 from probflow.integrate.noise import check_seed
 from probflow.processes import Process
 from probflow.solvers import Solver
@@ -43,6 +43,7 @@ from probflow.studies.rows import MEASURES, PARTIAL, PICTURES, TIMINGS, OrderEst
 from probflow.studies.store import Store
 from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
 from probflow.targets import Target
+from probflow.words import check_whole
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
 
@@ -146,7 +147,7 @@ def make_curves(
     settings: Settings,
 ) -> list[Curve]:
     """Check a study's arguments and lay out its curves."""
-    counts = tuple(check_steps(count) for count in steps)
+    counts = tuple(check_whole("steps", count, 1) for count in steps)
     if not counts or any(a >= b for a, b in itertools.pairwise(counts)):
         raise ValueError(f"steps: need increasing step counts, got {list(steps)}")
     for name in measures:
@@ -201,10 +202,8 @@ def run_curves(
     StudyInterrupted
         On Ctrl-C, with the curves that are complete.
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs: need a whole number >= 1, got {jobs!r}")
-    if isinstance(timing, bool) or not isinstance(timing, int) or timing < 0:
-        raise ValueError(f"timing: need a whole number >= 0, got {timing!r}")
+    check_whole("jobs", jobs, 1)
+    check_whole("timing", timing, 0)
     if executor is not None and not isinstance(executor, Executor):
         raise TypeError(
             f"executor: need a concurrent.futures.Executor, got {type(executor).__name__}; of a "

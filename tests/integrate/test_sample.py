@@ -217,7 +217,7 @@ SILENT = pf.Model(forbidden, PROCESS)
     ("arguments", "error", "message"),
     [
         ({}, TypeError, "steps: need a whole number >= 1, got None"),
-        ({"steps": 0}, ValueError, "steps: need at least 1"),
+        ({"steps": 0}, ValueError, "steps: need a whole number >= 1"),
         ({"steps": 2.0}, TypeError, "steps: need a whole number"),
         ({"steps": 2}, ValueError, "seed: give a seed, a generator or an initial state"),
         ({"steps": 2, "seed": -1}, ValueError, "seed: need a whole number"),

@@ -406,7 +406,7 @@ def test_unknown_methods_list_near_names_of_both(y0: torch.Tensor) -> None:
         pf.odeint(ODE, y0, times(3), method="dopri")
     with pytest.raises(ValueError, match=r"near names: .*accelerated-ode"):
         pf.odeint(ODE, y0, times(3), method="acelerated_ode")
-    with pytest.raises(TypeError, match="solver: need a name"):
+    with pytest.raises(TypeError, match="method: need a name"):
         pf.odeint(ODE, y0, times(3), method=3)
 
 

@@ -479,7 +479,6 @@ def test_options() -> None:
         ("dpm-solver++-sde-stock", "eta"),
         ("dpm2-ancestral", "s_noise"),
         ("edm-churn", "S_churn"),
-        ("li-jiao", "rounds"),
     ):
         for wrong in ("a", None, [1.0]):
             with pytest.raises(TypeError, match=f"{option}: {re.escape(name)} needs a number, got"):

@@ -57,11 +57,26 @@ MUTATIONS = [
     for solver in SOLVERS
     for place in places(solver)
 ]
+#: Quadrature in three variables, or in two that no symmetry halves: 10 s to a minute each.
+LONG = {
+    *(
+        ("accelerated-sde-3", f"{part}-z{j}")
+        for part in ("stage1", "stage2", "update")
+        for j in (0, 1)
+    ),
+    *(("er-sde-2", f"update-{register}") for register in ("f0", "f0[-1]", "z0")),
+}
 #: Without the weights of the state and the times of stages, which are fewer and cruder mistakes.
 OUTPUTS_AND_NOISES = [
-    parameters
-    for parameters in MUTATIONS
-    if (register := parameters.values[1].register) is not None and register.kind in ("f", "z")
+    pytest.param(
+        solver,
+        place,
+        id=f"{solver.name}-{place}",
+        marks=pytest.mark.slow if (solver.name, str(place)) in LONG else [],
+    )
+    for solver in SOLVERS
+    for place in places(solver)
+    if place.register is not None and place.register.kind in ("f", "z")
 ]
 
 

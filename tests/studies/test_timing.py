@@ -95,7 +95,7 @@ def test_plans_that_do_not_exist_are_left_out() -> None:
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, "3"])
 def test_arguments(value: object) -> None:
-    with pytest.raises(ValueError, match="timing: need a whole number >= 0"):
+    with pytest.raises((ValueError, TypeError), match="timing: need a whole number >= 0"):
         study(pf.Gaussian([0.0], 1.0), "ddim", (2,), timing=value)  # type: ignore[arg-type]
 
 
