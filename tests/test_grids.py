@@ -155,8 +155,8 @@ VP, EDM = pf.VP.linear(), pf.EDM()
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: grids.uniform().times(VP, 0), "steps: need at least 1, got 0"),
-        (lambda: grids.uniform().times(VP, -3), "steps: need at least 1"),
+        (lambda: grids.uniform().times(VP, 0), "steps: need a whole number >= 1, got 0"),
+        (lambda: grids.uniform().times(VP, -3), "steps: need a whole number >= 1"),
         (lambda: Grid("spiral"), "kind: got 'spiral', allowed are uniform, quadratic"),
         (lambda: as_grid("spiral"), "grid: got 'spiral'"),
         (lambda: Grid("uniform", unit="snr"), "unit: got 'snr', allowed are t, lambda"),
