@@ -243,6 +243,7 @@ MOST_NODES = 12
 
 @register(
     "collocation",
+    aliases=("picard",),
     reference="Picard iterations: Chen et al. 2024 (arXiv 2405.15986), arXiv 2506.24042; nodes and "
     "Gauss-Seidel sweeps: arXiv 2606.10353",
     prediction="eps",

@@ -228,6 +228,17 @@ _OF_THE_END = ("kl", "w2", "chi2", "weak", "sliced-w2", "energy", "mmd", "freche
 _SOLVERS: dict[str, Solver] = {}
 _ALIASES: dict[str, str] = {}
 
+#: Samplers that are not steps on a grid, and what they are here.
+_NO_STEPS = {
+    **{
+        name: "chooses its steps itself and has no plan on a grid; it serves "
+        "pf.sample(..., rtol=, atol=), pf.odeint and pf.solve_ode"
+        for name in PAIRS
+    },
+    "fors": "samples by rejection and has no plan on a grid; it is pf.rejection_sample",
+    "restart": "is a grid for any solver (edm-heun in its paper): pf.grids.restart",
+}
+
 
 def register(
     name: str,
@@ -311,11 +322,8 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
     if isinstance(solver, str):
         key = _canonical(solver)
         found = _SOLVERS.get(_ALIASES.get(key, key))
-        if found is None and key in PAIRS:
-            raise ValueError(
-                f"solver: {key} chooses its steps itself and has no plan on a grid; it serves "
-                "pf.sample(..., rtol=, atol=), pf.odeint and pf.solve_ode"
-            )
+        if found is None and key in _NO_STEPS:
+            raise ValueError(f"solver: {key} {_NO_STEPS[key]}")
         if found is None:
             raise ValueError(
                 f"solver: no solver is named {solver!r}{near(solver, (*_SOLVERS, *_ALIASES))} "

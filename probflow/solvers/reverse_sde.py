@@ -80,7 +80,7 @@ def eta_of(options: Mapping[str, Any]) -> Eta | None:
 
 @register(
     "sde-dpm-solver++-1",
-    aliases=("sde-dpmpp-1",),
+    aliases=("sde-dpmpp-1", "sde-exponential-ab1"),
     reference=f"{_LU}, SDE-DPM-Solver++1",
     prediction="x0",
     stochastic=True,

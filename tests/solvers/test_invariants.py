@@ -466,6 +466,16 @@ def test_what_is_no_solver() -> None:
             pf.get_solver(wrong)
 
 
+def test_samplers_that_are_no_steps_say_what_they_are() -> None:
+    for name, here in (
+        ("FORS", "pf.rejection_sample"),
+        ("restart", "pf.grids.restart"),
+        ("dpm-solver-23", "pf.sample"),
+    ):
+        with pytest.raises(ValueError, match=f"solver: {name.lower()} .*{re.escape(here)}"):
+            pf.get_solver(name)
+
+
 def test_options() -> None:
     solver = pf.get_solver("dpm-solver-2", r1=0.75)
     assert dict(solver.options) == {"r1": 0.75}
