@@ -58,6 +58,20 @@ def true_law(process: Any, target: Target, time: float) -> GaussianLaw:
 def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
     """Law of a plan's output, started from the exact law at its first time.
 
+    Parameters
+    ----------
+    plan
+        The plan.
+    process
+        The noising process of its times.
+    target
+        The data law.
+
+    Returns
+    -------
+    GaussianLaw
+        Mean and covariance, float64.
+
     Raises
     ------
     Refusal

@@ -388,5 +388,25 @@ def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
 
 
 def distances_1d(plan: Plan, process: Any, target: Target) -> dict[str, float]:
-    """All marginal distances of a plan in one dimension: see the two functions above."""
+    """All marginal distances of a plan in one dimension.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    process
+        The noising process of its times.
+    target
+        The data law.
+
+    Returns
+    -------
+    dict
+        ``tv``, ``kl``, ``chi2``, ``w2``; for deterministic plans ``strong``.
+
+    Raises
+    ------
+    Refusal
+        As :func:`map_distances` for deterministic plans, :func:`law_distances` for others.
+    """
     return (law_distances if plan.stochastic else map_distances)(plan, process, target)

@@ -77,6 +77,20 @@ def reverse_pair(process: Any, step: Step) -> tuple[Point, Point, float, float]:
 def path_kl(plan: Plan, process: Any, target: Target) -> float:
     """Path KL(q || p) of a stochastic plan in one dimension, by quadrature.
 
+    Parameters
+    ----------
+    plan
+        The plan.
+    process
+        The noising process of its times.
+    target
+        The data law.
+
+    Returns
+    -------
+    float
+        The divergence, >= 0; its root over 2 bounds TV.
+
     Raises
     ------
     Refusal

@@ -123,6 +123,11 @@ class Study:
         columns, venue
             Width of LaTeX tables, as in :meth:`plot`.
 
+        Returns
+        -------
+        str
+            One table, or several one after the other.
+
         Raises
         ------
         ValueError
