@@ -278,6 +278,20 @@ def line_law(
     Each step's density lives on a uniform grid with a spacing of at most ``std/(2.2 slope)`` of
     the kernel that leaves it and 0.3 standard deviations of the narrowest component.
 
+    Parameters
+    ----------
+    plan, process, target
+        The plan starts from the exact law at its first time.
+    points
+        Number of points on which the result is given.
+    widen
+        Factor of the grids' width.
+
+    Returns
+    -------
+    LineLaw
+        The density, and an estimate of what it may be wrong by.
+
     Raises
     ------
     Refusal

@@ -167,6 +167,11 @@ class Study:
             :class:`~probflow.studies.rows.OrderEstimate`, ``"timings"``: a
             :class:`~probflow.studies.rows.Timing`. The columns are the names of their fields.
 
+        Returns
+        -------
+        pandas.DataFrame
+            Of as many lines as there are rows, orders or timings.
+
         Raises
         ------
         ImportError
