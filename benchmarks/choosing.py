@@ -22,6 +22,7 @@ from probflow.laws.line import distances_1d
 from probflow.laws.registers import Refusal
 from probflow.report.style import solver_marks, style_context
 from probflow.studies.builtin import mixture
+from probflow.studies.rows import MEASURES_TEX
 
 PROCESS, TARGET = pf.VP.linear(), mixture()
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             axis.set_xticks(NFE, [str(n) for n in NFE])
             axis.minorticks_off()
             axis.legend(loc="lower left")
-        axes[0].set_ylabel("TV(q, p)")
+        axes[0].set_ylabel(MEASURES_TEX["tv"])
         figure.savefig(options.figure, format="svg", metadata={"Date": None})
 
 

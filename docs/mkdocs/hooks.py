@@ -1,4 +1,4 @@
-"""What the build of the documentation makes: formulas, the gallery's pictures, solvers' equations."""
+"""What the build of the documentation makes: formulas, gallery pictures, equations of solvers."""
 
 from __future__ import annotations
 
