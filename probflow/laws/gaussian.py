@@ -60,12 +60,8 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
 
     Parameters
     ----------
-    plan
-        The plan.
-    process
-        The noising process of its times.
-    target
-        The data law.
+    plan, process, target
+        The plan, the process of its times, and the data law.
 
     Returns
     -------

@@ -406,12 +406,8 @@ def distances_1d(plan: Plan, process: Any, target: Target) -> dict[str, float]:
 
     Parameters
     ----------
-    plan
-        The plan.
-    process
-        The noising process of its times.
-    target
-        The data law.
+    plan, process, target
+        The plan, the process of its times, and the data law.
 
     Returns
     -------

@@ -79,12 +79,8 @@ def path_kl(plan: Plan, process: Any, target: Target) -> float:
 
     Parameters
     ----------
-    plan
-        The plan.
-    process
-        The noising process of its times.
-    target
-        The data law.
+    plan, process, target
+        The plan, the process of its times, and the data law.
 
     Returns
     -------
