@@ -30,7 +30,8 @@ def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         if name.rpartition(".")[2] in ("diffusers", "noising", "stock_configs", "pipelines"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(pf, "diffusers", raising=False)  # where it was imported before
-    monkeypatch.setitem(sys.modules, "diffusers", None)
+    for name in {"diffusers", *(name for name in sys.modules if name.startswith("diffusers."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install 'probflow-solvers\[diffusers\]'"):
         _ = pf.diffusers
     with pytest.raises(ImportError, match=r"pip install 'probflow-solvers\[diffusers\]'"):
