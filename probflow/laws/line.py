@@ -46,7 +46,7 @@ from probflow.laws.variables import TooManyVariables
 from probflow.plan import Plan, Point
 from probflow.targets import Target
 
-__all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
+__all__ = ["distances_1d", "law_distances", "line_law", "map_distances"]
 
 MISSED_MASS = 1e-13  # largest true mass outside the image of a map
 LARGEST_REACH = 60.0
