@@ -22,6 +22,7 @@ from probflow.laws.line import distances_1d
 from probflow.laws.registers import Refusal
 from probflow.report.style import solver_marks, style_context
 from probflow.studies.builtin import mixture
+from probflow.studies.rows import MEASURES_TEX
 
 PROCESS, TARGET = pf.VP.linear(), mixture()
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
@@ -35,9 +36,14 @@ DETERMINISTIC = (
     "exponential-ab4",
 )
 STOCHASTIC = (
-    "ddpm", "accelerated-sde", "euler-ancestral", "sde-dpm-solver++-2m", "dpm2-ancestral",
+    "ddpm",
+    "accelerated-sde",
+    "euler-ancestral",
+    "sde-dpm-solver++-2m",
+    "dpm2-ancestral",
     "accelerated-sde-jvp",
-)  # fmt: skip
+    "accelerated-sde-half-noise",
+)
 
 
 def curve(name: str) -> list[tuple[int, float]]:
@@ -83,16 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             marks = solver_marks(names)
             for name in names:
                 nfe, tv = zip(*curves[name], strict=True)
-                mark = marks[name]
-                axis.loglog(
-                    nfe, tv, color=mark.colour, marker=mark.marker, markersize=3, label=name
-                )
+                colour, marker, line = marks[name]
+                axis.loglog(nfe, tv, color=colour, marker=marker, linestyle=line, label=name)
             axis.set_title(title)
+            axis.set_ylim(1e-7, 1.5)  # room for the legend
             axis.set_xlabel("model evaluations")
             axis.set_xticks(NFE, [str(n) for n in NFE])
             axis.minorticks_off()
-            axis.legend(loc="lower left", fontsize=5.5)
-        axes[0].set_ylabel("TV(q, p)")
+            axis.legend(loc="lower left")
+        axes[0].set_ylabel(MEASURES_TEX["tv"])
         figure.savefig(options.figure, format="svg", metadata={"Date": None})
 
 

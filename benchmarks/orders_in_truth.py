@@ -57,7 +57,7 @@ CASES = [
         "DPM-Solver 3M", 3, "dpm-solver-3m", {"factor": 1.0, **EULER, **LOWER},
         "second difference without its factor 2",
     ),
-    Case("DPM-Solver-3, singlestep", 3, "dpm-solver-3", None, ""),
+    Case("DPM-Solver-3, single-step", 3, "dpm-solver-3", None, ""),
     Case("UniPC-2 (bh2)", 3, "unipc-2", LOWER, "last step of order 1"),
     Case("UniPC-3 (bh2)", 4, "unipc-3", {**EULER, **LOWER}, "Euler start, last steps lowered"),
     Case(

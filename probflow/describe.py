@@ -68,6 +68,11 @@ def tableau(plan: Plan, step: int = 0) -> str:
     step
         Number of the step; negative numbers count from the end.
 
+    Raises
+    ------
+    ValueError
+        If the plan has no such step.
+
     Examples
     --------
     >>> import probflow as pf
@@ -95,7 +100,18 @@ def tableau(plan: Plan, step: int = 0) -> str:
 
 
 def tableau_latex(plan: Plan, step: int = 0) -> str:
-    """One step of a plan as a LaTeX ``tabular`` (needs booktabs)."""
+    """One step of a plan as a LaTeX ``tabular`` (needs booktabs).
+
+    Parameters
+    ----------
+    plan, step
+        As those of :func:`tableau`.
+
+    Raises
+    ------
+    ValueError
+        If the plan has no such step.
+    """
     _, chosen = _choose(plan, step)
     header, rows = _cells(chosen)
     columns = " & ".join(["", "$t$", *(f"${_latex(register)}$" for register in header)])

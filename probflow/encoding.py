@@ -102,7 +102,22 @@ def decode(
 ) -> Tensor:
     """Noise to data: the state at t0 of the probability-flow ODE that starts from ``z`` at t1.
 
-    Parameters, result and errors are those of :func:`encode`; ``z`` has shape (batch, ...).
+    Parameters
+    ----------
+    z
+        Noise, (batch, ...).
+    model, solver, steps, process, t0, t1, grid, rtol, atol, options, gradients
+        As those of :func:`encode`.
+
+    Returns
+    -------
+    Tensor
+        Shape and dtype of ``z``.
+
+    Raises
+    ------
+    TypeError, ValueError, NonFiniteError, StepSizeError, MaxStepsError
+        As :func:`encode`.
     """
     span = dict(steps=steps, grid=grid, t0=t0, t1=t1, rtol=rtol, atol=atol, options=options)
     return _transported(model, process, z, "z", solver, span, gradients, to_data=True)

@@ -114,6 +114,18 @@ class Grid:
 
         A restart grid inserts its rises and descents into those of its base.
 
+        Parameters
+        ----------
+        process
+            The noising process.
+        steps
+            Number of steps, >= 1. An explicit grid has its own; then it may be left out.
+
+        Returns
+        -------
+        ndarray
+            Shape (steps + 1,), float64; those of a restart grid are more.
+
         Raises
         ------
         ValueError
@@ -291,39 +303,90 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def uniform(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
-    """Times evenly spaced."""
+    """Times evenly spaced.
+
+    Parameters
+    ----------
+    start, end, unit
+        As those of :class:`Grid`.
+    """
     return Grid("uniform", start, end, unit)
 
 
 def quadratic(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
-    """Square roots of the times evenly spaced (Song et al. 2021, arXiv 2010.02502, D.2)."""
+    """Square roots of the times evenly spaced (Song et al. 2021, arXiv 2010.02502, D.2).
+
+    Parameters
+    ----------
+    start, end, unit
+        As those of :class:`Grid`.
+    """
     return Grid("quadratic", start, end, unit)
 
 
 def log_snr(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
-    """Log-SNR evenly spaced (Lu et al. 2022, arXiv 2206.00927)."""
+    """Log-SNR evenly spaced (Lu et al. 2022, arXiv 2206.00927).
+
+    Parameters
+    ----------
+    start, end, unit
+        As those of :class:`Grid`.
+    """
     return Grid("log-snr", start, end, unit)
 
 
 def karras(
     start: float | None = None, end: float | None = None, unit: str = "t", *, rho: float = 7.0
 ) -> Grid:
-    """``(sigma/alpha)^(1/rho)`` evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    """``(sigma/alpha)^(1/rho)`` evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5).
+
+    Parameters
+    ----------
+    start, end, unit
+        As those of :class:`Grid`.
+    rho
+        Exponent > 0; 1 is even in ``sigma/alpha``.
+    """
     return Grid("karras", start, end, unit, {"rho": rho})
 
 
 def exponential(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
-    r""":math:`-\ln\bar\alpha` evenly spaced: every step has the same ``alpha_ratio``."""
+    r""":math:`-\ln\bar\alpha` evenly spaced: every step has the same ``alpha_ratio``.
+
+    Parameters
+    ----------
+    start, end, unit
+        As those of :class:`Grid`.
+    """
     return Grid("exponential", start, end, unit)
 
 
 def paper(c0: float = 2.0, c1: float = 4.0) -> Grid:
-    """The levels of :meth:`probflow.VP.paper` with ``T = steps + 1``, from T down to 1."""
+    """The levels of :meth:`probflow.VP.paper` with ``T = steps + 1``, from T down to 1.
+
+    Parameters
+    ----------
+    c0, c1
+        Constants of the schedule, ``c1 > c0 > 0``.
+    """
     return Grid("paper", options={"c0": c0, "c1": c1})
 
 
 def explicit(times: Sequence[float], unit: str = "t") -> Grid:
-    """The given values, from noise to data."""
+    """The given values, from noise to data.
+
+    Parameters
+    ----------
+    times
+        At least 2 numbers, in ``unit``.
+    unit
+        As that of :class:`Grid`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 values, or an unknown unit.
+    """
     return Grid("explicit", unit=unit, options={"times": tuple(float(t) for t in times)})
 
 
@@ -382,6 +445,11 @@ def restart(base: Grid, *intervals: Sequence[float | None], unit: str = "t") -> 
 
 def as_grid(grid: Any) -> Grid:
     """A :class:`Grid` as it is, a kind's name, or a sequence of times as an explicit grid.
+
+    Parameters
+    ----------
+    grid
+        A :class:`Grid`, a key of :data:`GRIDS` (underscores are accepted), or a sequence of times.
 
     Raises
     ------

@@ -98,6 +98,11 @@ class LogLikelihood:
             Levels per unit of x: 128 for 256 levels on [-1, 1], 256 for 256 levels on [0, 1], and
             1 for data that are continuous.
 
+        Returns
+        -------
+        Tensor
+            (batch,), dtype of ``log_prob``.
+
         Raises
         ------
         TypeError, ValueError

@@ -76,7 +76,18 @@ class Model(torch.nn.Module):
         self.time, self.kwargs = time, dict(kwargs or {})
 
     def as_prediction(self, prediction: str) -> Model:
-        """A model of the same function with another prediction type."""
+        """A model of the same function with another prediction type.
+
+        Parameters
+        ----------
+        prediction
+            ``"eps"``, ``"x0"``, ``"v"``, ``"score"`` or ``"velocity"``.
+
+        Returns
+        -------
+        Model
+            This one if the type is its own.
+        """
         if prediction == self.prediction:
             return self
         return Model(_Converted(self, prediction), self.process, prediction)
@@ -94,9 +105,24 @@ class Model(torch.nn.Module):
         return torch.tensor(values, dtype=time_dtype(dtype))
 
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """The model's raw output at state ``x`` (batch, ...) and process time ``t``.
+        """The model's raw output.
 
-        ``t`` is a float, a 0-d tensor or a (batch,) tensor.
+        Parameters
+        ----------
+        x
+            State, (batch, ...).
+        t
+            Process time: a float, a 0-d tensor or a (batch,) tensor.
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of ``x``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the function returns something else.
         """
         time = as_time(t, x)
         time = time if self.time is None else self.time(time)
@@ -106,7 +132,20 @@ class Model(torch.nn.Module):
         return output
 
     def predict(self, x: Tensor, t: Tensor | float, prediction: str) -> Tensor:
-        """The output at ``x`` and process time ``t``, converted to another prediction type."""
+        """The output, converted to another prediction type.
+
+        Parameters
+        ----------
+        x, t
+            As those of :meth:`forward`.
+        prediction
+            As that of :meth:`as_prediction`.
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of ``x``.
+        """
         output = self(x, t)
         if prediction == self.prediction:
             return output

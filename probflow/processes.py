@@ -26,6 +26,9 @@ __all__ = ["EDM", "VE", "VP", "FlowMatching", "Process"]
 class Process:
     """A noising process; subclasses give ``alpha``, ``sigma``, their slopes and the log-SNR.
 
+    Functions of time take a float, an array or a tensor of any shape and return the same kind, in
+    float64. They do not look whether times lie in ``[t_min, t_max]``: :meth:`check_times` does.
+
     Attributes
     ----------
     t_min, t_max : float
@@ -43,11 +46,11 @@ class Process:
     default_grid = "log-snr"
 
     def alpha(self, t: Array) -> Array:
-        """Signal factor at time ``t``."""
+        """Signal factor at time ``t``, in [0, 1]."""
         raise NotImplementedError
 
     def sigma(self, t: Array) -> Array:
-        """Noise standard deviation at time ``t``."""
+        """Noise standard deviation at time ``t``, >= 0."""
         raise NotImplementedError
 
     def dalpha(self, t: Array) -> Array:
@@ -134,6 +137,11 @@ class VP(Process):
 
         Song et al. 2021 (arXiv 2011.13456, eq. 32); sampling runs from 1 to 1e-3 by default.
 
+        Parameters
+        ----------
+        beta_min, beta_max
+            Rates at t = 0 and t = 1.
+
         Raises
         ------
         ValueError
@@ -155,6 +163,11 @@ class VP(Process):
         Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), t in [0, 1]. At t = 1 alpha is 0, so
         sampling starts at 0.9946, as DPM-Solver does.
 
+        Parameters
+        ----------
+        s
+            Offset of the angle, > 0.
+
         Raises
         ------
         ValueError
@@ -174,6 +187,11 @@ class VP(Process):
         ----------
         betas
             Sequence of N >= 2 floats in (0, 1).
+
+        Raises
+        ------
+        ValueError
+            For fewer than 2 values, or one outside (0, 1).
         """
         values = _sequence(betas, "betas")
         if not ((values > 0) & (values < 1)).all():
@@ -195,6 +213,11 @@ class VP(Process):
         ----------
         alphas_cumprod
             Sequence of N >= 2 strictly decreasing floats in (0, 1).
+
+        Raises
+        ------
+        ValueError
+            For fewer than 2 values, one outside (0, 1), or values that do not strictly decrease.
         """
         values = _sequence(alphas_cumprod, "alphas_cumprod")
         if not ((values > 0) & (values < 1)).all() or not (np.diff(values) < 0).all():
@@ -218,6 +241,11 @@ class VP(Process):
             Number of noise levels, >= 2.
         c0, c1
             Constants with ``c1 > c0 > 0`` and ``h < 1``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For constants out of these ranges.
         """
         check_whole("T", T, 2)
         if not c1 > c0 > 0:

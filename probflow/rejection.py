@@ -88,6 +88,11 @@ def rejection_sample(
     max_proposals
         Proposals for one sample and step after which to give up.
 
+    Returns
+    -------
+    RejectionResult
+        Samples, and what they cost.
+
     Raises
     ------
     TypeError, ValueError

@@ -29,7 +29,11 @@ Level = Any  # float, or tensor of shape (batch,)
 
 
 class Target:
-    """Base of the targets; ``dim`` is the number d of coordinates of a sample."""
+    """Base of the targets; ``dim`` is the number d of coordinates of a sample.
+
+    States are (batch, d) or (batch, ...) with d elements a sample; another number of elements is a
+    ``ValueError``. Noise levels are floats, or tensors of shape (batch,) where a state is given.
+    """
 
     dim: int
     name: str
@@ -53,15 +57,28 @@ class Target:
     def sample(
         self, n: int, alpha: float = 1.0, sigma: float = 0.0, *, generator: torch.Generator
     ) -> Tensor:
-        """``n`` samples of the noised law, shape (n, d), float64, on the generator's device."""
+        """Draws of the noised law: (n, d), float64, on the generator's device."""
         raise NotImplementedError
 
     def moments(self, alpha: float = 1.0, sigma: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (d,) and covariance (d, d) of the noised law."""
+        """Mean (d,) and covariance (d, d) of the noised law, float64."""
         raise NotImplementedError
 
     def model(self, process: Process, prediction: str = "eps") -> Model:
-        """The exact model of this target for a process, in any prediction type."""
+        """The exact model of this target for a process, in any prediction type.
+
+        Parameters
+        ----------
+        process
+            The noising process.
+        prediction
+            ``"eps"``, ``"x0"``, ``"v"``, ``"score"`` or ``"velocity"``.
+
+        Returns
+        -------
+        Model
+            Works in float64 whatever the dtype of its states.
+        """
         return Model(_ExactEps(self, process), process, "eps").as_prediction(prediction)
 
     def flow(self, x: Tensor, source: tuple[float, float], target: tuple[float, float]) -> Tensor:
@@ -70,6 +87,18 @@ class Target:
         In one dimension the flow keeps the order of points, so it is the quantile coupling
         ``F_target^-1(F_source(x))``, solved here by bisection to the last bit, from the nearer
         tail. Normal laws have a closed form in any dimension.
+
+        Parameters
+        ----------
+        x
+            States of the noised law at ``source``.
+        source, target
+            Levels (alpha, sigma), floats.
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of ``x``.
 
         Raises
         ------

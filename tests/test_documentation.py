@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -56,11 +57,25 @@ def test_short_table_has_the_rows_of_the_registry() -> None:
     assert _table("README.md") == solver_table(markdown=True, names=names)
 
 
-@pytest.mark.parametrize("name", sorted(set(pf.__all__) - {"__version__"}))
-def test_every_public_name_is_on_the_api_page(name: str) -> None:
+#: Packages whose names are public.
+PUBLIC = (
+    "probflow",
+    *(f"probflow.{name}" for name in ("integrate", "laws", "ode", "sde", "studies")),
+)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        (package, name)
+        for package in PUBLIC
+        for name in sorted(set(import_module(package).__all__) - {"__version__"})
+    ],
+)
+def test_every_public_name_is_on_the_api_page(package: str, name: str) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
-    thing = getattr(pf, name)
+    thing = getattr(import_module(package), name)
     if isinstance(thing, ModuleType):  # itself, or the modules that its functions come from
         sources = [thing.__name__]
         if thing.__name__ not in documented:
@@ -69,11 +84,28 @@ def test_every_public_name_is_on_the_api_page(name: str) -> None:
             assert sources
         assert set(sources) <= set(documented)
         return
+    home = getattr(thing, "__module__", package)
+    if {f"{place}.{name}" for place in ("probflow", package, home)} & set(documented):
+        assert thing.__doc__
+        return
+    if not hasattr(thing, "__module__"):  # a constant, with its module
+        assert any(
+            name in vars(sys.modules[module]) for module in documented if module in sys.modules
+        )
+        return
+    # With the module that it comes from, where that module says it is public, or names nothing.
     assert thing.__doc__
-    # By itself, or with the module that it comes from, where that module says it is public.
     module = sys.modules[thing.__module__]
-    whole = module.__name__ in documented and thing.__name__ in module.__all__
-    assert whole or f"probflow.{name}" in documented
+    assert module.__name__ in documented
+    assert thing.__name__ in getattr(module, "__all__", [thing.__name__])
+
+
+def test_every_figure_is_shown() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = set(
+        re.findall(r"figures/([\w-]+\.\w+)\)", "".join(p.read_text("utf-8") for p in pages))
+    )
+    assert shown == {path.name for path in (ROOT / "docs" / "figures").iterdir()}
 
 
 def test_readme_and_site_name_every_page() -> None:

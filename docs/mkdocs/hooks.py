@@ -1,4 +1,4 @@
-"""What the build of the documentation makes: formulas as MathML, and the gallery's pictures."""
+"""What the build of the documentation makes: formulas, gallery pictures, equations of solvers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _MATHML = "http://www.w3.org/1998/Math/MathML"
 _FUNCTIONS = {"arg", "cos", "det", "exp", "inf", "lim", "ln", "log", "max", "min", "sin", "sup"}
 _FUNCTIONS |= {"cosh", "sinh", "tan", "tanh"}
 _PRIMES = {"\N{PRIME}", "\N{DOUBLE PRIME}", "\N{TRIPLE PRIME}"}
+#: What stands in a page in the place of the equations.
+EQUATIONS = "<!-- equations of all solvers -->"
+
 _pictures: tempfile.TemporaryDirectory[str] | None = None  # drawn once, also while serving
 
 
@@ -90,6 +93,24 @@ def _base(element: ElementTree.Element) -> ElementTree.Element:
     while element.tag in scripts:
         element = element[0]
     return element
+
+
+def equations() -> str:
+    """All solvers with their options and the equations of their step functions, as Markdown."""
+    import probflow as pf
+
+    parts = []
+    for solver in pf.all_solvers():
+        names = " ".join(f"`{name}`" for name in (solver.name, *solver.aliases))
+        values = ", ".join(f"`{name}={value!r}`" for name, value in solver.options.items())
+        parts.append(f"**{names}**{': ' + values if values else ''}")
+        parts.append(f"```text\n{solver.equation}\n```")
+    return "\n\n".join(parts)
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """The equations of all solvers, where a page asks for them."""
+    return markdown.replace(EQUATIONS, equations()) if EQUATIONS in markdown else markdown
 
 
 def on_page_content(content: str, *, page: Any, **kwargs: Any) -> str:

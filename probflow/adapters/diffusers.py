@@ -198,6 +198,20 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Values that the other class has by default count as well (diffusers itself drops them, so
         that a change from Heun to DDPM changes the betas).
 
+        Parameters
+        ----------
+        config
+            The configuration of a scheduler, stock or not.
+        return_unused_kwargs
+            Also return the arguments that are no part of a configuration, as in diffusers.
+        kwargs
+            Arguments of :class:`ProbflowScheduler` that replace those of ``config``.
+
+        Returns
+        -------
+        ProbflowScheduler
+            A new scheduler.
+
         Raises
         ------
         ValueError
@@ -302,6 +316,11 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin with a later step, as img2img does: a new plan for the rest of the grid.
 
+        Parameters
+        ----------
+        begin_index
+            Number of the model call with which that step begins.
+
         Raises
         ------
         ValueError
@@ -348,6 +367,13 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             DDIM's: must be 0, because the solver decides on noise.
         ignored
             Arguments of other schedulers.
+
+        Returns
+        -------
+        ProbflowSchedulerOutput or tuple of Tensor
+            ``prev_sample``, the next model input, and ``pred_original_sample``, the predicted data;
+            both
+            of the sample's shape and dtype.
 
         Raises
         ------

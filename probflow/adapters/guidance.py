@@ -116,7 +116,20 @@ def model_of(
     guidance_scale: float,
     batched: bool,
 ) -> Model:
-    """The network as a model on the process of the levels."""
+    """The model of a network with conditioning, on the process of its noise levels.
+
+    Parameters
+    ----------
+    network, conditioning, unconditional, guidance_scale, batched
+        As those of :class:`Guided`.
+    levels
+        Process, prediction type and told times.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Guided`, and for a network that cannot be called.
+    """
     if not callable(network):
         raise TypeError(f"unet: need a network, got {type(network).__name__}")
     if takes_packed(network):

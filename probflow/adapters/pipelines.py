@@ -45,6 +45,11 @@ def from_unet(
         The network's other arguments, such as ``encoder_hidden_states``; tensors have a first
         dimension of 1 or the batch size.
 
+    Returns
+    -------
+    Model
+        Of states as the network is fed; for any function of this library that takes a model.
+
     Raises
     ------
     TypeError, ValueError
@@ -83,6 +88,11 @@ def from_pipeline(
         As in :func:`from_unet`.
     size
         Height and width of the picture in pixels, for Stable Diffusion XL; by default the largest.
+
+    Returns
+    -------
+    Model
+        Of states as the network is fed; for any function of this library that takes a model.
 
     Raises
     ------

@@ -204,6 +204,16 @@ def brownian_interval_like(
         Tensor, (batch, ...).
     t0, t1, size, dtype, device, kwargs
         As of :class:`BrownianInterval`.
+
+    Returns
+    -------
+    BrownianInterval
+        The motion.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`BrownianInterval`.
     """
     return BrownianInterval(
         t0,

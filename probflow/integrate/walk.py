@@ -32,6 +32,11 @@ class PlanWalk:
         Of the next model call; ``step`` is ``len(plan.steps)`` when the walk is over.
     draws : int
         Number of noises drawn so far.
+
+    Raises
+    ------
+    ValueError
+        For a plan whose first step calls no model, or that takes derivatives of the model.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -66,6 +71,18 @@ class PlanWalk:
 
         It is ``x`` but for solvers that add noise before they call the model. A caller who has made
         that input otherwise need not call this.
+
+        Parameters
+        ----------
+        x
+            The state, (batch, ...).
+        draw
+            As that of :meth:`advance`.
+
+        Returns
+        -------
+        Tensor
+            The first input, shape of ``x``.
         """
         self._now[_X] = x
         self._draw(draw)
@@ -82,6 +99,11 @@ class PlanWalk:
             What the model returned, in the same dtype.
         draw
             ``draw(number)`` returns the unit normals of that number, counted over the walk.
+
+        Returns
+        -------
+        Tensor
+            Shape of ``fed``.
 
         Raises
         ------

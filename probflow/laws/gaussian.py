@@ -58,6 +58,16 @@ def true_law(process: Any, target: Target, time: float) -> GaussianLaw:
 def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
     """Law of a plan's output, started from the exact law at its first time.
 
+    Parameters
+    ----------
+    plan, process, target
+        The plan, the process of its times, and the data law.
+
+    Returns
+    -------
+    GaussianLaw
+        Mean and covariance, float64.
+
     Raises
     ------
     Refusal

@@ -46,7 +46,7 @@ from probflow.laws.variables import TooManyVariables
 from probflow.plan import Plan, Point
 from probflow.targets import Target
 
-__all__ = ["LineLaw", "distances_1d", "line_law", "map_distances"]
+__all__ = ["distances_1d", "law_distances", "line_law", "map_distances"]
 
 MISSED_MASS = 1e-13  # largest true mass outside the image of a map
 LARGEST_REACH = 60.0
@@ -278,6 +278,20 @@ def line_law(
     Each step's density lives on a uniform grid with a spacing of at most ``std/(2.2 slope)`` of
     the kernel that leaves it and 0.3 standard deviations of the narrowest component.
 
+    Parameters
+    ----------
+    plan, process, target
+        The plan starts from the exact law at its first time.
+    points
+        Number of points on which the result is given.
+    widen
+        Factor of the grids' width.
+
+    Returns
+    -------
+    LineLaw
+        The density, and an estimate of what it may be wrong by.
+
     Raises
     ------
     Refusal
@@ -388,5 +402,21 @@ def law_distances(plan: Plan, process: Any, target: Target) -> dict[str, float]:
 
 
 def distances_1d(plan: Plan, process: Any, target: Target) -> dict[str, float]:
-    """All marginal distances of a plan in one dimension: see the two functions above."""
+    """All marginal distances of a plan in one dimension.
+
+    Parameters
+    ----------
+    plan, process, target
+        The plan, the process of its times, and the data law.
+
+    Returns
+    -------
+    dict
+        ``tv``, ``kl``, ``chi2``, ``w2``; for deterministic plans ``strong``.
+
+    Raises
+    ------
+    Refusal
+        As :func:`map_distances` for deterministic plans, :func:`law_distances` for others.
+    """
     return (law_distances if plan.stochastic else map_distances)(plan, process, target)

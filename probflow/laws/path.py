@@ -77,6 +77,16 @@ def reverse_pair(process: Any, step: Step) -> tuple[Point, Point, float, float]:
 def path_kl(plan: Plan, process: Any, target: Target) -> float:
     """Path KL(q || p) of a stochastic plan in one dimension, by quadrature.
 
+    Parameters
+    ----------
+    plan, process, target
+        The plan, the process of its times, and the data law.
+
+    Returns
+    -------
+    float
+        The divergence, >= 0; its root over 2 bounds TV.
+
     Raises
     ------
     Refusal

@@ -62,8 +62,17 @@ def sliced_w2(x: Tensor, y: Tensor) -> Distance:
 def energy(x: Tensor, y: Tensor) -> Distance:
     r"""Root of the energy distance :math:`2E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely, Rizzo 2013).
 
-    Means over all pairs, equal ones included, so that it is not negative. Parameters as
-    :func:`sliced_w2`.
+    Means over all pairs, equal ones included, so that it is not negative.
+
+    Parameters
+    ----------
+    x, y
+        As for :func:`sliced_w2`.
+
+    Returns
+    -------
+    tuple
+        The distance and its standard error.
     """
     return _discrepancy(x, y, lambda distance: -distance)
 
@@ -79,6 +88,11 @@ def mmd(x: Tensor, y: Tensor, width: float) -> Distance:
         As for :func:`sliced_w2`.
     width
         w > 0; see :func:`bandwidth`.
+
+    Returns
+    -------
+    tuple
+        The distance and its standard error.
     """
     return _discrepancy(x, y, lambda distance: torch.exp(-0.5 * (distance / width) ** 2))
 
@@ -92,7 +106,17 @@ def frechet(x: Tensor, y: Tensor) -> Distance:
     r"""W2 of the normal laws with the samples' means and covariances (Dowson, Landau 1982).
 
     The distance of Heusel et al. 2017 (arXiv 1706.08500, FID), its root, in the coordinates of the
-    states; an image's features are for the caller to take. Parameters as :func:`sliced_w2`.
+    states; an image's features are for the caller to take.
+
+    Parameters
+    ----------
+    x, y
+        As for :func:`sliced_w2`.
+
+    Returns
+    -------
+    tuple
+        The distance and its standard error.
     """
     return _left_out(_frechet, x, y)
 

@@ -278,6 +278,15 @@ def choose(
 ) -> Method:
     """The step function of a method for a kind of SDE.
 
+    Parameters
+    ----------
+    name
+        Name of a method.
+    sde_type, noise_type
+        Words of :mod:`probflow.sde.settings`.
+    options
+        Options of the call; ``grad_free`` is Milstein's.
+
     Raises
     ------
     ValueError

@@ -44,6 +44,11 @@ def plan_to_data(
     prediction
         The model's prediction type; by default the solver's own.
 
+    Returns
+    -------
+    Plan
+        With the solver's name and ``len(times) - 1`` steps.
+
     Raises
     ------
     ValueError

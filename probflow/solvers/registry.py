@@ -123,6 +123,11 @@ class Solver:
             without a model call, which makes the plan stochastic; a solver with memory starts anew
             after it.
 
+        Returns
+        -------
+        Plan
+            Floats only: the weights of every step.
+
         Raises
         ------
         ValueError
@@ -185,6 +190,16 @@ class Solver:
     def with_options(self, **options: Any) -> Solver:
         """The same solver with some of its options changed.
 
+        Parameters
+        ----------
+        options
+            Names and new values.
+
+        Returns
+        -------
+        Solver
+            A copy.
+
         Raises
         ------
         ValueError
@@ -216,7 +231,13 @@ class Solver:
         return inspect.getdoc(self.function) or ""
 
     def order(self, measure: str) -> float | None:
-        """Declared order in a measure of :data:`probflow.studies.rows.MEASURES`, or ``None``."""
+        """Declared order in a measure, or ``None``.
+
+        Parameters
+        ----------
+        measure
+            A key of :data:`probflow.studies.rows.MEASURES`.
+        """
         if measure in _OF_THE_END and "tv" in self.orders:
             return self.orders["tv"] * (2 if measure == "kl" else 1)
         return self.orders.get(measure)
@@ -259,6 +280,20 @@ def register(
     """Decorator that adds a step function to the registry; see :class:`Solver`.
 
     Keyword arguments of the function with defaults become the solver's options.
+
+    Parameters
+    ----------
+    name, aliases
+        Lower case with hyphens; none may be taken.
+    reference, prediction, orders, coordinates, needs, nfe, stochastic
+        As those of :class:`Solver`.
+    memory, whole_grid, family, sde
+        As those of :class:`Solver`.
+
+    Returns
+    -------
+    Callable
+        The decorator; it returns the function as it is.
 
     Raises
     ------
@@ -303,14 +338,38 @@ def register(
 
 
 def unregister(name: str) -> None:
-    """Remove a solver added with :func:`register` (for tests and notebooks)."""
+    """Remove a solver added with :func:`register` (for tests and notebooks).
+
+    Parameters
+    ----------
+    name
+        Its name or an alias.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
     solver = _SOLVERS.pop(get_solver(name).name)
     for alias in solver.aliases:
         del _ALIASES[alias]
 
 
 def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
-    """The solver of a name, an alias, a registered step function or a :class:`Solver` itself.
+    """The solver of a name.
+
+    Parameters
+    ----------
+    solver
+        A name, an alias, a registered step function, or a :class:`Solver`, which is returned as it
+        is.
+    options
+        Options of the solver with other values than its own.
+
+    Returns
+    -------
+    Solver
+        The solver, with these options.
 
     Raises
     ------
@@ -342,14 +401,31 @@ def get_solver(solver: str | Solver | StepFunction, **options: Any) -> Solver:
 
 
 def find_pair(solver: Any) -> EmbeddedPair | None:
-    """The embedded pair of that name, for adaptive steps in log-SNR, or ``None``."""
+    """The embedded pair of a name, for adaptive steps in log-SNR.
+
+    Parameters
+    ----------
+    solver
+        A name, an :class:`~probflow.solvers.embedded.EmbeddedPair`, or anything else.
+
+    Returns
+    -------
+    EmbeddedPair or None
+        ``None`` if it is no pair.
+    """
     if isinstance(solver, EmbeddedPair):
         return solver
     return PAIRS.get(_canonical(solver)) if isinstance(solver, str) else None
 
 
 def solver_names(*, aliases: bool = False) -> tuple[str, ...]:
-    """Names of all registered solvers, in order of registration."""
+    """Names of all registered solvers, in order of registration.
+
+    Parameters
+    ----------
+    aliases
+        Also all aliases, after them.
+    """
     return (*_SOLVERS, *_ALIASES) if aliases else tuple(_SOLVERS)
 
 

@@ -145,6 +145,11 @@ def scan(
         By default log-SNR evenly spaced from ``-ln ab`` = 3 to -ln(0.99). The axes ``initial`` and
         ``early`` replace one of its ends.
 
+    Returns
+    -------
+    Scan
+        Errors along the axis and the fitted slope.
+
     Raises
     ------
     TypeError, ValueError

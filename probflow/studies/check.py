@@ -95,6 +95,16 @@ def assert_order(
 ) -> list[OrderEstimate]:
     """:func:`check_order`, and raise unless every verdict is ``"consistent"``.
 
+    Parameters
+    ----------
+    solver, measure, options
+        Arguments of :func:`check_order`.
+
+    Returns
+    -------
+    list of OrderEstimate
+        One per measure.
+
     Raises
     ------
     OrderError

@@ -76,6 +76,16 @@ def read_baseline(path: str | Path) -> Baseline:
 
     With ``results.jsonl`` the verdicts come from the ``orders.json`` beside it.
 
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Baseline
+        Its rows, with samples or verdicts.
+
     Raises
     ------
     ValueError
@@ -113,6 +123,18 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     ``consistent`` or ``faster`` became ``inconclusive`` or ``slower``, or ``inconclusive`` became
     ``slower``. Where a baseline has no verdicts of its own, its rows are judged as the study's
     are, against the study's claims.
+
+    Parameters
+    ----------
+    baseline
+        What :func:`read_baseline` returned.
+    study
+        The new run.
+
+    Returns
+    -------
+    Comparison
+        Its ``worse`` is empty if no verdict got worse.
     """
     old = {(curve_name(row), row.steps): row for row in baseline.rows}
     new = {(curve_name(row), row.steps): row for row in study.rows}

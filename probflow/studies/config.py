@@ -69,6 +69,16 @@ class StudyFile:
 def read_study(path: str | Path) -> StudyFile:
     """Read a study file; its format is in ``docs/guide.md``.
 
+    Parameters
+    ----------
+    path
+        The file; paths in it are relative to its folder.
+
+    Returns
+    -------
+    StudyFile
+        Curves or scans, and the settings of the run.
+
     Raises
     ------
     ValueError
@@ -254,6 +264,13 @@ def _grid(table: Mapping[str, Any]) -> Grid:
 
 def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
     """The target of a ``[target]`` table; data files are looked up from ``folder``.
+
+    Parameters
+    ----------
+    table
+        The table's keys and values.
+    folder
+        Where paths begin.
 
     Raises
     ------

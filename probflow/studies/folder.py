@@ -190,6 +190,11 @@ def load(folder: str | Path) -> Run:
         What ``pf.study(out=...)`` or ``probflow rates --out`` wrote: ``cells.jsonl`` or
         ``cells.partial.jsonl`` with ``study.json``, or else ``results.jsonl`` with ``orders.json``.
 
+    Returns
+    -------
+    Run
+        Study, description and notes.
+
     Raises
     ------
     ValueError

@@ -159,6 +159,11 @@ def measure(
     finer
         The plan with twice as many steps, for ``weak``.
 
+    Returns
+    -------
+    Measurement
+        Error, standard error, floor, and per-sample contributions where there are some.
+
     Raises
     ------
     Refusal

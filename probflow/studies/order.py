@@ -150,7 +150,22 @@ def estimate_order(
     h: ArrayLike | None = None,
     max_log_power: float = 0.0,
 ) -> OrderEstimate:
-    """Estimate the order of an error curve and judge the claim; see :func:`fit_order`.
+    """Estimate the order of an error curve and judge the claim.
+
+    Parameters
+    ----------
+    steps, errors, claim, se, covariance, floor, axis, h, max_log_power
+        As those of :func:`fit_order`.
+
+    Returns
+    -------
+    OrderEstimate
+        Order, interval, verdict and its reason.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`fit_order`.
 
     Examples
     --------

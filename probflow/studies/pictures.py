@@ -66,6 +66,16 @@ def record(
         As in :func:`probflow.study`.
     steps
         Number of steps of every picture.
+
+    Returns
+    -------
+    tuple of Picture
+        What was written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`probflow.study`.
     """
     curves = _curves(targets, solvers, steps, grid, process, Settings(seed, samples))
     pictures = pictures_of(curves, steps)
@@ -85,13 +95,25 @@ def trajectory(
     seed: int = 0,
     samples: int = 128,
 ) -> Trajectory:
-    """Errors after each step; arguments as those of :func:`record`.
+    """Errors of solvers after each step.
 
     Parameters
     ----------
     measure
         A key of :data:`~probflow.studies.rows.MEASURES`; by default ``"tv"`` in one dimension and
         ``"strong"`` in others.
+    target, solvers, steps, grid, process, seed, samples
+        As those of :func:`record`.
+
+    Returns
+    -------
+    Trajectory
+        Errors and standard errors by solver, or the reasons why one has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`probflow.study`.
     """
     settings = Settings(seed, samples)
     return _trajectory(_curves(target, solvers, steps, grid, process, settings), steps, measure)
@@ -100,7 +122,23 @@ def trajectory(
 def densities(
     target: Target, solvers: Any, steps: int, *, grid: Any = None, process: Process | None = None
 ) -> Densities:
-    """Densities of solvers' laws in one dimension; arguments as those of :func:`record`."""
+    """Densities of solvers' laws in one dimension, after ``steps`` steps.
+
+    Parameters
+    ----------
+    target, solvers, steps, grid, process
+        As those of :func:`record`.
+
+    Returns
+    -------
+    Densities
+        The true density and those of the solvers, or the reasons why one has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a target of more dimensions, and as :func:`probflow.study`.
+    """
     _need(target, target.dim == 1, "densities need a target in one dimension")
     return _densities(_curves(target, solvers, steps, grid, process, Settings()), steps)
 
@@ -114,7 +152,23 @@ def plane(
     process: Process | None = None,
     seed: int = 0,
 ) -> Plane:
-    """Samples over the true density in the plane; arguments as those of :func:`record`."""
+    """Samples of solvers over the true density in the plane.
+
+    Parameters
+    ----------
+    target, solvers, steps, grid, process, seed
+        As those of :func:`record`.
+
+    Returns
+    -------
+    Plane
+        Samples from common draws, and the true density on a grid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a target that has not two dimensions, and as :func:`probflow.study`.
+    """
     _need(target, target.dim == 2, "the plane needs a target in two dimensions")
     return _plane(_curves(target, solvers, steps, grid, process, Settings(seed)), steps)
 
@@ -128,7 +182,23 @@ def images(
     process: Process | None = None,
     seed: int = 0,
 ) -> Images:
-    """Samples as square grey images; arguments as those of :func:`record`."""
+    """Samples of solvers as square grey images.
+
+    Parameters
+    ----------
+    target, solvers, steps, grid, process, seed
+        As those of :func:`record`.
+
+    Returns
+    -------
+    Images
+        Rows of images from common draws.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a target of which the dimension is no square from 16 on, and as :func:`probflow.study`.
+    """
     _need(target, side_of(target.dim) > 0, "images need d = n^2 dimensions, n >= 4")
     return _images(_curves(target, solvers, steps, grid, process, Settings(seed)), steps)
 

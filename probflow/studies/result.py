@@ -123,6 +123,11 @@ class Study:
         columns, venue
             Width of LaTeX tables, as in :meth:`plot`.
 
+        Returns
+        -------
+        str
+            One table, or several one after the other.
+
         Raises
         ------
         ValueError
@@ -161,6 +166,11 @@ class Study:
             ``"rows"``: a :class:`~probflow.studies.rows.Row` a line, ``"orders"``: an
             :class:`~probflow.studies.rows.OrderEstimate`, ``"timings"``: a
             :class:`~probflow.studies.rows.Timing`. The columns are the names of their fields.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Of as many lines as there are rows, orders or timings.
 
         Raises
         ------

@@ -104,6 +104,11 @@ def study(
         Number of runs of each plan whose wall time is taken when all cells are measured, one run at
         a time in this process (:mod:`probflow.studies.timing`); 0 takes none.
 
+    Returns
+    -------
+    Study
+        Rows, orders and verdicts; the same for any number of workers.
+
     Raises
     ------
     TypeError, ValueError
