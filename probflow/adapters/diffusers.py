@@ -8,6 +8,7 @@ argument), so that pipelines that use neither are right as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import hypot, inf
 from typing import Any
@@ -27,7 +28,15 @@ except ImportError as error:
 
 from probflow.adapters.noise_levels import NoiseLevels
 from probflow.adapters.noising import NoisingMixin
-from probflow.adapters.scheduler_run import SchedulerRun, before_call, calls_of, clipping, solver_of
+from probflow.adapters.scheduler_run import (
+    SchedulerRun,
+    before_call,
+    calls_of,
+    check_arguments,
+    clipping,
+    same_time,
+    solver_of,
+)
 from probflow.adapters.stock_configs import arguments_of, translated
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
@@ -255,6 +264,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         self.timesteps = torch.tensor(
             told, dtype=torch.int64 if whole else torch.float32, device=device
         )
+        self._told = told.tolist()
         levels = np.append(calls, times[-1])
         process = self.noise_levels.process
         sigma = process.sigma(levels)
@@ -308,14 +318,26 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             If no step begins with that model call, or the rest would need other calls than those
             in ``timesteps``.
         """
-        self._begin_index, self._index = int(begin_index), None
         if self._run is not None:
-            self._run.begin(self._begin_index)
+            self._run = copy(self._run)
+            self._run.begin(int(begin_index))
+        self._begin_index, self._index = int(begin_index), None
 
     # Steps ---------------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample as it is: the state is scaled as the model wants it."""
+        """The sample as it is: the state is scaled as the model wants it.
+
+        Raises
+        ------
+        ValueError
+            For a level in the place of a sample: such a pipeline computes with another scale.
+        """
+        if sample.ndim == 0:
+            raise ValueError(
+                "sample: got a 0-d tensor; the pipeline computes with states x0 + sigma eps of its "
+                "own scheduler, and those here are scaled as the model wants them"
+            )
         return sample
 
     def step(
@@ -326,7 +348,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         eta: float = 0.0,
-        **ignored: Any,
+        per_token_timesteps: Tensor | None = None,
+        **others: Any,
     ) -> ProbflowSchedulerOutput | tuple[Tensor]:
         """From a model call to the next model input.
 
@@ -336,7 +359,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             What the model returned, shape of ``sample`` (or twice its channels, see
             ``variance_type``).
         timestep
-            Looked at in the first call only, and only if ``set_begin_index`` was not called.
+            The next of ``timesteps``; the first call may be that of any step. On a GPU it is looked
+            at in the first call only, without ``set_begin_index``.
         sample
             What the model was fed, (batch, ...): changes that a pipeline makes count.
         generator
@@ -346,21 +370,22 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             ``False`` returns a tuple of the sample.
         eta
             DDIM's: must be 0, because the solver decides on noise.
-        ignored
-            Arguments of other schedulers.
+        per_token_timesteps
+            Timesteps of the tokens, (batch, tokens), for samples (batch, tokens, ...): those of a
+            token at another timestep than ``timestep`` stay as they are.
+        others
+            Arguments of other schedulers, at values that change nothing.
 
         Raises
         ------
         ValueError
-            If shapes differ, ``timestep`` is none to begin with, or all calls are made.
+            If shapes differ, ``timestep`` is not the next one, all calls are made, or an argument
+            of another scheduler would change its step.
         TypeError
-            If ``model_output`` or ``sample`` is no tensor, or ``generator`` no generator.
+            If ``model_output`` or ``sample`` is no tensor, ``generator`` no generator, or an
+            argument is not known.
         """
-        run = self._made()
-        if eta:
-            raise ValueError(
-                f"eta: got {eta}; choose a stochastic solver instead, and leave eta at 0"
-            )
+        check_arguments({"eta": eta, **others})
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
@@ -377,12 +402,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
                 f"model_output: must have the sample's shape {tuple(sample.shape)}, got "
                 f"{tuple(model_output.shape)}"
             )
-        if self._index is None:
-            self._index = self._begin_index
-            if self._index is None:
-                self._index = run.begin_at(float(timestep), self.timesteps.tolist())
-        if run.walk.over:
-            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
+        self._run = run = copy(self._made())  # copies of the scheduler keep their place
+        index = self._place(timestep)
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
         if self.noise_levels.sign < 0:
@@ -391,11 +412,33 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         if return_dict or clip is not None:
             output, x0 = run.clipped(fed, output, clip)
         result = run.advance(fed, output, lambda number: self._noise(number, fed, generator))
-        self._index += 1
+        if per_token_timesteps is not None:
+            told = self._told[index]
+            here = (per_token_timesteps - told).abs() <= 1e-5 * max(1.0, abs(told))
+            here = here.view(*here.shape, *(1,) * (sample.ndim - here.ndim))
+            result = torch.where(here, result, fed)
+        self._index = index + 1
         result = result.to(sample.dtype)
         if not return_dict:
             return (result,)
         return ProbflowSchedulerOutput(result, None if x0 is None else x0.to(sample.dtype))
+
+    def _place(self, timestep: Any) -> int:
+        """Number of the model call that was made at a timestep."""
+        run = self._made()
+        if run.walk.over:
+            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
+        index = self._begin_index if self._index is None else self._index
+        if index is None:
+            return run.begin_at(timestep, self._told)
+        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        if on_host and not same_time(timestep, self._told[index]):
+            raise ValueError(
+                f"timestep: the next of the scheduler's timesteps is {self._told[index]:g}, number "
+                f"{index}, got {float(timestep):g}; take them in order, or call set_timesteps or "
+                "set_begin_index to begin anew"
+            )
+        return index
 
 
 # The public path is what a saved pipeline names.
