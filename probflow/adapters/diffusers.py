@@ -19,7 +19,7 @@ from torch import Tensor
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
     from diffusers.utils import BaseOutput
 except ImportError as error:
     raise ImportError(
@@ -37,7 +37,7 @@ from probflow.adapters.scheduler_run import (
     same_time,
     solver_of,
 )
-from probflow.adapters.stock_configs import arguments_of, translated
+from probflow.adapters.stock_configs import arguments_of, compatibles, translated
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
 
@@ -124,7 +124,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         that chooses its steps while it runs or takes derivatives of the model.
     """
 
-    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
+    _compatibles = compatibles()
 
     @register_to_config
     def __init__(
@@ -183,15 +183,16 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             check_seed(seed)
         check_seed(first_sample, "first_sample")
         self.noise_levels = NoiseLevels(dict(self.config))
+        trained = self.noise_levels.trained()
         if self.noise_levels.family == "vp":
-            times = np.arange(self.noise_levels.count, dtype=np.float64)
-            neg_log_ab = self.noise_levels.process.neg_log_ab(times)
+            neg_log_ab = self.noise_levels.process.neg_log_ab(trained[::-1])
             betas = -np.expm1(-np.diff(neg_log_ab, prepend=0.0))
             self.betas = torch.tensor(betas, dtype=torch.float32)
             self.alphas = 1.0 - self.betas
             self.alphas_cumprod = torch.tensor(np.exp(-neg_log_ab), dtype=torch.float32)
-            self.timesteps = torch.arange(self.noise_levels.count).flip(0)
         self.num_inference_steps: int | None = None
+        self._pairs: np.ndarray | None = None
+        self._tell(trained, np.append(trained, self.noise_levels.process.t_min))
         self._run: SchedulerRun | None = None
         self._index: int | None = None
         self._begin_index: int | None = None
@@ -212,12 +213,16 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             For a scheduler whose noise process is not known, or an argument that does not exist.
         """
+        hidden: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            config = translated(config, set(arguments_of(ProbflowScheduler)))
+            config, hidden = translated(config, set(arguments_of(ProbflowScheduler)))
         unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:
             raise ValueError(f"from_config: ProbflowScheduler has no argument {unknown[0]!r}")
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler.register_to_config(**hidden)
+        return made
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -244,7 +249,9 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             Timesteps at which steps start, decreasing, instead of a number; may be fractional.
         sigmas
             Levels sigma/alpha instead, with the end of the last step as the last of them; for
-            flows, sigma (before the shift) at the starts of the steps.
+            flows, sigma (before the shift) at the starts of the steps. Flow models that are told
+            other times than their levels, as CogView4, get both; between the steps' starts the
+            times are linear in the levels.
         mu
             Exponent of the shift, with ``use_dynamic_shifting``.
 
@@ -259,19 +266,31 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         self.num_inference_steps = len(times) - 1
         self._run = SchedulerRun(self.noise_levels, self._solver, times)
         calls = np.array(calls_of(self._run.whole))
-        told = self.noise_levels.told(calls)
+        self._pairs = None
+        if timesteps is not None and sigmas is not None:
+            self._pairs = np.array([times[::-1], [0.0, *map(float, reversed(list(timesteps)))]])
+        self._tell(calls, np.append(calls, times[-1]), device)
+        self._index = self._begin_index = None
+
+    def _tell(self, calls: np.ndarray, levels: np.ndarray, device: Any = None) -> None:
+        """Set ``timesteps`` for model calls at process times, and ``sigmas`` for levels."""
+        told = self._told_at(calls)
         whole = self.noise_levels.family == "vp" and bool((told == told.round()).all())
         self.timesteps = torch.tensor(
             told, dtype=torch.int64 if whole else torch.float32, device=device
         )
         self._told = told.tolist()
-        levels = np.append(calls, times[-1])
         process = self.noise_levels.process
         sigma = process.sigma(levels)
         if self.noise_levels.family != "flow":
             sigma = sigma / process.alpha(levels) * self.noise_levels.data_scale
         self.sigmas = torch.tensor(sigma, dtype=torch.float32)
-        self._index = self._begin_index = None
+
+    def _told_at(self, times: np.ndarray) -> np.ndarray:
+        """What the model is told at process times."""
+        if self._pairs is None:
+            return self.noise_levels.told(times)
+        return np.interp(times, *self._pairs)
 
     def _made(self) -> SchedulerRun:
         if self._run is None:

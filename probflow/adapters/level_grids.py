@@ -38,8 +38,8 @@ class LevelGrids:
         mu: float | None,
     ) -> list[float]:
         """See :meth:`~probflow.adapters.noise_levels.NoiseLevels.grid`."""
-        given = [n for n, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None]
-        if len(given) > 1:
+        given = [n for n, v in (("sigmas", sigmas), ("timesteps", timesteps)) if v is not None]
+        if len(given) > 1 and self.family != "flow":
             raise ValueError("timesteps, sigmas: give one of them, not both")
         if mu is not None and self.family != "flow":
             raise ValueError("mu: shifts the levels of flow models; this is none")
@@ -48,9 +48,11 @@ class LevelGrids:
                 raise ValueError("num_inference_steps: give it, or timesteps, or sigmas")
             levels = self._levels(check_whole("num_inference_steps", steps, 1), mu)
         else:
-            values = _decreasing(sigmas if timesteps is None else timesteps, given[0])
+            values = _decreasing(timesteps if sigmas is None else sigmas, given[0])
             levels = self._given(values, given[0], mu)
             asked = len(levels) - 1
+            if len(given) > 1 and len(_decreasing(timesteps, "timesteps")) != asked:
+                raise ValueError(f"timesteps: need one for each of the {asked} sigmas")
             if steps is not None and steps != asked:
                 raise ValueError(
                     f"num_inference_steps: {given[0]} are for {asked} steps, got {steps}"
@@ -62,6 +64,17 @@ class LevelGrids:
             )
         self.process.check_times(levels, given[0] if given else "timesteps")
         return levels.tolist()
+
+    def trained(self) -> np.ndarray:
+        """Levels of a flow or of EDM that stand for those of the training."""
+        if self.family == "edm":
+            curve = self.config["sigma_schedule"]
+            return self._between(curve, self.process.start, self.process.end, self.count)
+        sigmas = np.arange(self.count, 0, -1) / self.count
+        if self.config["use_dynamic_shifting"]:
+            return sigmas
+        shift = self.config["flow_shift" if self.config["use_flow_sigmas"] else "shift"]
+        return shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
 
     def _given(self, values: np.ndarray, name: str, mu: float | None) -> np.ndarray:
         if name == "timesteps":
@@ -149,7 +162,11 @@ class LevelGrids:
                 f"are whole numbers below {count}, got {steps}"
             )
         if spacing == "linspace":
-            times = np.linspace(0.0, count - 1.0, number)[::-1]
+            times = (
+                np.linspace(0.0, count - 1.0, number)[::-1]
+                if number > 1
+                else np.array([count - 1.0])
+            )
             times = times.round() if rounded else times
         elif spacing == "leading":
             ratio = count // number

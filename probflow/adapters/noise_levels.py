@@ -138,6 +138,15 @@ class NoiseLevels:
             return told
         return xp.tan(told * math.pi / 2) if self.config["arctan_timesteps"] else xp.exp(4.0 * told)
 
+    def trained(self) -> np.ndarray:
+        """Process times from noise to data at which the model was trained, before any grid.
+
+        For EDM, whose training is continuous, a grid of ``num_train_timesteps``.
+        """
+        if self.family == "vp":
+            return np.arange(self.count - 1.0, -1.0, -1.0)
+        return np.array(LevelGrids(self).trained())
+
     def grid(
         self,
         steps: int | None = None,
