@@ -103,7 +103,9 @@ def from_pipeline(
     TypeError, ValueError
         For a pipeline that is not known.
     """
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    network = getattr(pipe, "unet", None)
+    if network is None:  # not by its truth: that of a compiled one is an error
+        network = getattr(pipe, "transformer", None)
     if network is None:
         raise TypeError(f"pipe: need one with a unet or a transformer, got {type(pipe).__name__}")
     if (
