@@ -338,6 +338,17 @@ def test_networks_that_are_told_the_guidance(tmp_path) -> None:
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_compiled_networks_are_looked_into(tmp_path) -> None:
+    pipe = stable_diffusion(tmp_path)
+    plain = from_pipeline(pipe, "a cat", guidance_scale=2.0).function
+    pipe.unet = torch.compile(pipe.unet, backend="eager")  # neither its signature nor its truth
+    compiled = from_pipeline(pipe, "a cat", guidance_scale=2.0).function
+    for key in ("conditioning", "unconditional"):
+        expected = getattr(plain, key)["encoder_hidden_states"]
+        assert torch.equal(getattr(compiled, key)["encoder_hidden_states"], expected)
+
+
+@pytest.mark.slow
 def test_compiled_networks(tmp_path) -> None:
     pipe = stable_diffusion(tmp_path)
     x = normal(1, 4, 8, 8)
