@@ -40,6 +40,7 @@ from probflow.adapters.scheduler_run import (
 from probflow.adapters.stock_configs import arguments_of, compatibles, translated
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
+from probflow.words import check_whole
 
 __all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput"]
 
@@ -236,6 +237,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Make the plan. Afterwards ``timesteps`` has one entry for each model call.
 
@@ -254,14 +257,29 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             times are linear in the levels.
         mu
             Exponent of the shift, with ``use_dynamic_shifting``.
+        original_inference_steps, strength
+            As pipelines of latent consistency models give them: number of timesteps of the
+            distillation, by default the configuration's, and the part of them to use, in (0, 1].
 
         Raises
         ------
         ValueError
             For values that do not fit each other or the configuration.
         """
+        distilled = None
+        if original_inference_steps is not None or strength != 1.0:
+            if self.config.timestep_layout != "lcm" or not 0 < strength <= 1:
+                raise ValueError(
+                    "original_inference_steps, strength: for timesteps of a distillation "
+                    "(timestep_layout='lcm') and strength in (0, 1], got "
+                    f"{self.config.timestep_layout!r} and strength {strength}"
+                )
+            count = original_inference_steps or self.config.original_inference_steps
+            distilled = check_whole("original_inference_steps", count, 1), strength
+            if timesteps is not None:
+                timesteps = timesteps[len(timesteps) - int(len(timesteps) * strength) :]
         times = self.noise_levels.grid(
-            num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, distilled=distilled
         )
         self.num_inference_steps = len(times) - 1
         self._run = SchedulerRun(self.noise_levels, self._solver, times)
@@ -369,7 +387,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         eta: float = 0.0,
         per_token_timesteps: Tensor | None = None,
         **others: Any,
-    ) -> ProbflowSchedulerOutput | tuple[Tensor]:
+    ) -> ProbflowSchedulerOutput | tuple[Tensor, ...]:
         """From a model call to the next model input.
 
         Parameters
@@ -386,7 +404,9 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             One, or one for each sample, for stochastic solvers without a seed; by default torch's
             global one.
         return_dict
-            ``False`` returns a tuple of the sample.
+            ``False`` returns a tuple of the sample; with timesteps of a distillation, of the sample
+            and the data predicted, as pipelines of latent consistency models want it (the result in
+            both places at the end).
         eta
             DDIM's: must be 0, because the solver decides on noise.
         per_token_timesteps
@@ -428,7 +448,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         if self.noise_levels.sign < 0:
             output = -output
         clip, x0 = clipping(self.config), None
-        if return_dict or clip is not None:
+        pair = self.config.timestep_layout == "lcm" and not return_dict
+        if return_dict or clip is not None or pair:
             output, x0 = run.clipped(fed, output, clip)
         result = run.advance(fed, output, lambda number: self._noise(number, fed, generator))
         if per_token_timesteps is not None:
@@ -438,9 +459,10 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             result = torch.where(here, result, fed)
         self._index = index + 1
         result = result.to(sample.dtype)
-        if not return_dict:
-            return (result,)
-        return ProbflowSchedulerOutput(result, None if x0 is None else x0.to(sample.dtype))
+        x0 = None if x0 is None else x0.to(sample.dtype)
+        if pair:
+            return (result, result if run.walk.over or x0 is None else x0)
+        return ProbflowSchedulerOutput(result, x0) if return_dict else (result,)
 
     def _place(self, timestep: Any) -> int:
         """Number of the model call that was made at a timestep."""

@@ -36,6 +36,7 @@ class LevelGrids:
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
         mu: float | None,
+        distilled: tuple[int, float] | None,
     ) -> list[float]:
         """See :meth:`~probflow.adapters.noise_levels.NoiseLevels.grid`."""
         given = [n for n, v in (("sigmas", sigmas), ("timesteps", timesteps)) if v is not None]
@@ -46,7 +47,8 @@ class LevelGrids:
         if not given:
             if steps is None:
                 raise ValueError("num_inference_steps: give it, or timesteps, or sigmas")
-            levels = self._levels(check_whole("num_inference_steps", steps, 1), mu)
+            steps = check_whole("num_inference_steps", steps, 1)
+            levels = self._levels(steps, mu, distilled)
         else:
             values = _decreasing(timesteps if sigmas is None else sigmas, given[0])
             levels = self._given(values, given[0], mu)
@@ -106,7 +108,9 @@ class LevelGrids:
             return self.process.t_min
         return {"vp": 0.0, "edm": self.process.end, "flow": 1.0 / self.count}[self.family]
 
-    def _levels(self, steps: int, mu: float | None) -> np.ndarray:
+    def _levels(
+        self, steps: int, mu: float | None, distilled: tuple[int, float] | None
+    ) -> np.ndarray:
         if self.family == "edm":
             curve = self.levels.curve or self.config["sigma_schedule"]
             low, high = self.process.end, self.process.start
@@ -114,11 +118,14 @@ class LevelGrids:
             return np.append(sigmas, 0.0) if self._to_zero() else sigmas
         if self.family == "flow":
             return self._flow(steps, mu)
-        return self._discrete(steps)
+        return self._discrete(steps, distilled or (int(self.config["original_inference_steps"]), 1))
 
-    def _discrete(self, steps: int) -> np.ndarray:
+    def _discrete(self, steps: int, distilled: tuple[int, float]) -> np.ndarray:
         to_zero, layout = self._to_zero(), self.config["timestep_layout"]
-        times = self._distilled(steps) if layout == "lcm" else self._spaced(steps, layout in _DPM)
+        if layout == "lcm":
+            times = self._distilled(steps, *distilled)
+        else:
+            times = self._spaced(steps, layout in _DPM)
         ends = float(times[0]), float(times[-1])
         if not to_zero and times[-1] == 0.0:  # the last call would lead from the end to the end
             times = self._spaced(steps, True)
@@ -140,16 +147,16 @@ class LevelGrids:
         levels = np.clip(levels, 0.0, self.process.t_max)
         return np.append(levels, -1.0) if to_zero else levels
 
-    def _distilled(self, steps: int) -> np.ndarray:
+    def _distilled(self, steps: int, count: int, strength: float) -> np.ndarray:
         """Some of the times that consistency models were distilled at (Luo et al. 2023, LCM)."""
-        count = int(self.config["original_inference_steps"])
-        if not steps <= count <= self.count:
+        used = int(count * strength)
+        if not steps <= used <= count <= self.count:
             raise ValueError(
-                f"num_inference_steps: at most original_inference_steps = {count} for this model, "
-                f"which is at most {self.count}, got {steps}"
+                f"num_inference_steps: at most original_inference_steps times strength = {used} "
+                f"for this model, with the former at most {self.count}, got {steps}"
             )
-        chosen = np.floor(np.linspace(0, count, steps, endpoint=False))
-        return (count - chosen) * (self.count // count) - 1.0
+        chosen = np.floor(np.linspace(0, used, steps, endpoint=False))
+        return (used - chosen) * (self.count // count) - 1.0
 
     def _spaced(self, steps: int, without_end: bool) -> np.ndarray:
         """Times of the model calls; ``without_end``: those of steps + 1 but the last."""

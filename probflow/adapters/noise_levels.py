@@ -154,6 +154,7 @@ class NoiseLevels:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        distilled: tuple[int, float] | None = None,
     ) -> list[float]:
         """Process times of all levels, ``steps`` + 1, from noise to data.
 
@@ -168,10 +169,13 @@ class NoiseLevels:
             the end 0 is added where missing; the others' include the end.
         mu
             Exponent of the resolution's shift (``use_dynamic_shifting``).
+        distilled
+            Number of timesteps of a distillation, and the part of them to use, in the place of all
+            of the configuration's (``timestep_layout="lcm"``).
 
         Raises
         ------
         ValueError
             For arguments that do not fit each other or the configuration.
         """
-        return LevelGrids(self).grid(steps, timesteps, sigmas, mu)
+        return LevelGrids(self).grid(steps, timesteps, sigmas, mu, distilled)

@@ -226,7 +226,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _NEUTRAL:
             neutral, instead = _NEUTRAL[name]
-            if value is not neutral and (isinstance(value, Tensor) or value != neutral):
+            if value is not None and (isinstance(value, Tensor) or value != neutral):
                 got = f" {value}" if isinstance(value, (int, float)) else ""
                 raise ValueError(
                     f"{name}: got{got or ' one'}; {instead}, and leave {name} at {neutral}"

@@ -371,3 +371,41 @@ def test_added_conditions_are_merged(tmp_path) -> None:
     assert set(model.function.conditioning["added_cond_kwargs"]) == {
         "text_embeds", "time_ids", "image_embeds",
     }  # fmt: skip
+
+
+# Latent consistency ------------------------------------------------------------------------------
+
+
+def test_pipelines_of_latent_consistency(tmp_path) -> None:
+    pipe = diffusers.LatentConsistencyModelPipeline(
+        **{
+            **stable_diffusion(tmp_path).components,
+            "scheduler": diffusers.LCMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        },
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, time_cond_proj_dim=8).eval()
+    stock = pipe.scheduler
+    pipe.scheduler = ProbflowScheduler.from_config(stock.config, solver="dpm-solver++-2m")
+    x = normal(1, 4, 8, 8)
+    call = {"num_inference_steps": 4, "guidance_scale": 6.0, "original_inference_steps": 25}
+    result = pipe("a cat", latents=x, output_type="latent", **call).images
+    stock.set_timesteps(4, original_inference_steps=25)
+    assert torch.equal(pipe.scheduler.timesteps, stock.timesteps)
+    model = from_pipeline(pipe, "a cat", guidance_scale=6.0)
+    with torch.no_grad():
+        expected = run_plan(pipe.scheduler.plan, model, x)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    for strength in (0.5, 0.83):
+        for scheduler in (stock, pipe.scheduler):
+            scheduler.set_timesteps(3, original_inference_steps=25, strength=strength)
+        assert torch.equal(pipe.scheduler.timesteps, stock.timesteps)
+    for scheduler in (stock, pipe.scheduler):
+        scheduler.set_timesteps(timesteps=[999, 759, 519, 279], strength=0.5)
+    assert torch.equal(pipe.scheduler.timesteps, stock.timesteps)
+    with pytest.raises(ValueError, match="original_inference_steps, strength: for timesteps of"):
+        ProbflowScheduler().set_timesteps(4, original_inference_steps=50)
+    with pytest.raises(ValueError, match="times strength = 12 for this model"):
+        pipe.scheduler.set_timesteps(13, original_inference_steps=25, strength=0.5)
