@@ -193,6 +193,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             self.alphas_cumprod = torch.tensor(np.exp(-neg_log_ab), dtype=torch.float32)
         self.num_inference_steps: int | None = None
         self._pairs: np.ndarray | None = None
+        self._counted_in_calls = False
         self._tell(trained, np.append(trained, self.noise_levels.process.t_min))
         self._run: SchedulerRun | None = None
         self._index: int | None = None
@@ -282,6 +283,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, distilled=distilled
         )
         self.num_inference_steps = len(times) - 1
+        self._counted_in_calls = num_inference_steps is None
         self._run = SchedulerRun(self.noise_levels, self._solver, times)
         calls = np.array(calls_of(self._run.whole))
         self._pairs = None
@@ -328,8 +330,14 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
 
     @property
     def order(self) -> int:
-        """Model calls of a step (the last one may have fewer)."""
-        return self._solver.nfe if self._run is None else self._run.calls_of_step
+        """Model calls of a step (the last one may have fewer), as pipelines count them.
+
+        It is 1 where :meth:`set_timesteps` was given levels and no number: pipelines then take the
+        number of ``timesteps`` for that of the steps, so they count in model calls.
+        """
+        if self._run is None:
+            return self._solver.nfe
+        return 1 if self._counted_in_calls else self._run.calls_of_step
 
     @property
     def init_noise_sigma(self) -> float:
@@ -410,8 +418,9 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         eta
             DDIM's: must be 0, because the solver decides on noise.
         per_token_timesteps
-            Timesteps of the tokens, (batch, tokens), for samples (batch, tokens, ...): those of a
-            token at another timestep than ``timestep`` stay as they are.
+            Timesteps of the tokens, (batch, tokens), for samples (batch, tokens, ...): a token at
+            another timestep than ``timestep`` stays as it is. As in
+            ``FlowMatchEulerDiscreteScheduler``, ``model_output`` is minus the velocity then.
         others
             Arguments of other schedulers, at values that change nothing.
 
@@ -445,7 +454,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         index = self._place(timestep)
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
-        if self.noise_levels.sign < 0:
+        if (self.noise_levels.sign < 0) != (per_token_timesteps is not None):
             output = -output
         clip, x0 = clipping(self.config), None
         pair = self.config.timestep_layout == "lcm" and not return_dict

@@ -88,6 +88,9 @@ class LevelGrids:
             return np.append(self.levels.times(values), self._end())
         if self.family == "flow":
             return self._flow_ends(values[values > 0], mu)
+        if self.family == "vp":  # published levels are rounded: 14.615 for 14.6146
+            most = math.exp(-float(self.process.lambda_(self.process.t_max)))
+            values = np.where((values > most) & (values < 1.001 * most), most, values)
         with np.errstate(divide="ignore"):
             levels = self.process.t(-np.log(values))
         if not np.isfinite(levels).all():

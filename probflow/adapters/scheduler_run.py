@@ -133,18 +133,25 @@ class SchedulerRun:
         ValueError
             If no step begins with that call, or the rest would need other calls than the whole.
         """
-        firsts = self.firsts()
         if call == 0:
             return self.whole
+        firsts, total = self.firsts(), len(calls_of(self.whole))
         if call in firsts:
             rest = self._planned(self.times[firsts.index(call) :])
             if calls_of(rest) == calls_of(self.whole)[call:]:
                 return rest
+        elif len({len(step.stages) for step in self.whole.steps[:-1]}) == 1:
+            near = [f for f in firsts if abs(f - call) < self.calls_of_step] or firsts[-1:]
+            words = " or ".join(f"{f} (strength {1 - (f + 0.5) / total:.3f})" for f in near)
+            raise ValueError(
+                f"begin_index: no step of {self.whole.solver} begins with model call {call} of "
+                f"{total}; take {words}, or a solver with one call in each step"
+            )
         raise ValueError(
             f"begin_index: {self.whole.solver} with these options cannot begin with model call "
-            f"{call}, because not all of its steps make {self.calls_of_step} calls, or no step "
-            "begins there; take a solver with as many calls in each step (start='euler', or "
-            "accelerated-ode-multistep in the place of accelerated-ode)"
+            f"{call}, because not all of its steps make {self.calls_of_step} calls; take "
+            "start='euler' where the solver has it, 'ipndm-4' in the place of 'pndm', "
+            "'accelerated-ode-multistep' in the place of 'accelerated-ode'"
         )
 
     def at_first_call(self) -> Step | None:

@@ -134,19 +134,30 @@ def test_arguments_that_would_change_the_step_are_refused(given: dict, message: 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm-solver++-2m"])
 def test_tokens_at_another_timestep_stay(name: str) -> None:
     # As LTX's pipelines: tokens of a given frame are told 0, and are no part of the integration.
-    scheduler, plain = (started(solver=name, **FLOW) for _ in range(2))
+    stock = FlowMatchEulerDiscreteScheduler()
+    scheduler, plain = (ProbflowScheduler.from_config(stock.config, solver=name) for _ in range(2))
+    for one in (stock, scheduler, plain):
+        one.set_timesteps(5)
     x = normal(2, 5, 3)
     known = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]).expand(2, 5)
-    y, z = x, x
-    for t in scheduler.timesteps:
-        times = torch.minimum(t.expand(2, 1), 1000 * (1 - known))
-        y = scheduler.step(
-            torch.sin(y), t, y, per_token_timesteps=times, return_dict=False
-        )[0]  # fmt: skip
-        z = plain.step(torch.sin(z), t, z, return_dict=False)[0]
-    free = known == 0
-    assert torch.equal(y[free], z[free])
-    assert torch.equal(y[~free], x[~free])
+
+    def run(one, tokens: bool) -> torch.Tensor:
+        y = x
+        for t in one.timesteps:
+            if tokens:
+                told = torch.minimum(t.expand(2, 1), 1000 * (1 - known))
+                given = {"model_output": -torch.sin(y), "per_token_timesteps": told}
+            else:
+                given = {"model_output": torch.sin(y)}
+            new = one.step(timestep=t, sample=y, return_dict=False, **given)[0]
+            y = torch.where(known[..., None] == 0, new, y)  # the pipelines do so
+        return y
+
+    result, free = run(scheduler, True), known == 0
+    assert torch.equal(result[free], run(plain, False)[free])
+    assert torch.equal(result[~free], x[~free])
+    if name == "euler":
+        torch.testing.assert_close(result, run(stock, True))
 
 
 def test_levels_in_the_place_of_samples_are_refused() -> None:
@@ -409,3 +420,31 @@ def test_pipelines_of_latent_consistency(tmp_path) -> None:
         ProbflowScheduler().set_timesteps(4, original_inference_steps=50)
     with pytest.raises(ValueError, match="times strength = 12 for this model"):
         pipe.scheduler.set_timesteps(13, original_inference_steps=25, strength=0.5)
+
+
+# Slices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.3, 2), (0.55, 3), (0.97, 5), (1.0, 5)])
+def test_slices_where_pipelines_give_sigmas(strength: float, steps: int) -> None:
+    # As FluxImg2ImgPipeline: it gives sigmas, and takes the number of calls for that of the steps.
+    scheduler = ProbflowScheduler(solver="heun", **FLOW)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.2, 5))
+    count = len(scheduler.timesteps)
+    assert count == 9  # the last step, to 0, has one call
+    assert scheduler.order == 1
+    first = int(max(count - min(count * strength, count), 0))
+    scheduler.set_begin_index(first * scheduler.order)
+    assert len(scheduler.plan.steps) == steps
+
+
+def test_slices_within_a_step_are_refused_with_what_to_take() -> None:
+    scheduler = ProbflowScheduler(solver="heun", **FLOW)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.2, 5))
+    match = r"model call 3 of 9; take 2 \(strength 0.722\) or 4 \(strength 0.500\)"
+    with pytest.raises(ValueError, match=match):
+        scheduler.set_begin_index(3)
+    with pytest.raises(ValueError, match=r"model call 12 of 9; take 8 \(strength 0.056\)"):
+        scheduler.set_begin_index(12)
+    scheduler.set_begin_index(2)
+    assert len(scheduler.plan.steps) == 4
