@@ -208,7 +208,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         """A scheduler with the noise process, model and timesteps of another one's configuration.
 
         Values that the other class has by default count as well (diffusers itself drops them, so
-        that a change from Heun to DDPM changes the betas).
+        that a change from Heun to DDPM changes the betas). With another ``solver``, the options of
+        the configuration's are dropped.
 
         Raises
         ------
@@ -221,6 +222,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:
             raise ValueError(f"from_config: ProbflowScheduler has no argument {unknown[0]!r}")
+        if isinstance(config, dict) and kwargs.get("solver") not in (None, config.get("solver")):
+            config.pop("solver_options", None)  # they belong to the other solver
         made = super().from_config(config, return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
         scheduler.register_to_config(**hidden)

@@ -196,7 +196,16 @@ def test_what_only_the_other_scheduler_knows_is_kept(tmp_path) -> None:
     assert ProbflowScheduler.from_config(flow.config).config.stochastic_sampling  # Stable Audio 3
 
 
-def test_keys_that_nobody_knows_are_named_as_diffusers_does(capsys, monkeypatch) -> None:
+def test_options_belong_to_their_solver() -> None:
+    ours = ProbflowScheduler(solver="unipc-3", solver_options={"variant": "bh1"})
+    assert ProbflowScheduler.from_config(ours.config, solver="lms-3").config.solver == "lms-3"
+    again = ProbflowScheduler.from_config(ours.config, seed=1)
+    assert again.config.solver_options == {"variant": "bh1"}
+    same = ProbflowScheduler.from_config(ours.config, solver="unipc-3")
+    assert same.config.solver_options == {"variant": "bh1"}
+
+
+def test_keys_that_nobody_knows_are_named_as_diffusers_does(monkeypatch) -> None:
     said = []
     logger = diffusers.configuration_utils.logger
     monkeypatch.setattr(logger, "warning", lambda message: said.append(message))
