@@ -183,6 +183,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         if seed is not None:
             check_seed(seed)
         check_seed(first_sample, "first_sample")
+        self._configured = self.config
         self.noise_levels = NoiseLevels(dict(self.config))
         trained = self.noise_levels.trained()
         if self.noise_levels.family == "vp":
@@ -270,6 +271,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             For values that do not fit each other or the configuration.
         """
+        if self._configured is not self.config:  # pipelines change it: steps_offset, clip_sample
+            self._configured, self.noise_levels = self.config, NoiseLevels(dict(self.config))
         distilled = None
         if original_inference_steps is not None or strength != 1.0:
             if self.config.timestep_layout != "lcm" or not 0 < strength <= 1:

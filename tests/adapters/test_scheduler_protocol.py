@@ -196,6 +196,19 @@ def test_what_only_the_other_scheduler_knows_is_kept(tmp_path) -> None:
     assert ProbflowScheduler.from_config(flow.config).config.stochastic_sampling  # Stable Audio 3
 
 
+def test_changes_of_the_configuration_count(tmp_path) -> None:
+    # Stable Diffusion's pipelines set steps_offset to 1 in the scheduler that they are made with.
+    components = stable_diffusion(tmp_path).components
+    components["scheduler"] = ProbflowScheduler(timestep_spacing="leading", solver="ddim")
+    pipe = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+    assert pipe.scheduler.config.steps_offset == 1
+    pipe.scheduler.set_timesteps(10)
+    assert pipe.scheduler.timesteps[0] == 901
+    pipe.scheduler.register_to_config(timestep_spacing="trailing")
+    pipe.scheduler.set_timesteps(10)
+    assert pipe.scheduler.timesteps[0] == 999
+
+
 def test_options_belong_to_their_solver() -> None:
     ours = ProbflowScheduler(solver="unipc-3", solver_options={"variant": "bh1"})
     assert ProbflowScheduler.from_config(ours.config, solver="lms-3").config.solver == "lms-3"
