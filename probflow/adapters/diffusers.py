@@ -7,6 +7,7 @@ argument), so that pipelines that use neither are right as well.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -368,11 +369,17 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             If no step begins with that model call, or the rest would need other calls than those
             in ``timesteps``.
+        TypeError
+            If it is no whole number.
         """
+        try:
+            first = operator.index(begin_index)
+        except TypeError:
+            raise TypeError(f"begin_index: need a whole number, got {begin_index!r}") from None
         if self._run is not None:
             self._run = copy(self._run)
-            self._run.begin(int(begin_index))
-        self._begin_index, self._index = int(begin_index), None
+            self._run.begin(first)
+        self._begin_index, self._index = first, None
 
     # Steps ---------------------------------------------------------------------------------------
 

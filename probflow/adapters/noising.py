@@ -66,6 +66,12 @@ class NoisingMixin:
 
         Where solvers change the state before they call the model, the result is at the level of
         what they call it with.
+
+        Raises
+        ------
+        ValueError
+            For a timestep outside the training (on the CPU; elsewhere that would wait for the
+            device).
         """
         alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         step = None
@@ -85,6 +91,10 @@ class NoisingMixin:
     def _alpha_sigma(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at timesteps, shape (batch, 1, ...), computed in float64."""
         told = torch.as_tensor(timesteps, device=like.device)
+        if told.device.type == "cpu" and self.noise_levels.family == "vp":
+            most = self.noise_levels.process.t_max
+            if not bool(((told >= -1) & (told <= most)).all()):
+                raise ValueError(f"timesteps: must lie in [0, {most:g}], got {told.tolist()}")
         if self._pairs is None:
             times = self.noise_levels.times(told)
         else:

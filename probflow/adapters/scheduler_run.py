@@ -141,7 +141,7 @@ class SchedulerRun:
             if calls_of(rest) == calls_of(self.whole)[call:]:
                 return rest
         elif len({len(step.stages) for step in self.whole.steps[:-1]}) == 1:
-            near = [f for f in firsts if abs(f - call) < self.calls_of_step] or firsts[-1:]
+            near = [f for f in firsts if abs(f - call) <= self.calls_of_step] or firsts[-1:]
             words = " or ".join(f"{f} (strength {1 - (f + 0.5) / total:.3f})" for f in near)
             raise ValueError(
                 f"begin_index: no step of {self.whole.solver} begins with model call {call} of "

@@ -470,3 +470,37 @@ def test_slices_within_a_step_are_refused_with_what_to_take() -> None:
         scheduler.set_begin_index(12)
     scheduler.set_begin_index(2)
     assert len(scheduler.plan.steps) == 4
+
+
+# Numbers that make no sense ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"num_train_timesteps": 0}, ValueError, "num_train_timesteps: need a whole number >= 1"),
+        ({"num_train_timesteps": 10.5}, TypeError, "num_train_timesteps: need a whole number"),
+        ({"steps_offset": -1}, ValueError, "steps_offset: need a whole number >= 0, got -1"),
+        ({"trained_betas": []}, ValueError, "trained_betas: need at least one"),
+        ({"sigma_min": -1.0}, ValueError, r"sigma_min: need a number in \(0, inf\], got -1.0"),
+        ({"sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "sigma_min, sigma_max: need 0 < min"),
+        ({"rho": 0.0}, ValueError, "rho: need a number"),
+        ({"shift": "3"}, TypeError, "shift: need a number, got '3'"),
+        ({"dynamic_thresholding_ratio": 3.0}, ValueError, r"ratio: need a number in \(0, 1\]"),
+        ({"shift_terminal": 1.0}, ValueError, r"shift_terminal: need one in \[0, 1\), got 1.0"),
+        ({"solver": "rejection"}, ValueError, "until it accepts.*take pf.rejection_sample"),
+    ],
+)
+def test_numbers_are_checked(options: dict, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        ProbflowScheduler(**options)
+
+
+def test_begin_index_and_timesteps_of_noising_are_checked() -> None:
+    scheduler, x = started(), normal(1, 3)
+    with pytest.raises(TypeError, match=r"begin_index: need a whole number, got 1.5"):
+        scheduler.set_begin_index(1.5)
+    with pytest.raises(ValueError, match=r"begin_index: .* call -1 of 4; take 0"):
+        scheduler.set_begin_index(-1)
+    with pytest.raises(ValueError, match=r"timesteps: must lie in \[0, 999\], got \[1000\]"):
+        scheduler.add_noise(x, x, torch.tensor([1000]))
