@@ -34,6 +34,7 @@ from probflow.adapters.scheduler_run import (
     before_call,
     calls_of,
     check_arguments,
+    check_types,
     clipping,
     same_time,
     solver_of,
@@ -447,15 +448,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             argument is not known.
         """
         check_arguments({"eta": eta, **others})
-        for name, value in (("model_output", model_output), ("sample", sample)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
-        given = generator if isinstance(generator, list) else [generator]
-        if not all(g is None or isinstance(g, torch.Generator) for g in given):
-            raise TypeError(
-                "generator: need a torch.Generator or a list of one for each sample, got "
-                f"{generator!r}"
-            )
+        check_types(model_output, sample, generator)
         if str(self.config.variance_type).startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:

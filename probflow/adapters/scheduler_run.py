@@ -28,6 +28,7 @@ __all__ = [
     "before_call",
     "calls_of",
     "check_arguments",
+    "check_types",
     "clipping",
     "same_time",
     "solver_of",
@@ -243,6 +244,18 @@ def check_arguments(given: Mapping[str, Any]) -> None:
                 f"step: {name!r} is an argument of another scheduler, which its pipeline depends "
                 "on; probflow's has no such step"
             )
+
+
+def check_types(model_output: Any, sample: Any, generator: Any) -> None:
+    """Raise ``TypeError`` for what is no tensor, or no generator or list of generators."""
+    for name, value in (("model_output", model_output), ("sample", sample)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(g is None or isinstance(g, torch.Generator) for g in given):
+        raise TypeError(
+            f"generator: need a torch.Generator or a list of one for each sample, got {generator!r}"
+        )
 
 
 def same_time(timestep: Any, told: float) -> bool:
