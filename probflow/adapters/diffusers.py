@@ -340,8 +340,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     def order(self) -> int:
         """Model calls of a step (the last one may have fewer), as pipelines count them.
 
-        It is 1 where :meth:`set_timesteps` was given levels and no number: pipelines then take the
-        number of ``timesteps`` for that of the steps, so they count in model calls.
+        1 where :meth:`set_timesteps` was given levels and no number: they count in calls then.
         """
         if self._run is None:
             return self._solver.nfe
@@ -426,9 +425,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             One, or one for each sample, for stochastic solvers without a seed; by default torch's
             global one.
         return_dict
-            ``False`` returns a tuple of the sample; with timesteps of a distillation, of the sample
-            and the data predicted, as pipelines of latent consistency models want it (the result in
-            both places at the end).
+            ``False`` returns a tuple of the sample; with timesteps of a distillation also of the
+            data predicted, which is the result at the end.
         eta
             DDIM's: must be 0, because the solver decides on noise.
         per_token_timesteps
