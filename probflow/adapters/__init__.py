@@ -73,7 +73,13 @@ def solver_with_plan(
     """
     from probflow.ode.options import TABLEAUS
 
-    method = TABLEAUS.get(str(solver).strip().lower().replace("-", "_"))
+    spelled = str(solver).strip().lower().replace("-", "_")
+    if spelled == "fors" or spelled.startswith("rejection"):
+        raise ValueError(
+            f"solver: {solver!r} calls the network until it accepts, and has no grid; take "
+            "pf.rejection_sample with a model of your network"
+        )
+    method = TABLEAUS.get(spelled)
     if method is not None and method.adaptive:
         raise ValueError(
             f"solver: {solver!r} chooses its steps while it runs and has no grid; take a solver of "

@@ -7,7 +7,9 @@ argument), so that pipelines that use neither are right as well.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import hypot, inf
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
     from diffusers.utils import BaseOutput
 except ImportError as error:
     raise ImportError(
@@ -27,10 +29,20 @@ except ImportError as error:
 
 from probflow.adapters.noise_levels import NoiseLevels
 from probflow.adapters.noising import NoisingMixin
-from probflow.adapters.scheduler_run import SchedulerRun, before_call, calls_of, clipping, solver_of
-from probflow.adapters.stock_configs import arguments_of, translated
+from probflow.adapters.scheduler_run import (
+    SchedulerRun,
+    before_call,
+    calls_of,
+    check_arguments,
+    check_types,
+    clipping,
+    same_time,
+    solver_of,
+)
+from probflow.adapters.stock_configs import arguments_of, compatibles, translated
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
+from probflow.words import check_whole
 
 __all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput"]
 
@@ -115,7 +127,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         that chooses its steps while it runs or takes derivatives of the model.
     """
 
-    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
+    _compatibles = compatibles()
 
     @register_to_config
     def __init__(
@@ -173,16 +185,19 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         if seed is not None:
             check_seed(seed)
         check_seed(first_sample, "first_sample")
+        self._configured = self.config
         self.noise_levels = NoiseLevels(dict(self.config))
+        trained = self.noise_levels.trained()
         if self.noise_levels.family == "vp":
-            times = np.arange(self.noise_levels.count, dtype=np.float64)
-            neg_log_ab = self.noise_levels.process.neg_log_ab(times)
+            neg_log_ab = self.noise_levels.process.neg_log_ab(trained[::-1])
             betas = -np.expm1(-np.diff(neg_log_ab, prepend=0.0))
             self.betas = torch.tensor(betas, dtype=torch.float32)
             self.alphas = 1.0 - self.betas
             self.alphas_cumprod = torch.tensor(np.exp(-neg_log_ab), dtype=torch.float32)
-            self.timesteps = torch.arange(self.noise_levels.count).flip(0)
         self.num_inference_steps: int | None = None
+        self._pairs: np.ndarray | None = None
+        self._counted_in_calls = False
+        self._tell(trained, np.append(trained, self.noise_levels.process.t_min))
         self._run: SchedulerRun | None = None
         self._index: int | None = None
         self._begin_index: int | None = None
@@ -196,7 +211,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         """A scheduler with the noise process, model and timesteps of another one's configuration.
 
         Values that the other class has by default count as well (diffusers itself drops them, so
-        that a change from Heun to DDPM changes the betas).
+        that a change from Heun to DDPM changes the betas). With another ``solver``, the options of
+        the configuration's are dropped.
 
         Parameters
         ----------
@@ -217,12 +233,18 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             For a scheduler whose noise process is not known, or an argument that does not exist.
         """
+        hidden: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            config = translated(config, set(arguments_of(ProbflowScheduler)))
+            config, hidden = translated(config, set(arguments_of(ProbflowScheduler)))
         unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:
             raise ValueError(f"from_config: ProbflowScheduler has no argument {unknown[0]!r}")
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        if isinstance(config, dict) and kwargs.get("solver") not in (None, config.get("solver")):
+            config.pop("solver_options", None)  # they belong to the other solver
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler.register_to_config(**hidden)
+        return made
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -236,6 +258,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Make the plan. Afterwards ``timesteps`` has one entry for each model call.
 
@@ -249,33 +273,66 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             Timesteps at which steps start, decreasing, instead of a number; may be fractional.
         sigmas
             Levels sigma/alpha instead, with the end of the last step as the last of them; for
-            flows, sigma (before the shift) at the starts of the steps.
+            flows, sigma (before the shift) at the starts of the steps. Flow models that are told
+            other times than their levels, as CogView4, get both; between the steps' starts the
+            times are linear in the levels.
         mu
             Exponent of the shift, with ``use_dynamic_shifting``.
+        original_inference_steps, strength
+            As pipelines of latent consistency models give them: number of timesteps of the
+            distillation, by default the configuration's, and the part of them to use, in (0, 1].
 
         Raises
         ------
         ValueError
             For values that do not fit each other or the configuration.
         """
+        if self._configured is not self.config:  # pipelines change it: steps_offset, clip_sample
+            self._configured, self.noise_levels = self.config, NoiseLevels(dict(self.config))
+        distilled = None
+        if original_inference_steps is not None or strength != 1.0:
+            if self.config.timestep_layout != "lcm" or not 0 < strength <= 1:
+                raise ValueError(
+                    "original_inference_steps, strength: for timesteps of a distillation "
+                    "(timestep_layout='lcm') and strength in (0, 1], got "
+                    f"{self.config.timestep_layout!r} and strength {strength}"
+                )
+            count = original_inference_steps or self.config.original_inference_steps
+            distilled = check_whole("original_inference_steps", count, 1), strength
+            if timesteps is not None:
+                timesteps = timesteps[len(timesteps) - int(len(timesteps) * strength) :]
         times = self.noise_levels.grid(
-            num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, distilled=distilled
         )
         self.num_inference_steps = len(times) - 1
+        self._counted_in_calls = num_inference_steps is None
         self._run = SchedulerRun(self.noise_levels, self._solver, times)
         calls = np.array(calls_of(self._run.whole))
-        told = self.noise_levels.told(calls)
+        self._pairs = None
+        if timesteps is not None and sigmas is not None:
+            self._pairs = np.array([times[::-1], [0.0, *map(float, reversed(list(timesteps)))]])
+        self._tell(calls, np.append(calls, times[-1]), device)
+        self._index = self._begin_index = None
+
+    def _tell(self, calls: np.ndarray, levels: np.ndarray, device: Any = None) -> None:
+        """Set ``timesteps`` for model calls at process times, and ``sigmas`` for levels."""
+        told = self._told_at(calls)
         whole = self.noise_levels.family == "vp" and bool((told == told.round()).all())
         self.timesteps = torch.tensor(
             told, dtype=torch.int64 if whole else torch.float32, device=device
         )
-        levels = np.append(calls, times[-1])
+        self._told = told.tolist()
         process = self.noise_levels.process
         sigma = process.sigma(levels)
         if self.noise_levels.family != "flow":
             sigma = sigma / process.alpha(levels) * self.noise_levels.data_scale
         self.sigmas = torch.tensor(sigma, dtype=torch.float32)
-        self._index = self._begin_index = None
+
+    def _told_at(self, times: np.ndarray) -> np.ndarray:
+        """What the model is told at process times."""
+        if self._pairs is None:
+            return self.noise_levels.told(times)
+        return np.interp(times, *self._pairs)
 
     def _made(self) -> SchedulerRun:
         if self._run is None:
@@ -295,8 +352,13 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
 
     @property
     def order(self) -> int:
-        """Model calls of a step (the last one may have fewer)."""
-        return self._solver.nfe if self._run is None else self._run.calls_of_step
+        """Model calls of a step (the last one may have fewer), as pipelines count them.
+
+        1 where :meth:`set_timesteps` was given levels and no number: they count in calls then.
+        """
+        if self._run is None:
+            return self._solver.nfe
+        return 1 if self._counted_in_calls else self._run.calls_of_step
 
     @property
     def init_noise_sigma(self) -> float:
@@ -326,15 +388,33 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         ValueError
             If no step begins with that model call, or the rest would need other calls than those
             in ``timesteps``.
+        TypeError
+            If it is no whole number.
         """
-        self._begin_index, self._index = int(begin_index), None
+        try:
+            first = operator.index(begin_index)
+        except TypeError:
+            raise TypeError(f"begin_index: need a whole number, got {begin_index!r}") from None
         if self._run is not None:
-            self._run.begin(self._begin_index)
+            self._run = copy(self._run)
+            self._run.begin(first)
+        self._begin_index, self._index = first, None
 
     # Steps ---------------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample as it is: the state is scaled as the model wants it."""
+        """The sample as it is: the state is scaled as the model wants it.
+
+        Raises
+        ------
+        ValueError
+            For a level in the place of a sample: such a pipeline computes with another scale.
+        """
+        if sample.ndim == 0:
+            raise ValueError(
+                "sample: got a 0-d tensor; the pipeline computes with states x0 + sigma eps of its "
+                "own scheduler, and those here are scaled as the model wants them"
+            )
         return sample
 
     def step(
@@ -345,8 +425,9 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         eta: float = 0.0,
-        **ignored: Any,
-    ) -> ProbflowSchedulerOutput | tuple[Tensor]:
+        per_token_timesteps: Tensor | None = None,
+        **others: Any,
+    ) -> ProbflowSchedulerOutput | tuple[Tensor, ...]:
         """From a model call to the next model input.
 
         Parameters
@@ -355,18 +436,24 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             What the model returned, shape of ``sample`` (or twice its channels, see
             ``variance_type``).
         timestep
-            Looked at in the first call only, and only if ``set_begin_index`` was not called.
+            The next of ``timesteps``; the first call may be that of any step. On a GPU it is looked
+            at in the first call only, without ``set_begin_index``.
         sample
             What the model was fed, (batch, ...): changes that a pipeline makes count.
         generator
             One, or one for each sample, for stochastic solvers without a seed; by default torch's
             global one.
         return_dict
-            ``False`` returns a tuple of the sample.
+            ``False`` returns a tuple of the sample; with timesteps of a distillation also of the
+            data predicted, which is the result at the end.
         eta
             DDIM's: must be 0, because the solver decides on noise.
-        ignored
-            Arguments of other schedulers.
+        per_token_timesteps
+            Timesteps of the tokens, (batch, tokens), for samples (batch, tokens, ...): a token at
+            another timestep than ``timestep`` stays as it is. As in
+            ``FlowMatchEulerDiscreteScheduler``, ``model_output`` is minus the velocity then.
+        others
+            Arguments of other schedulers, at values that change nothing.
 
         Returns
         -------
@@ -378,24 +465,14 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Raises
         ------
         ValueError
-            If shapes differ, ``timestep`` is none to begin with, or all calls are made.
+            If shapes differ, ``timestep`` is not the next one, all calls are made, or an argument
+            of another scheduler would change its step.
         TypeError
-            If ``model_output`` or ``sample`` is no tensor, or ``generator`` no generator.
+            If ``model_output`` or ``sample`` is no tensor, ``generator`` no generator, or an
+            argument is not known.
         """
-        run = self._made()
-        if eta:
-            raise ValueError(
-                f"eta: got {eta}; choose a stochastic solver instead, and leave eta at 0"
-            )
-        for name, value in (("model_output", model_output), ("sample", sample)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
-        given = generator if isinstance(generator, list) else [generator]
-        if not all(g is None or isinstance(g, torch.Generator) for g in given):
-            raise TypeError(
-                "generator: need a torch.Generator or a list of one for each sample, got "
-                f"{generator!r}"
-            )
+        check_arguments({"eta": eta, **others})
+        check_types(model_output, sample, generator)
         if str(self.config.variance_type).startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
@@ -403,25 +480,45 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
                 f"model_output: must have the sample's shape {tuple(sample.shape)}, got "
                 f"{tuple(model_output.shape)}"
             )
-        if self._index is None:
-            self._index = self._begin_index
-            if self._index is None:
-                self._index = run.begin_at(float(timestep), self.timesteps.tolist())
-        if run.walk.over:
-            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
+        self._run = run = copy(self._made())  # copies of the scheduler keep their place
+        index = self._place(timestep)
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
-        if self.noise_levels.sign < 0:
+        if (self.noise_levels.sign < 0) != (per_token_timesteps is not None):
             output = -output
         clip, x0 = clipping(self.config), None
-        if return_dict or clip is not None:
+        pair = self.config.timestep_layout == "lcm" and not return_dict
+        if return_dict or clip is not None or pair:
             output, x0 = run.clipped(fed, output, clip)
         result = run.advance(fed, output, lambda number: self._noise(number, fed, generator))
-        self._index += 1
+        if per_token_timesteps is not None:
+            told = self._told[index]
+            here = (per_token_timesteps - told).abs() <= 1e-5 * max(1.0, abs(told))
+            here = here.view(*here.shape, *(1,) * (sample.ndim - here.ndim))
+            result = torch.where(here, result, fed)
+        self._index = index + 1
         result = result.to(sample.dtype)
-        if not return_dict:
-            return (result,)
-        return ProbflowSchedulerOutput(result, None if x0 is None else x0.to(sample.dtype))
+        x0 = None if x0 is None else x0.to(sample.dtype)
+        if pair:
+            return (result, result if run.walk.over or x0 is None else x0)
+        return ProbflowSchedulerOutput(result, x0) if return_dict else (result,)
+
+    def _place(self, timestep: Any) -> int:
+        """Number of the model call that was made at a timestep."""
+        run = self._made()
+        if run.walk.over:
+            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
+        index = self._begin_index if self._index is None else self._index
+        if index is None:
+            return run.begin_at(timestep, self._told)
+        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        if on_host and not same_time(timestep, self._told[index]):
+            raise ValueError(
+                f"timestep: the next of the scheduler's timesteps is {self._told[index]:g}, number "
+                f"{index}, got {float(timestep):g}; take them in order, or call set_timesteps or "
+                "set_begin_index to begin anew"
+            )
+        return index
 
 
 # The public path is what a saved pipeline names.

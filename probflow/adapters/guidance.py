@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from probflow.adapters.noise_levels import NoiseLevels
-from probflow.adapters.packed import PackedLatents, takes_packed
+from probflow.adapters.packed import PackedLatents, arguments_of_network, takes_packed
 from probflow.models import Model
 
-__all__ = ["Guided", "conditions_of", "model_of"]
+__all__ = ["Guided", "conditions_of", "merged", "model_of"]
+
+# Arguments of a transformer that has no other need than text, as Wan's.
+_TEXT_ONLY = {
+    "attention_kwargs", "encoder_hidden_states", "encoder_hidden_states_image", "hidden_states",
+    "return_dict", "timestep",
+}  # fmt: skip
 
 
 class Guided(torch.nn.Module):
@@ -38,6 +44,8 @@ class Guided(torch.nn.Module):
         Both branches in one call of twice the batch, or in two calls.
     sign
         Factor of the output.
+    concatenated
+        More channels of the network's input, the same at every call: (1 or batch, channels, ...).
     """
 
     def __init__(
@@ -48,8 +56,10 @@ class Guided(torch.nn.Module):
         guidance_scale: float = 1.0,
         batched: bool = True,
         sign: float = 1.0,
+        concatenated: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.concatenated = concatenated
         self.guidance_scale, self.batched, self.sign = float(guidance_scale), batched, sign
         self.conditioning = dict(conditioning)
         if self.guidance_scale != 1.0 and unconditional is None:
@@ -67,22 +77,26 @@ class Guided(torch.nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The guided output at ``x``, (batch, ...), and the model's times ``t``, (batch,)."""
-        count = len(x)
+        count, fed = len(x), x
         conditional = {k: _expanded(v, count, k) for k, v in self.conditioning.items()}
+        if self.concatenated is not None:
+            more = _expanded(self.concatenated.to(x), count, "concatenated")
+            fed = torch.cat([x, more], dim=1)
         if self.guidance_scale == 1.0:
-            return self._call(x, t, conditional)
+            return self._call(fed, t, conditional, x)
         assert self.unconditional is not None
         empty = {k: _expanded(v, count, k) for k, v in self.unconditional.items()}
         if self.batched:
             both = {k: _joined(empty[k], conditional[k]) for k in conditional}
-            without, with_ = self._call(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            outputs = self._call(torch.cat([fed, fed]), torch.cat([t, t]), both, x)
+            without, with_ = outputs.chunk(2)
         else:
-            without, with_ = self._call(x, t, empty), self._call(x, t, conditional)
+            without, with_ = self._call(fed, t, empty, x), self._call(fed, t, conditional, x)
         return without + self.guidance_scale * (with_ - without)
 
-    def _call(self, x: Tensor, t: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+    def _call(self, fed: Tensor, t: Tensor, conditioning: Mapping[str, Any], x: Tensor) -> Tensor:
         own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
-        output = self.network(x.to(own), timestep=t, **conditioning, return_dict=False)[0]
+        output = self.network(fed.to(own), timestep=t, **conditioning, return_dict=False)[0]
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]  # learned variances
         return self.sign * output.to(x.dtype)
@@ -100,6 +114,15 @@ def _expanded(value: Any, count: int, name: str) -> Any:
     )
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, of which the second has the last word; mappings under one name are merged."""
+    both = {**first, **second}
+    for name in set(first) & set(second):
+        if isinstance(first[name], Mapping) and isinstance(second[name], Mapping):
+            both[name] = {**first[name], **second[name]}
+    return both
+
+
 def _joined(first: Any, second: Any) -> Any:
     if isinstance(first, Mapping):
         return {key: _joined(first[key], second[key]) for key in first}
@@ -115,6 +138,7 @@ def model_of(
     unconditional: Mapping[str, Any] | None,
     guidance_scale: float,
     batched: bool,
+    concatenated: Tensor | None = None,
 ) -> Model:
     """The model of a network with conditioning, on the process of its noise levels.
 
@@ -134,7 +158,9 @@ def model_of(
         raise TypeError(f"unet: need a network, got {type(network).__name__}")
     if takes_packed(network):
         network = PackedLatents(network)
-    guided = Guided(network, conditioning, unconditional, guidance_scale, batched, sign=levels.sign)
+    guided = Guided(
+        network, conditioning, unconditional, guidance_scale, batched, levels.sign, concatenated
+    )
     return Model(guided, levels.process, levels.prediction, time=levels.told)
 
 
@@ -155,7 +181,7 @@ def conditions_of(
     """
     if prompt is None:
         return {}, {} if guided else None
-    wanted = set(inspect.signature(network.forward).parameters)
+    wanted = arguments_of_network(network)
     if not hasattr(pipe, "encode_prompt") or "encoder_hidden_states" not in wanted:
         raise ValueError(f"prompt: {type(pipe).__name__} takes none; leave it out")
     device = next(network.parameters()).device
@@ -180,15 +206,17 @@ def conditions_of(
             options["prompt"] = negative_prompt or ""
             encoded = pipe.encode_prompt(**{k: v for k, v in options.items() if k in takes})
             return text, dict(zip(names, encoded, strict=False))
-    if "added_cond_kwargs" in wanted and len(encoded) == 2:
+    if len(encoded) == 2 and ("added_cond_kwargs" in wanted or wanted <= _TEXT_ONLY):
         return _pair("encoder_hidden_states", *encoded)
     if len(encoded) == 4 and "pooled_projections" in wanted:
         text, no_text = _pair("encoder_hidden_states", *encoded[:2])
         pooled, no_pooled = _pair("pooled_projections", *encoded[2:])
         return {**text, **pooled}, None if no_text is None else {**no_text, **(no_pooled or {})}
-    if len(encoded) == 4 and "added_cond_kwargs" in wanted:  # Stable Diffusion XL
+    config = getattr(network, "config", None)
+    if len(encoded) == 4 and getattr(config, "addition_embed_type", None) == "text_time":
+        # Stable Diffusion XL
         text, no_text = _pair("encoder_hidden_states", *encoded[:2])
-        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        side = network.config.sample_size * pipe.vae_scale_factor
         height, width = size or (side, side)
         ids = torch.tensor([[height, width, 0, 0, height, width]], device=device)
         ids = ids.to(encoded[0].dtype)

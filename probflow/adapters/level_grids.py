@@ -36,21 +36,25 @@ class LevelGrids:
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
         mu: float | None,
+        distilled: tuple[int, float] | None,
     ) -> list[float]:
         """See :meth:`~probflow.adapters.noise_levels.NoiseLevels.grid`."""
-        given = [n for n, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None]
-        if len(given) > 1:
+        given = [n for n, v in (("sigmas", sigmas), ("timesteps", timesteps)) if v is not None]
+        if len(given) > 1 and self.family != "flow":
             raise ValueError("timesteps, sigmas: give one of them, not both")
         if mu is not None and self.family != "flow":
             raise ValueError("mu: shifts the levels of flow models; this is none")
         if not given:
             if steps is None:
                 raise ValueError("num_inference_steps: give it, or timesteps, or sigmas")
-            levels = self._levels(check_whole("num_inference_steps", steps, 1), mu)
+            steps = check_whole("num_inference_steps", steps, 1)
+            levels = self._levels(steps, mu, distilled)
         else:
-            values = _decreasing(sigmas if timesteps is None else timesteps, given[0])
+            values = _decreasing(timesteps if sigmas is None else sigmas, given[0])
             levels = self._given(values, given[0], mu)
             asked = len(levels) - 1
+            if len(given) > 1 and len(_decreasing(timesteps, "timesteps")) != asked:
+                raise ValueError(f"timesteps: need one for each of the {asked} sigmas")
             if steps is not None and steps != asked:
                 raise ValueError(
                     f"num_inference_steps: {given[0]} are for {asked} steps, got {steps}"
@@ -63,6 +67,17 @@ class LevelGrids:
         self.process.check_times(levels, given[0] if given else "timesteps")
         return levels.tolist()
 
+    def trained(self) -> np.ndarray:
+        """Levels of a flow or of EDM that stand for those of the training."""
+        if self.family == "edm":
+            curve = self.config["sigma_schedule"]
+            return self._between(curve, self.process.start, self.process.end, self.count)
+        sigmas = np.arange(self.count, 0, -1) / self.count
+        if self.config["use_dynamic_shifting"]:
+            return sigmas
+        shift = self.config["flow_shift" if self.config["use_flow_sigmas"] else "shift"]
+        return shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
+
     def _given(self, values: np.ndarray, name: str, mu: float | None) -> np.ndarray:
         if name == "timesteps":
             for option in ("karras", "exponential", "beta"):
@@ -73,6 +88,9 @@ class LevelGrids:
             return np.append(self.levels.times(values), self._end())
         if self.family == "flow":
             return self._flow_ends(values[values > 0], mu)
+        if self.family == "vp":  # published levels are rounded: 14.615 for 14.6146
+            most = math.exp(-float(self.process.lambda_(self.process.t_max)))
+            values = np.where((values > most) & (values < 1.001 * most), most, values)
         with np.errstate(divide="ignore"):
             levels = self.process.t(-np.log(values))
         if not np.isfinite(levels).all():
@@ -93,7 +111,9 @@ class LevelGrids:
             return self.process.t_min
         return {"vp": 0.0, "edm": self.process.end, "flow": 1.0 / self.count}[self.family]
 
-    def _levels(self, steps: int, mu: float | None) -> np.ndarray:
+    def _levels(
+        self, steps: int, mu: float | None, distilled: tuple[int, float] | None
+    ) -> np.ndarray:
         if self.family == "edm":
             curve = self.levels.curve or self.config["sigma_schedule"]
             low, high = self.process.end, self.process.start
@@ -101,11 +121,14 @@ class LevelGrids:
             return np.append(sigmas, 0.0) if self._to_zero() else sigmas
         if self.family == "flow":
             return self._flow(steps, mu)
-        return self._discrete(steps)
+        return self._discrete(steps, distilled or (int(self.config["original_inference_steps"]), 1))
 
-    def _discrete(self, steps: int) -> np.ndarray:
+    def _discrete(self, steps: int, distilled: tuple[int, float]) -> np.ndarray:
         to_zero, layout = self._to_zero(), self.config["timestep_layout"]
-        times = self._distilled(steps) if layout == "lcm" else self._spaced(steps, layout in _DPM)
+        if layout == "lcm":
+            times = self._distilled(steps, *distilled)
+        else:
+            times = self._spaced(steps, layout in _DPM)
         ends = float(times[0]), float(times[-1])
         if not to_zero and times[-1] == 0.0:  # the last call would lead from the end to the end
             times = self._spaced(steps, True)
@@ -127,16 +150,16 @@ class LevelGrids:
         levels = np.clip(levels, 0.0, self.process.t_max)
         return np.append(levels, -1.0) if to_zero else levels
 
-    def _distilled(self, steps: int) -> np.ndarray:
+    def _distilled(self, steps: int, count: int, strength: float) -> np.ndarray:
         """Some of the times that consistency models were distilled at (Luo et al. 2023, LCM)."""
-        count = int(self.config["original_inference_steps"])
-        if not steps <= count <= self.count:
+        used = int(count * strength)
+        if not steps <= used <= count <= self.count:
             raise ValueError(
-                f"num_inference_steps: at most original_inference_steps = {count} for this model, "
-                f"which is at most {self.count}, got {steps}"
+                f"num_inference_steps: at most original_inference_steps times strength = {used} "
+                f"for this model, with the former at most {self.count}, got {steps}"
             )
-        chosen = np.floor(np.linspace(0, count, steps, endpoint=False))
-        return (count - chosen) * (self.count // count) - 1.0
+        chosen = np.floor(np.linspace(0, used, steps, endpoint=False))
+        return (used - chosen) * (self.count // count) - 1.0
 
     def _spaced(self, steps: int, without_end: bool) -> np.ndarray:
         """Times of the model calls; ``without_end``: those of steps + 1 but the last."""
@@ -149,7 +172,11 @@ class LevelGrids:
                 f"are whole numbers below {count}, got {steps}"
             )
         if spacing == "linspace":
-            times = np.linspace(0.0, count - 1.0, number)[::-1]
+            times = (
+                np.linspace(0.0, count - 1.0, number)[::-1]
+                if number > 1
+                else np.array([count - 1.0])
+            )
             times = times.round() if rounded else times
         elif spacing == "leading":
             ratio = count // number

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from probflow.adapters.level_grids import LevelGrids
 from probflow.adapters.training_levels import discrete, preconditioned
 from probflow.processes import FlowMatching, Process
 from probflow.schedules import Array, namespace
+from probflow.words import check_whole
 
 __all__ = ["LAYOUTS", "NoiseLevels"]
 
@@ -37,6 +39,45 @@ PREDICTION_TYPES = {
     "v_prediction": "v",
     "flow_prediction": "velocity",
 }
+
+
+# Arguments that are numbers: above the first bound, at most the second; None where it is allowed.
+_BOUNDS = {
+    "rho": (0.0, math.inf),
+    "snr_shift_scale": (0.0, math.inf),
+    "sigma_min": (0.0, math.inf),
+    "sigma_max": (0.0, math.inf),
+    "sigma_data": (0.0, math.inf),
+    "flow_shift": (0.0, math.inf),
+    "shift": (0.0, math.inf),
+    "clip_sample_range": (0.0, math.inf),
+    "sample_max_value": (0.0, math.inf),
+    "dynamic_thresholding_ratio": (0.0, 1.0),
+}
+_OPTIONAL = ("sigma_min", "sigma_max", "sigma_data")
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` or ``TypeError`` for a number that makes no sense."""
+    for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+        check_whole(name, config[name], least)
+    check_whole("original_inference_steps", config["original_inference_steps"], 1)
+    betas = config["trained_betas"]
+    if betas is not None and np.size(betas) < 1:
+        raise ValueError("trained_betas: need at least one")
+    for name, (low, high) in _BOUNDS.items():
+        value = config[name]
+        if value is None and name in _OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}: need a number, got {value!r}")
+        if not low < float(value) <= high:
+            raise ValueError(f"{name}: need a number in ({low:g}, {high:g}], got {value}")
+    low, high = config["sigma_min"], config["sigma_max"]
+    if None not in (low, high) and low >= high:
+        raise ValueError(f"sigma_min, sigma_max: need 0 < min < max, got {low}, {high}")
+    if not 0 <= (config["shift_terminal"] or 0.0) < 1:
+        raise ValueError(f"shift_terminal: need one in [0, 1), got {config['shift_terminal']}")
 
 
 class NoiseLevels:
@@ -66,6 +107,7 @@ class NoiseLevels:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        _check_numbers(config)
         self.config = config
         self.count = int(config["num_train_timesteps"])
         self.sign, self.data_scale = 1.0, 1.0
@@ -138,6 +180,15 @@ class NoiseLevels:
             return told
         return xp.tan(told * math.pi / 2) if self.config["arctan_timesteps"] else xp.exp(4.0 * told)
 
+    def trained(self) -> np.ndarray:
+        """Process times from noise to data at which the model was trained, before any grid.
+
+        For EDM, whose training is continuous, a grid of ``num_train_timesteps``.
+        """
+        if self.family == "vp":
+            return np.arange(self.count - 1.0, -1.0, -1.0)
+        return np.array(LevelGrids(self).trained())
+
     def grid(
         self,
         steps: int | None = None,
@@ -145,6 +196,7 @@ class NoiseLevels:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        distilled: tuple[int, float] | None = None,
     ) -> list[float]:
         """Process times of all levels, ``steps`` + 1, from noise to data.
 
@@ -159,10 +211,13 @@ class NoiseLevels:
             the end 0 is added where missing; the others' include the end.
         mu
             Exponent of the resolution's shift (``use_dynamic_shifting``).
+        distilled
+            Number of timesteps of a distillation, and the part of them to use, in the place of all
+            of the configuration's (``timestep_layout="lcm"``).
 
         Raises
         ------
         ValueError
             For arguments that do not fit each other or the configuration.
         """
-        return LevelGrids(self).grid(steps, timesteps, sigmas, mu)
+        return LevelGrids(self).grid(steps, timesteps, sigmas, mu, distilled)

@@ -24,6 +24,7 @@ class NoisingMixin:
     noise_levels: NoiseLevels
     _run: SchedulerRun | None
     _begin_index: int | None
+    _pairs: np.ndarray | None
 
     def _noise(self, number: int, like: Tensor, generator: Any) -> Tensor:
         if self.config.seed is None:
@@ -65,6 +66,12 @@ class NoisingMixin:
 
         Where solvers change the state before they call the model, the result is at the level of
         what they call it with.
+
+        Raises
+        ------
+        ValueError
+            For a timestep outside the training (on the CPU; elsewhere that would wait for the
+            device).
         """
         alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         step = None
@@ -78,14 +85,24 @@ class NoisingMixin:
                 for level in (process.alpha, process.sigma)
             )
             sigma = (sigma**2 + added**2) ** 0.5
-        return alpha / self.noise_levels.data_scale * original_samples + sigma * noise
+        noisy = alpha / self.noise_levels.data_scale * original_samples + sigma * noise
+        return noisy.to(original_samples.dtype)
 
     def _alpha_sigma(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at timesteps, shape (batch, 1, ...), computed in float64."""
         told = torch.as_tensor(timesteps, device=like.device)
-        times = self.noise_levels.times(told).reshape(-1, *(1,) * (like.ndim - 1))
+        if told.device.type == "cpu" and self.noise_levels.family == "vp":
+            most = self.noise_levels.process.t_max
+            if not bool(((told >= -1) & (told <= most)).all()):
+                raise ValueError(f"timesteps: must lie in [0, {most:g}], got {told.tolist()}")
+        if self._pairs is None:
+            times = self.noise_levels.times(told)
+        else:
+            times = torch.as_tensor(np.interp(told.cpu(), *self._pairs[::-1]), device=like.device)
+        times = times.reshape(-1, *(1,) * (like.ndim - 1))
         process = self.noise_levels.process
-        return process.alpha(times).to(like.dtype), process.sigma(times).to(like.dtype)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return process.alpha(times).to(wide), process.sigma(times).to(wide)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
         """:meth:`add_noise` as pipelines of flow models call it."""
@@ -96,4 +113,4 @@ class NoisingMixin:
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``alpha noise - sigma sample`` at timesteps: the target of v-prediction."""
         alpha, sigma = self._alpha_sigma(timesteps, sample)
-        return alpha * noise - sigma * sample
+        return (alpha * noise - sigma * sample).to(sample.dtype)

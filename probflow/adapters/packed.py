@@ -12,13 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PackedLatents", "takes_packed"]
+__all__ = ["PackedLatents", "arguments_of_network", "takes_packed"]
+
+
+def arguments_of_network(network: Any) -> set[str]:
+    """Names of the arguments of a network, which may be compiled."""
+    network = getattr(network, "_orig_mod", network)  # of torch.compile
+    return set(inspect.signature(getattr(network, "forward", network)).parameters)
 
 
 def takes_packed(network: Any) -> bool:
     """Whether a network takes packed latents and the places of its tokens."""
-    forward = getattr(network, "forward", network)
-    return {"img_ids", "txt_ids"} <= set(inspect.signature(forward).parameters)
+    return {"img_ids", "txt_ids"} <= arguments_of_network(network)
 
 
 class PackedLatents(torch.nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +23,27 @@ from probflow.processes import EDM
 from probflow.solvers import Solver
 from probflow.solvers.last_step import plan_to_data
 
-__all__ = ["SchedulerRun", "before_call", "calls_of", "clipping", "solver_of"]
+__all__ = [
+    "SchedulerRun",
+    "before_call",
+    "calls_of",
+    "check_arguments",
+    "check_types",
+    "clipping",
+    "same_time",
+    "solver_of",
+]
+
+#: Arguments of other schedulers' ``step`` that change nothing at these values, and what to take.
+_NEUTRAL: dict[str, tuple[Any, str]] = {
+    "eta": (0.0, "choose a stochastic solver such as 'ddim-eta' instead"),
+    "s_churn": (0.0, "choose solver='edm-churn' with S_churn in its solver_options instead"),
+    "s_noise": (1.0, "choose a solver with an option s_noise or S_noise instead"),
+    "variance_noise": (None, "give the scheduler a seed, or step a generator, instead"),
+    "pred_original_sample": (None, "the step is computed from the model's output"),
+}
+# Without meaning here: bounds of churn; the grid and the clipping are the configuration's.
+_IDLE = ("s_tmin", "s_tmax", "prev_timestep", "use_clipped_model_output")
 
 
 class SchedulerRun:
@@ -53,6 +74,13 @@ class SchedulerRun:
         self.times = [self.whole.times[0], *times[1:]]
         self.begin(0)
 
+    def __copy__(self) -> SchedulerRun:
+        """A run that goes on from here without changing this one."""
+        other = object.__new__(SchedulerRun)
+        other.__dict__.update(self.__dict__)
+        other.walk = copy(self.walk)
+        return other
+
     def _planned(self, times: Sequence[float]) -> Plan:
         levels = self._levels
         return plan_to_data(self._solver, levels.process, times, levels.prediction)
@@ -65,7 +93,7 @@ class SchedulerRun:
         self._to_x0 = [_weights(process, prediction, "x0", p) for p in points]
         self._from_x0 = [_weights(process, "x0", prediction, p) for p in points]
 
-    def begin_at(self, time: float, told: Sequence[float]) -> int:
+    def begin_at(self, timestep: Any, told: Sequence[float]) -> int:
         """Walk anew from the step that begins at a model time, of those ``told``; its first call.
 
         Raises
@@ -73,11 +101,11 @@ class SchedulerRun:
         ValueError
             If none begins there.
         """
-        close = [i for i in self.firsts() if abs(told[i] - time) <= 1e-5 * max(1.0, abs(time))]
+        close = [i for i in self.firsts() if same_time(timestep, told[i])]
         if not close:
             raise ValueError(
-                f"timestep: no step begins at {time:g}; the scheduler's timesteps begin with "
-                f"{told[0]:g}"
+                f"timestep: no step begins at {float(timestep):g}; the scheduler's timesteps begin "
+                f"with {told[0]:g}"
             )
         if close[0]:
             self.begin(close[0])
@@ -106,18 +134,25 @@ class SchedulerRun:
         ValueError
             If no step begins with that call, or the rest would need other calls than the whole.
         """
-        firsts = self.firsts()
         if call == 0:
             return self.whole
+        firsts, total = self.firsts(), len(calls_of(self.whole))
         if call in firsts:
             rest = self._planned(self.times[firsts.index(call) :])
             if calls_of(rest) == calls_of(self.whole)[call:]:
                 return rest
+        elif len({len(step.stages) for step in self.whole.steps[:-1]}) == 1:
+            near = [f for f in firsts if abs(f - call) <= self.calls_of_step] or firsts[-1:]
+            words = " or ".join(f"{f} (strength {1 - (f + 0.5) / total:.3f})" for f in near)
+            raise ValueError(
+                f"begin_index: no step of {self.whole.solver} begins with model call {call} of "
+                f"{total}; take {words}, or a solver with one call in each step"
+            )
         raise ValueError(
             f"begin_index: {self.whole.solver} with these options cannot begin with model call "
-            f"{call}, because not all of its steps make {self.calls_of_step} calls, or no step "
-            "begins there; take a solver with as many calls in each step (start='euler', or "
-            "accelerated-ode-multistep in the place of accelerated-ode)"
+            f"{call}, because not all of its steps make {self.calls_of_step} calls; take "
+            "start='euler' where the solver has it, 'ipndm-4' in the place of 'pndm', "
+            "'accelerated-ode-multistep' in the place of 'accelerated-ode'"
         )
 
     def at_first_call(self) -> Step | None:
@@ -184,6 +219,61 @@ def clipping(config: Any) -> Callable[[Tensor], Tensor] | None:
     if config.clip_sample:
         return lambda x0: x0.clamp(-config.clip_sample_range, config.clip_sample_range)
     return None
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse what other schedulers' ``step`` takes and a plan cannot do.
+
+    Raises
+    ------
+    ValueError
+        For a value that would change the step there.
+    TypeError
+        For an argument that no scheduler known here takes.
+    """
+    for name, value in given.items():
+        if name in _NEUTRAL:
+            neutral, instead = _NEUTRAL[name]
+            if value is not None and (isinstance(value, Tensor) or value != neutral):
+                got = f" {value}" if isinstance(value, (int, float)) else ""
+                raise ValueError(
+                    f"{name}: got{got or ' one'}; {instead}, and leave {name} at {neutral}"
+                )
+        elif name not in _IDLE:
+            raise TypeError(
+                f"step: {name!r} is an argument of another scheduler, which its pipeline depends "
+                "on; probflow's has no such step"
+            )
+
+
+def check_types(model_output: Any, sample: Any, generator: Any) -> None:
+    """Raise ``TypeError`` for what is no tensor, or no generator or list of generators."""
+    for name, value in (("model_output", model_output), ("sample", sample)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(g is None or isinstance(g, torch.Generator) for g in given):
+        raise TypeError(
+            f"generator: need a torch.Generator or a list of one for each sample, got {generator!r}"
+        )
+
+
+def same_time(timestep: Any, told: float) -> bool:
+    """Whether a timestep is what the model is told, to the rounding of its dtype.
+
+    Raises
+    ------
+    ValueError
+        If it is not one number.
+    """
+    try:
+        value = float(timestep)
+    except (TypeError, ValueError, RuntimeError):
+        got = f"shape {tuple(timestep.shape)}" if isinstance(timestep, Tensor) else repr(timestep)
+        raise ValueError(f"timestep: need one number, got {got}") from None
+    floating = isinstance(timestep, Tensor) and timestep.is_floating_point()
+    rounding = torch.finfo(timestep.dtype).eps if floating else 0.0
+    return abs(value - told) <= max(1e-5, rounding) * max(1.0, abs(told))
 
 
 def calls_of(plan: Plan) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-__all__ = ["REFUSED", "arguments_of", "translated"]
+__all__ = ["REFUSED", "arguments_of", "compatibles", "translated"]
 
 # Whose timesteps a stock scheduler makes; the first words of its class name.
 _STOCK_LAYOUTS = {
@@ -41,7 +41,7 @@ REFUSED = {
 
 
 @cache
-def _stock_byarguments_of() -> dict[frozenset[str], str]:
+def _stock_by_arguments() -> dict[frozenset[str], str]:
     """Names of diffusers' schedulers by the names of their arguments; kin share them."""
     found: dict[frozenset[str], str] = {}
     supported = tuple(_STOCK_LAYOUTS)
@@ -51,14 +51,49 @@ def _stock_byarguments_of() -> dict[frozenset[str], str]:
     return found
 
 
+def _class_of(config: Mapping[str, Any], known: set[str]) -> str | None:
+    """The class of a configuration; one that was never saved or loaded does not say it.
+
+    A scheduler that was made of another one's configuration keeps what it does not know itself, so
+    its own arguments are a part of the keys, and those that it has by default are among them.
+    """
+    if "_class_name" in config:
+        return str(config["_class_name"])
+    keys = frozenset(key for key in config if not key.startswith("_"))
+    stock = _stock_by_arguments()
+    if keys in stock:
+        return stock[keys]
+    if keys <= known or "_use_default_values" not in config:
+        return None
+    by_default = set(config["_use_default_values"])
+    own = {**stock, frozenset(known): OWN}
+    fitting = [arguments for arguments in own if by_default <= arguments <= keys]
+    return own[max(fitting, key=len)] if fitting else None
+
+
+def compatibles() -> list[str]:
+    """Names of diffusers' schedulers whose configurations are translated."""
+    words = tuple(_STOCK_LAYOUTS)
+    return [
+        name
+        for name in dir(diffusers.schedulers)
+        if name.endswith("Scheduler")
+        and name.startswith(words)
+        and not name.startswith(tuple(REFUSED))
+    ]
+
+
 def arguments_of(scheduler: type) -> dict[str, Any]:
     """Arguments of a scheduler with their defaults."""
     parameters = list(inspect.signature(scheduler.__init__).parameters.values())[1:]  # type: ignore[misc]
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
-def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Another scheduler's configuration in the arguments of ``ProbflowScheduler``, ``known``.
+
+    The second dictionary has what only that scheduler knows, for pipelines that ask for it and for
+    the way back.
 
     Raises
     ------
@@ -66,12 +101,10 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
         For a scheduler of :data:`REFUSED`, or one whose noise process is not known.
     """
     config = dict(config)
-    keys = frozenset(key for key in config if not key.startswith("_"))
-    # A scheduler that was never saved or loaded does not say its class.
-    name = config.get("_class_name") or _stock_byarguments_of().get(keys)
+    name = _class_of(config, known)
     by_default = set(config.pop("_use_default_values", ()))
-    if name == OWN or (name is None and keys <= known):
-        return config
+    if name == OWN or (name is None and set(config) <= known):
+        return config, {}
     name = str(name)
     for word, reason in REFUSED.items():
         if name.startswith(word):
@@ -80,10 +113,12 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     if not (layouts or "beta_schedule" in config):
         raise ValueError(
             f"config: the noise process of {name} is not known here; give ProbflowScheduler its "
-            f"trained_betas, or its prediction_type and shift, yourself (got {sorted(keys)})"
+            "trained_betas, or its prediction_type and shift, yourself (got "
+            f"{sorted(key for key in config if not key.startswith('_'))})"
         )
     stock = getattr(diffusers, name, None)
-    for key, value in ({} if stock is None else arguments_of(stock)).items():
+    own = {} if stock is None else arguments_of(stock)
+    for key, value in own.items():
         if key not in config:
             config[key] = value
             by_default.add(key)
@@ -102,5 +137,6 @@ def translated(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
         raise ValueError("invert_sigmas: models that run from data to noise are not supported")
     if config.get("interpolation_type", "linear") != "linear":
         raise ValueError("interpolation_type: only linear is supported")
-    config = {key: value for key, value in config.items() if key in known and value is not None}
-    return {**config, "_class_name": OWN}
+    config = {key: value for key, value in config.items() if value is not None}
+    hidden = {key: config.pop(key) for key in own if key in config and key not in known}
+    return {**config, "_class_name": OWN}, hidden

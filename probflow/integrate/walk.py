@@ -61,6 +61,13 @@ class PlanWalk:
             if register.age
         }
 
+    def __copy__(self) -> PlanWalk:
+        """A walk that goes on from here without changing this one; the tensors are shared."""
+        other = object.__new__(PlanWalk)
+        other.__dict__.update(self.__dict__)
+        other._now = dict(self._now)
+        return other
+
     @property
     def over(self) -> bool:
         """Whether all model calls are made."""
