@@ -72,14 +72,13 @@ def resolve(method: Any) -> tuple[str | None, Solver | None]:
         raise ValueError(
             f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
         )
-    if isinstance(method, str):
-        if not is_registered(method):
-            from probflow.adapters import torchdiffeq as peer
+    if isinstance(method, str) and not is_registered(method):
+        from probflow.adapters import torchdiffeq as peer
 
-            if method in peer.own_methods():
-                return None, None
-            every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
-            raise unknown_method(method, every, "torchdiffeq")
+        if method in peer.own_methods():
+            return None, None
+        every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
+        raise unknown_method(method, every, "torchdiffeq")
     if not (isinstance(method, (str, Solver)) or callable(method)):
         raise TypeError(
             "method: need a name, a Solver or a registered step function, got "
