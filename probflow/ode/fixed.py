@@ -176,10 +176,10 @@ def integrate_on(
     if gradients == "checkpoint" and torch.is_grad_enabled():
         last, _, states = run_checkpointed(problem, tableau, y0, run)
         result = torch.stack([y0, *states])
-    elif not any(outputs[:-1]) or torch.is_grad_enabled() or transformed():
+    elif torch.is_grad_enabled() or transformed():
         last, kept = _walk(problem, tableau, y0, run, grid, [y0], on_step)
         result = torch.stack(kept)
-    else:  # many states are written into the result as they come
+    else:
         result = y0.new_empty((1 + sum(map(len, outputs)), *y0.shape))
         places = _Places(result)
         places.append(y0)
