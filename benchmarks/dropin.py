@@ -169,6 +169,28 @@ def euler_maruyama(y: Tensor, steps: int) -> tuple[Variants, int]:
     }, steps
 
 
+def brownian(y: Tensor, steps: int) -> tuple[Variants, int]:
+    """Increments over fixed steps, one after the other; ``torch.randn`` makes as many normals."""
+    shape = (len(y), y[0].numel()) if y.ndim > 1 else (1, len(y))
+
+    def normals() -> None:
+        generator = torch.Generator(y.device).manual_seed(0)
+        for _ in range(steps):
+            torch.randn(shape, generator=generator, device=y.device)
+
+    def motion(library: object) -> Callable[[], None]:
+        def increments() -> None:
+            bm = library.BrownianInterval(
+                0.0, 1.0, shape, device=y.device, entropy=0, dt=1.0 / steps
+            )
+            for k in range(steps):
+                bm(k / steps, (k + 1) / steps)
+
+        return increments
+
+    return {"torch.randn": normals, "probflow": motion(pf), "torchsde": motion(torchsde)}, steps
+
+
 def cases(state: str, device: str, steps: int, large_steps: int) -> dict[str, tuple[Variants, int]]:
     """All cases for a state, by name."""
     shape = SHAPES[state]
@@ -178,6 +200,7 @@ def cases(state: str, device: str, steps: int, large_steps: int) -> dict[str, tu
         **{name: fixed(name, y, count) for name in FIXED},
         "dopri5": dopri5(y),
         "euler-maruyama": euler_maruyama(y, count),
+        "brownian": brownian(y, count),
     }
 
 
@@ -286,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="fixed steps of the small state")
     parser.add_argument("--large-steps", type=int, default=50, help="of the large state")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--case", nargs="*", help="some of the cases, by name")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -303,8 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for state in SHAPES:
             every = cases(state, options.device, options.steps, options.large_steps)
-            for name, case in every.items():
-                report(state, name, case, options)
+            for name in options.case or every:
+                report(state, name, every[name], options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -31,11 +31,11 @@ def dictionary(options: Any, argument: str = "options") -> dict[str, Any]:
     return dict(options or {})
 
 
-def check_flags(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_flags(settings: Mapping[str, Any], names: Collection[str]) -> None:
     """Raise ``TypeError`` for one of the names that stands for neither a truth value nor None."""
-    for name in names:
-        if not isinstance(settings.get(name), (bool, np.bool_, type(None))):
-            raise TypeError(f"{name}: need True or False, got {settings[name]!r}")
+    for name, value in settings.items():
+        if name in names and not isinstance(value, (bool, np.bool_, type(None))):
+            raise TypeError(f"{name}: need True or False, got {value!r}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:

@@ -60,16 +60,17 @@ class ReverseBrownian(BaseBrownian):
 
 
 class BrownianPath(BaseBrownian):
-    """Brownian motion from ``w0`` at ``t0``, for all later times.
+    """Brownian motion through ``w0`` at ``t0``, for all times.
 
-    ``bm(t)`` is the value at t, ``bm(ta, tb)`` the increment. torchsde's class ends at t0 + 1. Here
-    [t0, t0 + 1] is followed by [t0 + 1, t0 + 2], [t0 + 2, t0 + 4], ..., each a
-    :class:`BrownianInterval` of its own.
+    ``bm(t)`` is the value at t, ``bm(ta, tb)`` the increment. torchsde's class ends at t0 + 1 and
+    stands still outside [t0, t0 + 1]. Here that interval is followed by [t0 + 1, t0 + 2],
+    [t0 + 2, t0 + 4], ... and preceded by their mirror images, each a :class:`BrownianInterval` of
+    its own.
 
     Parameters
     ----------
     t0
-        First time.
+        Time at which the value is known.
     w0
         Value there, (batch, ...).
     window_size
@@ -83,21 +84,27 @@ class BrownianPath(BaseBrownian):
     ) -> None:
         self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0").clone()
         self.entropy = seed_of(entropy)
-        self._intervals: list[BrownianInterval] = []
+        self._later: list[BrownianInterval] = []
+        self._earlier: list[BrownianInterval] = []
         self._reach(self._t0)
-        self._adopt(self._intervals[0])
+        self._adopt(self._later[0])
 
     def _reach(self, t: float) -> None:
-        while not self._intervals or t > self._intervals[-1]._t1:
-            k = len(self._intervals)
-            self._intervals.append(
+        later = t >= self._t0
+        parts = self._later if later else self._earlier
+        while not parts or (t > parts[-1]._t1 if later else t < parts[-1]._t0):
+            k = len(parts)
+            near, far = 2.0 ** (k - 1) if k else 0.0, 2.0**k
+            ends = (near, far) if later else (-far, -near)
+            number = k if later else -1 - k
+            parts.append(
                 BrownianInterval(
-                    self._t0 + (2.0 ** (k - 1) if k else 0.0),
-                    self._t0 + 2.0**k,
+                    self._t0 + ends[0],
+                    self._t0 + ends[1],
                     self._w0.shape,
                     self._w0.dtype,
                     self._w0.device,
-                    (self.entropy + k * 0x9E3779B97F4A7C15) % 2**63,
+                    (self.entropy + number * 0x9E3779B97F4A7C15) % 2**63,
                 )
             )
 
@@ -108,9 +115,10 @@ class BrownianPath(BaseBrownian):
         start = self._t0 if tb is None else self.check_time(t)
         stop = self.check_time(t if tb is None else tb)
         lo, hi = min(start, stop), max(start, stop)
+        self._reach(lo)
         self._reach(hi)
         w = torch.zeros_like(self._w0)
-        for part in self._intervals:
+        for part in (*self._earlier, *self._later):
             if lo < part._t1 and part._t0 < hi:
                 w += part(max(lo, part._t0), min(hi, part._t1))
         if start > stop:
@@ -122,11 +130,9 @@ class BrownianPath(BaseBrownian):
         return f"BrownianPath(t0={self._t0:g}, shape={self.shape}, entropy={self.entropy})"
 
     def check_time(self, t: Any) -> float:
-        """``t`` as a number >= t0; ``ValueError`` if it lies before t0 by more than rounding."""
+        """``t`` as a number; one that lies before t0 by rounding only is t0."""
         time = as_time(t, "t")
-        if time < self._t0 - SLACK * abs(self._t0):
-            raise ValueError(f"t: {time:g} lies before the motion's t0 = {self._t0:g}")
-        return max(time, self._t0)
+        return self._t0 if 0.0 <= self._t0 - time <= SLACK * abs(self._t0) else time
 
 
 class BrownianTree(BaseBrownian):

@@ -238,7 +238,7 @@ class BrownianInterval(BaseBrownian):
             sweep = self._sweeps.pop()  # taken away while in use, so that no other thread has it
         except IndexError:
             return None
-        state = sweep.take(self) if sweep.awaits(a, b) else None
+        state = sweep.take(self, a, b)
         self._sweeps.append(sweep)
         return state
 
@@ -262,7 +262,7 @@ class BrownianInterval(BaseBrownian):
         if not (along or against):
             return None
         sweep = Sweep(self, first, last, backward=not along)
-        state = sweep.take(self)
+        state = sweep.step(self)
         self._sweeps = [sweep]
         return state
 

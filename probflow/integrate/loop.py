@@ -6,6 +6,7 @@ tensor made before the first step, and nothing inside the loop waits for the dev
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -135,7 +136,7 @@ def all_finite(x: Tensor) -> bool:
     """Whether all numbers are finite; waits for the device."""
     # NaN and infinity survive a sum, which is much cheaper than a flag per element; where finite
     # numbers overflow it, the flags decide.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return cmath.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 class _Run:

@@ -129,7 +129,6 @@ class Normals:
         hashes = torch.arange(self._width // 2, device=samples.device)
         self._counter = torch.stack((hashes, hashes + self._pairs // 2)).add_(1).mul_(_GOLDEN)
         self._scratch = torch.empty(4, 0, dtype=dtype, device=samples.device)
-        self._normal = self._scratch.new_empty(0, count)
         self._blocks: dict[tuple[int, ...], _Block] = {}
 
     def __call__(
@@ -151,19 +150,15 @@ class Normals:
         self._release()
         return out
 
-    def by_samples(self, draw: Tensor, variance: float) -> Iterator[tuple[slice, Tensor]]:
-        """Normals (n, count) of one draw (1,), for some samples at a time, and which they are.
+    def by_samples(self, draw: Tensor, variance: float, out: Tensor) -> Iterator[slice]:
+        """Write the normals of one draw (1,) to ``out`` (B, count), for some samples at a time.
 
-        The tensor is filled anew each time: it stays in the processor's cache.
+        Which these are is told after each time: then they still are in the processor's cache.
         """
         keys = self._of(draw).view(-1)
         for rows in self._rows(len(keys)):
-            key = keys[rows]
-            if len(self._normal) < len(key):
-                self._normal = self._scratch.new_empty(len(key), self._count)
-            normal = self._normal[: len(key)]
-            self._fill(key, -variance, normal)
-            yield rows, normal
+            self._fill(keys[rows], -variance, out[rows])
+            yield rows
         self._release()
 
     def _of(self, draws: Tensor) -> Tensor:
@@ -194,7 +189,6 @@ class Normals:
         """Keep no scratch on an accelerator: it is as large as the result, its allocator quick."""
         if self._keys.device.type != "cpu":
             self._scratch = self._scratch.new_empty(4, 0)
-            self._normal = self._normal.new_empty(0, self._count)
             self._blocks.clear()
 
     def _block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:

@@ -64,22 +64,19 @@ class Sweep:
         self._spare: list[Tensor] = []
         self._ready: list[State] = []
         self._made = 0
-        self._await()
 
-    def _await(self) -> None:
-        number = self._number
-        self._start = self._t0 + number * self._h if 0 <= number < self._count else math.nan
-        self._stop = self._t0 + (number + 1) * self._h
+    def take(self, motion: BrownianInterval, a: float, b: float) -> State | None:
+        """As :meth:`step`, if the next node lies from ``a`` to ``b``."""
+        number, slack = self._number, self._slack
+        start = self._t0 + number * self._h
+        stop = self._t0 + (number + 1) * self._h
+        awaited = abs(a - start) <= slack and abs(b - stop) <= slack and 0 <= number < self._count
+        return self.step(motion) if awaited else None
 
-    def awaits(self, a: float, b: float) -> bool:
-        """Whether the next node lies from ``a`` to ``b``."""
-        return abs(a - self._start) <= self._slack and abs(b - self._stop) <= self._slack
-
-    def take(self, motion: BrownianInterval) -> State:
+    def step(self, motion: BrownianInterval) -> State:
         """The state of the next node; its memory is the caller's."""
         state = self._ready.pop() if self._ready else self._next(motion)
         self._number += self._stride
-        self._await()
         return state
 
     @torch.inference_mode(False)  # what it keeps may be written on outside that mode, too
@@ -119,19 +116,13 @@ class Sweep:
     ) -> None:
         """Cut a node in its memory: there the right part stays, the left one goes to ``made``.
 
-        Block by block, so that the normals are used while they are in the processor's cache.
+        Some samples at a time, whose normals are used while they are in the processor's cache.
         """
         parts, h = motion._parts, motion._tree.length(first, last)
         r = motion._tree.length(first, middle) / h
         draw = motion._draws([middle])
-        for rows, z in self._source.by_samples(draw, spread(h, r, parts)):
-            whole, left = memory[rows], made[rows]
-            if parts == 1:  # as split, but that the left part is written where it belongs
-                torch.add(z, whole, alpha=r, out=left)
-                whole.sub_(left)
-            else:
-                split(whole.chunk(parts, dim=1), r, z.chunk(parts, dim=1), own=True)
-                left.copy_(z)
+        for rows in self._source.by_samples(draw, spread(h, r, parts), made):
+            split(memory[rows].chunk(parts, dim=1), r, made[rows].chunk(parts, dim=1), own=True)
 
     def _state(self, motion: BrownianInterval, memory: Tensor) -> State:
         parts = memory.chunk(motion._parts, dim=1)

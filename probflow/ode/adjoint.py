@@ -135,7 +135,10 @@ def odeint_adjoint(
     settings = dictionary(options)
     for option, default in (("per_sample", False), ("gradients", "direct")):
         if settings.get(option, default) not in (default, None):
-            raise ValueError(f"{option}: not available with odeint_adjoint; use pf.odeint")
+            raise ValueError(
+                f"{option}: not available with odeint_adjoint; use pf.odeint, whose gradients with "
+                "options={'gradients': 'checkpoint'} save memory, with per_sample, too"
+            )
     problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
     given = parameters(func) if adjoint_params is None else _tensors(adjoint_params)
     params = tuple(p for p in dict.fromkeys(given) if p.requires_grad)

@@ -66,7 +66,7 @@ def fixed_grid(func: Any, y0: Any, t: Any, options: Mapping[str, Any]) -> tuple[
         )
     outputs = host_outputs(t)
     grid, made = refined(func, y0, t, outputs, options, through=interp is None)
-    wanted: list[list[float | Tensor]] = [[] for _ in grid[1:]]
+    wanted: list[tuple[float | Tensor, ...]] = [()] * (len(grid) - 1)
     number, sign = 0, 1.0 if outputs[-1] > outputs[0] else -1.0
     points = _moved(grid, made, t, outputs, interp is None) if traced(t) else None
     for place, time in enumerate(outputs[1:-1], 1):
@@ -77,9 +77,9 @@ def fixed_grid(func: Any, y0: Any, t: Any, options: Mapping[str, Any]) -> tuple[
             fraction = (t[place] - points[number]) / (points[number + 1] - points[number])
         else:
             fraction = 1.0 if time == stop else (time - start) / (stop - start)
-        wanted[number].append(fraction)
+        wanted[number] += (fraction,)
     if wanted:
-        wanted[-1].append(1.0)
+        wanted[-1] += (1.0,)
     return grid if points is None else points, wanted, way
 
 
@@ -176,7 +176,7 @@ def integrate_on(
     if gradients == "checkpoint" and torch.is_grad_enabled():
         last, _, states = run_checkpointed(problem, tableau, y0, run)
         result = torch.stack([y0, *states])
-    elif torch.is_grad_enabled() or torch.compiler.is_compiling():
+    elif torch.is_grad_enabled() or transformed():
         last, kept = _walk(problem, tableau, y0, run, grid, [y0], on_step)
         result = torch.stack(kept)
     else:

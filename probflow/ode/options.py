@@ -50,34 +50,35 @@ GRADIENTS = ("direct", "checkpoint", "reversible")
 
 # probflow's solvers in process time that are Runge-Kutta methods for any function.
 _GENERAL = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4": "rk4"}
+_REGISTERED = {general: name for name, general in _GENERAL.items()}
+_NATIVE = (*TABLEAUS, ADAMS)
 
 
 def native_methods() -> tuple[str, ...]:
     """Names of the general methods for ``func(t, y)``."""
-    return (*TABLEAUS, ADAMS)
+    return _NATIVE
 
 
 def resolve(method: Any) -> tuple[str | None, Solver | None]:
     """Name of the native method, and the registered solver, that ``method`` means, if any."""
     if method is None:
         return "dopri5", None
+    key = method.strip().lower().replace("-", "_") if isinstance(method, str) else None
+    if key in _NATIVE:
+        registered = _REGISTERED.get(key)
+        return key, get_solver(registered) if registered else None
     pair = find_pair(method)
     if pair is not None:
         raise ValueError(
             f"method: {pair.name} is one of pf.odeint, pf.solve_ode and pf.sample only"
         )
-    if isinstance(method, str):
-        key = method.strip().lower().replace("-", "_")
-        if key in native_methods():
-            registered = {general: name for name, general in _GENERAL.items()}.get(key)
-            return key, get_solver(registered) if registered else None
-        if not is_registered(method):
-            from probflow.adapters import torchdiffeq as peer
+    if isinstance(method, str) and not is_registered(method):
+        from probflow.adapters import torchdiffeq as peer
 
-            if method in peer.own_methods():
-                return None, None
-            every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
-            raise unknown_method(method, every, "torchdiffeq")
+        if method in peer.own_methods():
+            return None, None
+        every = (*native_methods(), *(set(peer.own_methods()) - set(native_methods())))
+        raise unknown_method(method, every, "torchdiffeq")
     if not (isinstance(method, (str, Solver)) or callable(method)):
         raise TypeError(
             "method: need a name, a Solver or a registered step function, got "

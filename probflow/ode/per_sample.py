@@ -20,6 +20,7 @@ from probflow.tableaus import Tableau
 __all__ = ["PerSample"]
 
 _TINY = 1e-300
+_BOOKS = ("t", "h", "errors", "next", "accepted", "rejected", "status")
 
 
 class PerSample:
@@ -59,17 +60,42 @@ class PerSample:
     def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         return self.problem(t.to(self.problem.time_dtype), y)
 
-    def run(self) -> None:
-        """Integrate to the end of every sample, or until it fails."""
+    def run(self, checkpointed: bool = False) -> None:
+        """Integrate to the end of every sample, or until it fails.
+
+        ``checkpointed``: with memory O(sqrt(steps)) for the backward pass, in segments of 1, 2, 3,
+        ... steps, whose number need not be known.
+        """
         if len(self.times) == 1:
             self.status.fill_(int(Status.SUCCESS))
             return
         self.first = self._evaluate(self.t, self.y)
         self.h = self._first_lengths()
         self.next = torch.ones_like(self.accepted)  # the output that each sample looks for
-        running = 1
+        running, size = 1, 1
         while running:
-            running = self._try()
+            running = self._segment(size) if checkpointed else self._try()
+            size += 1
+
+    def _segment(self, size: int) -> int:
+        """Try some steps, whose graph is not kept: they are tried again for their gradients."""
+        from torch.utils.checkpoint import checkpoint
+
+        books, running = {name: getattr(self, name) for name in _BOOKS}, 1
+
+        def tries(y: Tensor, first: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+            nonlocal running
+            vars(self).update(books, y=y, first=first, outputs=list(outputs))
+            for _ in range(size):
+                running = self._try()
+                if not running:
+                    break
+            return self.y, self.first, *self.outputs
+
+        self.y, self.first, *self.outputs = checkpoint(
+            tries, self.y, self.first, *self.outputs, use_reentrant=False
+        )
+        return running
 
     def _try(self) -> int:
         control, tableau, before, start = self.control, self.tableau, self.y, self.t

@@ -62,6 +62,10 @@ def host_outputs(t: Any) -> list[float]:
     return host_times(t, "t")
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)  # which costs as much as a small sum
+
+
 class Layout:
     """How the user's state, a tensor or a tuple of tensors, lies in the solver's tensor.
 
@@ -168,7 +172,7 @@ class Problem:
         self.dtype = narrow.dtype
         self.wide = torch.promote_types(narrow.dtype, torch.float32)
         self.time_dtype = time_dtype(narrow.dtype)
-        self.y0 = narrow.to(self.wide)
+        self.y0 = _cast(narrow, self.wide)
         self.nfe = 0
         self.observer: Callable[[Tensor, Tensor], None] | None = None  # of times and outputs
         self._watch = Watch(held)
@@ -177,7 +181,7 @@ class Problem:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative at ``t`` and ``y``, in the solver's layout and dtype."""
         self.nfe += 1
-        state = y if self.wide is self.dtype else y.to(self.dtype)
+        state = _cast(y, self.dtype)
         given = self.layout.split(state) if self.layout.is_tuple else state
         output = self.user(t, given, *self.args, **self.kwargs)
         if not self._checked:
@@ -189,7 +193,7 @@ class Problem:
                 output = output.reshape(y.shape) if output.ndim else output.expand(y.shape)
             if self._watch.copying:
                 output = self._watch(output)
-        output = output if output.dtype is self.wide else output.to(self.wide)
+        output = _cast(output, self.wide)
         if self.observer is not None:
             self.observer(t, output)
         return output
@@ -206,7 +210,7 @@ class Problem:
 
     def result(self, states: Tensor) -> Any:
         """States (m, ...) as the user's: dtype, and a tuple where it was one."""
-        return self.layout.split(states.to(self.dtype), before=1)
+        return self.layout.split(_cast(states, self.dtype), before=1)
 
     def state(self, y: Tensor) -> Any:
         """One state as the user's."""
@@ -264,6 +268,8 @@ class Problem:
 
     def _fits(self, output: Tensor, part: Tensor) -> bool:
         """Whether an output, without axes of length 1, has the shape of its part of the state."""
+        if output.shape == part.shape:
+            return True
         lead = self.layout.lead
         shapes = [[n for n in x.shape[lead:] if n != 1] for x in (output, part)]
         if output.ndim == 0 and not self.layout.is_tuple:

@@ -27,13 +27,7 @@ class Status(enum.IntEnum):
     @property
     def message(self) -> str:
         """A sentence for people."""
-        return {
-            Status.RUNNING: "the end has not been reached yet",
-            Status.SUCCESS: "the end was reached",
-            Status.MAX_STEPS: "max_num_steps steps were not enough",
-            Status.NON_FINITE: "the function returned NaN or infinity",
-            Status.STEP_SIZE: "the step size fell below the resolution of the times",
-        }[self]
+        return _MESSAGES[self]
 
     @property
     def error(self) -> type[Exception]:
@@ -41,6 +35,15 @@ class Status(enum.IntEnum):
         return {Status.MAX_STEPS: MaxStepsError, Status.NON_FINITE: NonFiniteError}.get(
             self, StepSizeError
         )
+
+
+_MESSAGES = {
+    Status.RUNNING: "the end has not been reached yet",
+    Status.SUCCESS: "the end was reached",
+    Status.MAX_STEPS: "max_num_steps steps were not enough",
+    Status.NON_FINITE: "the function returned NaN or infinity",
+    Status.STEP_SIZE: "the step size fell below the resolution of the times",
+}
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,14 @@ def solve(
                 warnings.warn(f"{name}: {method} has fixed steps and never calls it", stacklevel=3)
     solver = _Solve(problem, func, y0, t, method, settings, throw)
     if per_sample:
-        if gradients != "direct":
-            raise ValueError("gradients: per_sample has 'direct' only")
+        if gradients == "reversible":
+            raise ValueError("gradients: per_sample has 'direct' and 'checkpoint' only")
         if event_fn is not None or dense:
             raise ValueError(
                 "per_sample: events and dense output are for one step size for the batch; leave "
                 "per_sample out"
             )
-        return solver.per_sample(control(settings, rtol, atol, problem))
+        return solver.per_sample(control(settings, rtol, atol, problem), gradients)
     if event_fn is not None:
         return solver.event(event_fn, control(settings, rtol, atol, problem) if adaptive else None)
     if method == ADAMS:
@@ -344,7 +344,7 @@ class _Solve:
             event_t=torch.tensor(t, dtype=like.dtype, device=like.device),
         )
 
-    def per_sample(self, settings: Control) -> ODEResult:
+    def per_sample(self, settings: Control, gradients: str) -> ODEResult:
         """Steps of each sample's own length."""
         self._refuse_vmap()
         for name in ("step_t", "jump_t"):
@@ -360,7 +360,7 @@ class _Solve:
         rows = isinstance(self.t, Tensor) and self.t.ndim == 2
         times = per_sample_times(self.t, None if rows else self._times(), self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times)
-        loop.run()
+        loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
         failures = loop.failures()
         message = Status.SUCCESS.message
         if failures:

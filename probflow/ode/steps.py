@@ -7,10 +7,10 @@ that carry gradients and compiled graphs: a step length is a Python float or a t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -216,7 +216,8 @@ def on_grid(
         (for functions with jumps at the grid's times).
     """
     # The stages of the dense output are evaluated in few steps, if at all.
-    inside = interpolation == "dense" and any(not at_end(theta) for row in outputs for theta in row)
+    some = [row for row in outputs if row] if interpolation == "dense" else []
+    inside = any(not at_end(theta) for row in some for theta in row)
     c = tableau.c if inside or perturb else tableau.c[: tableau.stages]
     if isinstance(grid, Tensor):
         gaps = grid[1:] - grid[:-1]
@@ -224,12 +225,12 @@ def on_grid(
         columns = stage_times(c, grid[:-1], grid[1:])
     else:
         points = torch.tensor(grid, dtype=torch.float64)
-        lengths = [stop - start for start, stop in pairwise(grid)]
+        lengths = list(map(operator.sub, grid[1:], grid))
         columns = stage_times(c, points[:-1], points[1:])
-    rows = torch.stack(columns, dim=1).to(dtype).to(like.device)
+    rows = (torch.stack(columns, dim=1) if len(c) > 1 else columns[0]).to(dtype).to(like.device)
     if perturb:
         rows = inward(rows, c)
-    every = rows.reshape(-1).unbind(0)
+    every = (rows.reshape(-1) if rows.ndim > 1 else rows).unbind(0)
     times = list(zip(*[iter(every)] * len(c), strict=True))
     return Run(lengths, times, outputs, interpolation)
 
@@ -279,14 +280,12 @@ def run_steps(
     """
     states = [] if states is None else states
     start, count = 0, len(run.lengths)
-    for number, outputs in enumerate(run.outputs):
-        stop = number + 1
-        if not outputs and stop < count:
-            continue  # walk on to the next output without looking at the states
+    stops = [number for number, outputs in enumerate(run.outputs[:-1], 1) if outputs]
+    for stop in (*stops, count) if count else ():  # on to the next output without a look between
         lengths, times = run.lengths[start:stop], run.times[start:stop]
         before, y, stages = walk(func, tableau, y, lengths, times, first)
         h, start = lengths[-1], stop
-        for theta in outputs:
+        for theta in run.outputs[stop - 1]:
             if at_end(theta):
                 states.append(y)
             elif run.interpolation == "linear":

@@ -26,6 +26,8 @@ from probflow.words import check_flags, dictionary, near
 
 __all__ = ["sdeint_adjoint"]
 
+Function = Callable[..., Sequence[Tensor]]
+
 
 def sdeint_adjoint(
     sde: Any,
@@ -59,8 +61,9 @@ def sdeint_adjoint(
     those of the discrete solution, up to rounding (Kidger, Foster, Li and Lyons 2021, arXiv
     2105.13493), for adaptive steps, too.
 
-    With ``create_graph=True`` the backward pass differentiates the steps themselves instead, so
-    that its result can be differentiated once more; its memory grows with the number of steps.
+    With ``create_graph=True`` the backward pass differentiates the steps themselves instead, to
+    any order: they are taken again for each derivative, with memory that grows with their number.
+    A last derivative without a graph goes through the adjoint again, where it passes the states.
 
     Parameters
     ----------
@@ -218,9 +221,16 @@ class _Solve(torch.autograd.Function):
         job, saved = ctx.job, ctx.saved_tensors
         count = len(saved) - 1 - job.memory_size  # inputs: y0, memory, parameters
         inputs, ys, end = saved[:count], saved[count], saved[count + 1 :]
+        size = 1 + job.memory_size
         if torch.is_grad_enabled():
-            return (None, *_Replay.apply(job, count, *inputs, *grads))
-        params = inputs[1 + job.memory_size :]
+
+            def steps(y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+                run = job.problem.integrate(y, rest[: size - 1])
+                return (torch.stack(run.states), *run.memory)
+
+            shared = range(size, count)
+            return (None, *_Replay.apply(_gradients_of(steps, count), shared, *inputs, *grads))
+        params = inputs[size:]
         if job.adjoint is None:
             begin = inputs[1 : 1 + job.memory_size]
             return (None, *_reversed_heun(job, ctx.grid, ys, begin, end, grads, params))
@@ -320,36 +330,45 @@ def _outer(sde: System, a: Tensor, w: Tensor) -> Tensor:
     return a.unsqueeze(-1) * w.reshape(len(w), *(1,) * (a.ndim - 1), -1)
 
 
-class _Replay(torch.autograd.Function):
-    """Gradients by differentiating the steps, once differentiable again."""
+def _gradients_of(function: Function, count: int) -> Function:
+    """Gradients by the ``count`` inputs of a function, as one of these and the outputs' gradients.
 
-    @staticmethod
-    def forward(ctx: Any, job: Job, count: int, *tensors: Tensor) -> Any:
-        with torch.enable_grad():
-            size = 1 + job.memory_size
-            leaves = [x.detach().requires_grad_() for x in (*tensors[:size], *tensors[count:])]
-            params = tensors[size:count]
-            run = job.problem.integrate(leaves[0], tuple(leaves[1:size]))
-            outputs = (torch.stack(run.states), *run.memory)
-            inputs = (*leaves[:size], *params)
+    All inputs require gradients.
+    """
+
+    def gradients(*tensors: Tensor) -> list[Tensor]:
+        inputs, grads = tensors[:count], tensors[count:]
+        pairs = [(x, d) for x, d in zip(function(*inputs), grads, strict=True) if x.requires_grad]
+        found: Sequence[Tensor | None] = [None] * count
+        if pairs:
+            outputs, weights = zip(*pairs, strict=True)
             found = torch.autograd.grad(
-                outputs, inputs, leaves[size:], create_graph=True, allow_unused=True
+                outputs, inputs, weights, create_graph=True, allow_unused=True
             )
-        ctx.graph = (found, (*inputs, *leaves[size:]))
-        return tuple(
-            torch.zeros_like(x) if d is None else d.detach()
-            for x, d in zip(inputs, found, strict=True)
-        )
+        return [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]
+
+    return gradients
+
+
+class _Replay(torch.autograd.Function):
+    """``function(*tensors)``, run again for each derivative, of whatever order.
+
+    Every tensor becomes a leaf, so that its gradient is that of the function alone, but for the
+    parameters in the places ``shared``, which the function finds where they are.
+    """
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def forward(ctx: Any, function: Function, shared: range, *tensors: Tensor) -> Any:
+        ctx.function, ctx.shared = function, shared
+        ctx.save_for_backward(*tensors)
+        with torch.enable_grad():
+            outputs = function(
+                *(x if k in shared else x.detach().requires_grad_() for k, x in enumerate(tensors))
+            )
+        return tuple(x.detach() for x in outputs)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        found, inputs = ctx.graph
-        pairs = [
-            (d, v) for d, v in zip(found, grads, strict=True) if d is not None and d.requires_grad
-        ]
-        if not pairs:
-            return (None, None, *(None for _ in inputs))
-        outputs, weights = zip(*pairs, strict=True)
-        second = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
-        return (None, None, *second)
+        tensors = ctx.saved_tensors
+        gradients = _gradients_of(ctx.function, len(tensors))
+        return (None, None, *_Replay.apply(gradients, ctx.shared, *tensors, *grads))

@@ -436,8 +436,24 @@ def test_a_path_has_no_end() -> None:
     torch.testing.assert_close(bm(2.0, 7.0) + bm(7.0, 40.0), bm(2.0, 40.0))
     assert torch.equal(bm(7.0, 2.0), -bm(2.0, 7.0))
     later = pf.BrownianPath(1.0, torch.zeros(20_000, 1, dtype=DOUBLE), entropy=3)
-    later(1000.0)
+    later(1000.0), later(-1000.0)
     assert torch.equal(later(2.0, 7.0), bm(2.0, 7.0))
+    assert torch.equal(later(-7.0, -2.0), bm(-7.0, -2.0))
+
+
+def test_a_path_has_no_beginning() -> None:
+    w0 = torch.full((20_000, 1), 0.3, dtype=DOUBLE)
+    bm = pf.BrownianPath(1.0, w0, entropy=3)
+    assert torch.equal(bm(1.0), w0)
+    assert torch.equal(bm(1.0 - 1e-12), w0)
+    check_variance(bm(-4.0) - w0, 5.0)
+    check_variance(bm(0.25, 1.75), 1.5)
+    check_independent(bm(-2.0, 1.0), bm(1.0, 4.0))
+    check_independent(bm(-60.0, -1.3), bm(-1.3, 1.0))
+    torch.testing.assert_close(bm(2.0) - bm(-3.0), bm(-3.0, 2.0))
+    torch.testing.assert_close(bm(-9.0, -3.5) + bm(-3.5, 4.0), bm(-9.0, 4.0))
+    assert torch.equal(bm(4.0, -3.0), -bm(-3.0, 4.0))
+    assert bm.check_time(-5.0) == -5.0
 
 
 @pytest.mark.parametrize("area", ["none", "space-time"])
@@ -567,7 +583,7 @@ MADE = motion(2)
         (lambda: MADE.check_time(2.1), ValueError, r"t: 2.1 lies outside the motion's \[0, 2\]"),
         (lambda: MADE(math.nan, 1.0), ValueError, "t: need a finite number"),
         (lambda: MADE(torch.zeros(2), 1.0), TypeError, "t: need a number or a tensor of one"),
-        (lambda: pf.BrownianPath(0.0, torch.zeros(2))(-0.5), ValueError, "t: -0.5 lies before"),
+        (lambda: pf.BrownianPath(0.0, torch.zeros(2))(math.inf), ValueError, "t: need a finite"),
         (lambda: pf.BrownianPath(0.0, 3), TypeError, "w0: need a floating-point tensor"),
         (lambda: pf.BrownianTree(0.0, torch.zeros(2).long()), TypeError, "w0: need a floating"),
     ],
@@ -720,10 +736,11 @@ def test_the_levy_area_does_not_depend_on_the_rounding_of_times(area: str) -> No
 
 def test_diffusers_cosine_scheduler_runs_with_probflow_as_torchsde(monkeypatch) -> None:
     pytest.importorskip("diffusers")
-    from diffusers.schedulers import scheduling_cosine_dpmsolver_multistep as module
+    from diffusers import CosineDPMSolverMultistepScheduler
+    from diffusers.schedulers import scheduling_dpmsolver_sde as home  # of its noise sampler
 
-    monkeypatch.setattr(module, "torchsde", pf, raising=False)
-    scheduler = module.CosineDPMSolverMultistepScheduler()
+    monkeypatch.setattr(home, "torchsde", pf)
+    scheduler = CosineDPMSolverMultistepScheduler()
     scheduler.set_timesteps(4)
     x = torch.ones(1, 2, 3)
     for t in scheduler.timesteps[:-1]:

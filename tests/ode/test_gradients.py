@@ -388,7 +388,7 @@ def test_options_of_the_adjoint() -> None:
     with pytest.raises(TypeError, match="norm: need a function or 'seminorm'"):
         pf.odeint_adjoint(field, y0, t, adjoint_options={"norm": "halfnorm"})
     for name, value in (("per_sample", True), ("gradients", "checkpoint")):
-        with pytest.raises(ValueError, match=f"{name}: not available"):
+        with pytest.raises(ValueError, match=f"{name}: not available .*'checkpoint'"):
             pf.odeint_adjoint(field, y0, t, options={name: value})
     y, result = pf.odeint_adjoint(field, y0, t, options={"return_info": True})
     assert result.success
@@ -665,6 +665,37 @@ def test_checkpoints_of_adaptive_steps(method: str, times: tuple[float, ...]) ->
     close(*results, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_checkpoints_of_each_samples_steps(method: str) -> None:
+    t = torch.tensor([[0.1, 1.1], [0.5, 0.6], [1.1, -2.3]], dtype=DOUBLE)
+    results = []
+    for gradients in ("checkpoint", "direct"):
+        field = Field()
+        y0 = torch.tensor([[0.5, -1.0], [0.1, 0.7]], dtype=DOUBLE, requires_grad=True)
+        options = {"per_sample": True, "gradients": gradients}
+        result = pf.solve_ode(field, y0, t, method=method, rtol=1e-5, options=options)
+        inputs = (y0, *field.parameters())
+        grads = torch.autograd.grad(weighted(result.y), inputs, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in grads)
+        second = torch.autograd.grad(penalty, inputs)
+        results.append((result.y, result.accepted, result.rejected, *grads, *second))
+    assert results[0][1].tolist()[0] != results[0][1].tolist()[1]
+    close(*results, atol=1e-12)
+
+
+def test_memory_of_each_samples_checkpoints() -> None:
+    def kept(gradients: str, step: float) -> int:
+        own = {"per_sample": True, "first_step": step, "min_step": step, "max_step": step}
+        y0 = torch.tensor([[0.5, -1.0], [0.1, 0.7]], dtype=DOUBLE, requires_grad=True)
+        options = {**own, "gradients": gradients}
+        return stored(lambda: pf.odeint(Field(), y0, [0.0, 1.0], method="bosh3", options=options))
+
+    direct, checkpoint = ([kept(g, 1 / n) for n in (64, 256)] for g in ("direct", "checkpoint"))
+    assert direct[1] > 3.8 * direct[0]
+    assert checkpoint[1] < 2.5 * checkpoint[0]
+    assert checkpoint[1] < 0.2 * direct[1]
+
+
 def test_memory_of_checkpoints_grows_with_the_root_of_the_steps() -> None:
     counts = {
         gradients: [stored(lambda n=n, g=gradients: solve_in(n, g)) for n in (64, 256)]
@@ -714,8 +745,8 @@ def test_refused_combinations() -> None:
         solve("rk4", inside, gradients="reversible", step_size=0.4, interp="cubic")
     with pytest.raises(ValueError, match="'checkpoint' goes without jump_t"):
         solve("dopri5", gradients="checkpoint", jump_t=[0.5])
-    with pytest.raises(ValueError, match="per_sample has 'direct' only"):
-        solve("dopri5", gradients="checkpoint", per_sample=True)
+    with pytest.raises(ValueError, match="per_sample has 'direct' and 'checkpoint' only"):
+        solve("dopri5", gradients="reversible", per_sample=True)
 
 
 def plain_reversible(method: str, y0: Tensor, field: nn.Module, grid: list[float]) -> Tensor:
