@@ -9,6 +9,8 @@ from probflow.plan.linear import Linear, code
 from probflow.plan.points import COORDINATES, Between, Point
 from probflow.plan.steps import Stage, Step
 
+_STATE = code("x")
+
 
 class StepBuilder:
     """What a solver function sees of one step, from time ``t`` to time ``s``.
@@ -24,10 +26,8 @@ class StepBuilder:
         before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
     outputs, points : list of Linear, list of Point
         The model outputs of this step so far, and where they were evaluated.
-    number, remaining, steps : int
-        Number of steps before this one, from this one on (1 in the last step), and in all.
-    following : Point, optional
-        The grid point after ``s``; ``None`` in the last step.
+    number : int
+        Number of steps before this one.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class StepBuilder:
         self._between = between
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
         self._converts = predictions[0] != predictions[1]
-        self._age, self._unit = 0, 1.0 / self._scale(self.t)
+        self.x = Linear({_STATE: 1.0}, None, 1.0 / self._scale(self.t))
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self._stages: list[Stage] = []
@@ -52,19 +52,27 @@ class StepBuilder:
 
     def _place(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
         """Where in the grid the step is."""
-        self.t, self.s = points[number : number + 2]
-        self.previous, self.number, self.steps = previous, number, len(points) - 1
-        self.remaining = self.steps - number
-        self.following = points[number + 2] if self.remaining > 1 else None
+        self.t, self.s = points[number], points[number + 1]
+        self.previous, self.number, self._grid = previous, number, points
 
     @property
-    def x(self) -> Linear:
-        """The state at the start of the step."""
-        return Linear({code("x", 0, self._age): 1.0}, None, self._unit)
+    def steps(self) -> int:
+        """Number of steps in all."""
+        return len(self._grid) - 1
+
+    @property
+    def remaining(self) -> int:
+        """Number of steps from this one on: 1 in the last step."""
+        return self.steps - self.number
+
+    @property
+    def following(self) -> Point | None:
+        """The grid point after ``s``; ``None`` in the last step."""
+        return self._grid[self.number + 2] if self.remaining > 1 else None
 
     def grow_old(self) -> None:
         """Be one step further in the past."""
-        self._age += 1
+        self.x = self.x.aged()
         self.outputs = [output.aged() for output in self.outputs]
 
     def at(self, t: float) -> Point:
@@ -93,7 +101,7 @@ class StepBuilder:
         depends on it alone.
         """
         scale, index = self._scale(at), len(self._stages)
-        stage = Stage((state if scale == 1.0 else state * scale).combination(), at.t)
+        stage = Stage(state.combination(scale), at.t)
         self._stages.append(stage)
         alias = stage.alias
         register = code("u", index) if alias is None else code(*alias)
@@ -141,5 +149,5 @@ class StepBuilder:
             self.s.t,
             tuple(self._stages),
             tuple(self._noises),
-            (update * self._scale(self.s)).combination(),
+            update.combination(self._scale(self.s)),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -116,6 +117,7 @@ class _Scout(StepBuilder):
     ) -> None:
         self._place(points, number, previous)
         self._between, self._expected = between, expected
+        self.x = _NOTHING
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self.times: list[float] = []
@@ -126,9 +128,8 @@ class _Scout(StepBuilder):
         """How many points were asked for."""
         return len(self.times) + len(self.lambdas)
 
+    @cached_property
     def _half_way(self) -> Point:
-        if self.asked == self._expected:
-            raise _Enough
         t, s = self.t, self.s
         return Point(
             0.5 * (t.t + s.t),
@@ -138,17 +139,17 @@ class _Scout(StepBuilder):
             0.5 * (t.neg_log_ab + s.neg_log_ab),
         )
 
+    def _note(self, notes: list[float], place: float) -> Point:
+        notes.append(place)
+        if self.asked == self._expected:
+            raise _Enough
+        return self._half_way
+
     def at(self, t: float) -> Point:
-        self.times.append(t)
-        return self._half_way()
+        return self._note(self.times, t)
 
     def at_lambda(self, lambda_: float) -> Point:
-        self.lambdas.append(lambda_)
-        return self._half_way()
-
-    @property
-    def x(self) -> Linear:
-        return _NOTHING
+        return self._note(self.lambdas, lambda_)
 
     def model(self, state: Linear, at: Point) -> Linear:
         self.outputs.append(self.x)
