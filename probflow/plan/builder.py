@@ -44,6 +44,7 @@ class StepBuilder:
         self._between = between
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
         self._converts = predictions[0] != predictions[1]
+        self._scales = predictions[1] == "score"  # the only prediction that scales with the state
         self.x = Linear({_STATE: 1.0}, None, 1.0 / self._scale(self.t))
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
@@ -116,9 +117,8 @@ class StepBuilder:
 
     def _weights(self, at: Point) -> tuple[float, float, float]:
         """Weights of input and output in the solver's prediction type, and a factor of both."""
-        of_input, of_output = at.conversion(self._predictions) if self._converts else (0.0, 1.0)
-        # A score is the only prediction that scales with the state.
-        return of_input, of_output, self._scale(at) if self._predictions[1] == "score" else 1.0
+        factor = self._scale(at) if self._scales else 1.0
+        return (*at.conversion(self._predictions), factor) if self._converts else (0.0, 1.0, factor)
 
     def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
         """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""

@@ -94,33 +94,43 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("plan: need at least 1 step")
-        before: tuple[_Shape, ...] = ()
-        available: list[frozenset[Register]] = []
+        layout: _Layout | None = None
+        shape, shapes = _shape(self.steps[0]), ()
         for number, step in enumerate(self.steps):
+            found, weights = _layout(step)
+            if found != layout:
+                shape = _shape(step)
             # Of the step and a few before it, newest first: further back the slow way is taken.
-            shapes = (_shape(step), *before[:4])
-            if shapes != before:
-                before, available = shapes, _available(shapes)
-            wrong = self._mistake(number, step, available)
+            before, shapes = shapes, (shape, *shapes[:4])
+            alike = found == layout and shapes == before
+            layout = found
+            if alike and math.isfinite(sum(weights)) and not self._misplaced(number, step):
+                continue  # the common case: it has the registers of the step before, which exist
+            wrong = self._misplaced(number, step) or self._mistake(number, step, _available(shapes))
             if wrong:
                 raise ValueError(
                     f"plan of {self.solver}, step {number} (t = {step.start:g} -> "
                     f"{step.stop:g}): {wrong}"
                 )
 
-    def _mistake(self, number: int, step: Step, available: list[frozenset[Register]]) -> str:
-        """What is wrong with a step; empty if nothing is."""
+    def _misplaced(self, number: int, step: Step) -> str:
+        """What is wrong with the times of a step; empty if nothing is."""
         if number and step.start != self.steps[number - 1].stop:
             return "does not start where the step before it stops"
-        if step.noises:
-            intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
-            for first, second in pairwise(intervals):
-                if second[0] < first[1]:
-                    return f"noises {first} and {second} overlap"
-            low, high = sorted((step.start, step.stop))
-            for begin, end in intervals:
-                if not low <= begin < end <= high:
-                    return f"the noise of ({begin:g}, {end:g}) is not of the step"
+        if not step.noises or step.noises == ((step.start, step.stop),):
+            return ""
+        intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
+        for first, second in pairwise(intervals):
+            if second[0] < first[1]:
+                return f"noises {first} and {second} overlap"
+        low, high = sorted((step.start, step.stop))
+        for begin, end in intervals:
+            if not low <= begin < end <= high:
+                return f"the noise of ({begin:g}, {end:g}) is not of the step"
+        return ""
+
+    def _mistake(self, number: int, step: Step, available: list[frozenset[Register]]) -> str:
+        """What is wrong with the combinations of a step; empty if nothing is."""
         for stage_number, combination in step._numbered():
             if not combination:
                 return "an empty combination"
@@ -201,6 +211,19 @@ class Plan:
 _Shape = tuple[
     int, tuple[bool, ...]
 ]  # number of noises, and for each stage whether it has a tangent
+
+
+_Layout = tuple[int, tuple[int, ...], tuple[Register, ...]]
+
+
+def _layout(step: Step) -> tuple[_Layout, tuple[float, ...]]:
+    """Number of noises, sizes of all combinations, and their registers; and their weights."""
+    combinations = [step.update]
+    for stage in step.stages:
+        combinations += stage.input, stage.tangent
+    pairs = [pair for combination in combinations for pair in combination]
+    registers, weights = zip(*pairs) if pairs else ((), ())  # noqa: B905
+    return (len(step.noises), tuple(map(len, combinations)), registers), weights
 
 
 def _shape(step: Step) -> _Shape:

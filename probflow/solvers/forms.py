@@ -95,7 +95,7 @@ class Form:
     def noisy(self, step: StepBuilder, update: Linear) -> Linear:
         """The update plus the noise term of the whole step."""
         std = self.std(step.t, step.s)
-        return update + std * step.noise() if std else update
+        return Linear.sum([1.0, std], [update, step.noise()]) if std else update
 
 
 EPS, X0 = Form(1.0), Form(-1.0)
@@ -133,7 +133,8 @@ def _noise_at(step: StepBuilder, form: Form, points: dict[float, Point]) -> dict
     before, begin, term = t, 0.0, Linear({})
     for node, r in sorted(points.items()):
         end = 1.0 if node == 1 else (r.t - t.t) / (s.t - t.t)
-        term = form.linear(before, r) * term + form.std(before, r) * step.noise(begin, end)
+        weights = form.linear(before, r), form.std(before, r)
+        term = Linear.sum(weights, [term, step.noise(begin, end)])
         terms[node] = term
         before, begin = r, end
     return terms
