@@ -30,6 +30,24 @@ class StepBuilder:
         Number of steps before this one.
     """
 
+    __slots__ = (
+        "_between",
+        "_converts",
+        "_grid",
+        "_noises",
+        "_predictions",
+        "_scale",
+        "_scales",
+        "_stages",
+        "number",
+        "outputs",
+        "points",
+        "previous",
+        "s",
+        "t",
+        "x",
+    )
+
     def __init__(
         self,
         points: list[Point],
@@ -102,10 +120,12 @@ class StepBuilder:
         depends on it alone.
         """
         scale, index = self._scale(at), len(self._stages)
-        stage = Stage(state.combination(scale), at.t)
-        self._stages.append(stage)
-        alias = stage.alias
-        register = code("u", index) if alias is None else code(*alias)
+        combination = state.combination(scale)
+        self._stages.append(Stage(combination, at.t))
+        if len(combination) == 1 and combination[0][1] == 1.0:  # the input is a register
+            register = code(*combination[0][0])
+        else:
+            register = code("u", index)
         of_input, of_output, factor = self._weights(at)
         terms = {code("f", index): of_output}
         if of_input != 0.0:
