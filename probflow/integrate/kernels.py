@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ def _shape(step: Step, sizes: Sequence[int]) -> Shape:
 
     stages = iter([(of(stage.input), of(stage.tangent)) for stage in step.stages])
     return tuple(tuple(next(stages) for _ in range(size)) for size in sizes), of(step.update)
+
+
+def _weights(step: Step) -> list[float]:
+    """The weights that a row holds."""
+    return [w for combination in step.combinations() for _, w in combination if w != 1.0]
 
 
 def _rounds(step: Step) -> tuple[int, ...]:
@@ -58,10 +64,10 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
     """Write out the loop over steps of the given shape as a generator and compile it.
 
     The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
-    and returns the last. A row is (weights that are not 1, noise intervals, times of the calls) of
-    a step; stages that share a call stand one after the other in its batch. ``past[a - 1]`` holds
-    the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods, which
-    keep no past).
+    and returns the last. A row is (*weights that are not 1, *noise intervals, *times of the calls)
+    of a step; stages that share a call stand one after the other in its batch. ``past[a - 1]``
+    holds the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods,
+    which keep no past).
     """
     weights: list[str] = []
     names: dict[Register, str] = {}
@@ -125,12 +131,13 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
     if done:  # nothing is held on to while the next step calls the model
         body.append(f"del {', '.join(done)}")
     body.append("yield x")
-    row = (
-        _targets(weights),
-        _targets([f"i{index}" for index in range(noises)]),
-        _targets([f"t{call}" for call in range(len(calls))]),
-    )
-    head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
+    row = [
+        *weights,
+        *(f"i{index}" for index in range(noises)),
+        *(f"t{call}" for call in range(len(calls))),
+    ]
+    targets = f"({', '.join(row)},)" if row else "()"
+    head = f"def steps(x, model, rows, noise, past):\n    for {targets} in rows:\n        "
     scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
     exec(head + "\n        ".join(body) + "\n    return x", scope)
     return scope["steps"]
@@ -152,32 +159,37 @@ def _jvp(
     return f, j
 
 
-def _targets(names: Sequence[str]) -> str:
-    return f"({', '.join(names)},)" if names else "_"
-
-
-@dataclass
+@dataclass(frozen=True)
 class Stretch:
-    """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
+    """Consecutive steps of one shape: their kernel and, in columns, weights and noise intervals."""
 
     kernel: Kernel
+    steps: int
     calls: int  # of the model, per step
     nfe: int  # per step
-    weights: list[tuple[float, ...]]
-    intervals: list[tuple[tuple[float, float], ...]]
+    weights: Sequence[Sequence[float]]
+    intervals: Sequence[Sequence[tuple[float, float]]]
 
     def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
         """Rows for the kernel; ``times`` has one tensor per call of the model."""
-        per_step = zip(*[iter(times)] * self.calls, strict=True) if self.calls else repeat(())
-        return zip(self.weights, self.intervals, per_step, strict=False)
+        columns = *self.weights, *self.intervals, *[iter(times)] * self.calls
+        return zip(*columns) if columns else repeat((), self.steps)  # noqa: B905
+
+    def noises(self, row: Sequence[Any]) -> Sequence[tuple[float, float]]:
+        """The noise intervals in a row."""
+        return row[len(self.weights) :][: len(self.intervals)]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A plan made ready to run; the first steps are stretches of their own, to be checked."""
+    """A plan made ready to run.
+
+    Its first step is a stretch, whose outputs are checked; the steps from it on with the first
+    ``held`` outputs are another, in which the model's memory is watched.
+    """
 
     stretches: list[Stretch]
-    times: list[float]  # of all evaluations
+    times: np.ndarray  # of all evaluations
     calls: list[int]  # how many of them share each call of the model
     memory: int
     held: int  # most outputs of the model that are held at once; one of them may be the state
@@ -192,26 +204,44 @@ def _compile(plan: Plan, parallel: bool) -> Program:
                 for register, _ in combination:
                     if register.age:
                         wanted[number - register.age].add(register._replace(age=0))
-    stretches: list[Stretch] = []
-    calls: list[int] = []
-    for number, step in enumerate(plan.steps):
-        sizes = _rounds(step) if parallel else (1,) * len(step.stages)
-        calls += sizes
-        keep = tuple(sorted(wanted[number])) if memory else None
-        kernel = _kernel(_shape(step, sizes), len(step.noises), keep)
-        if number <= memory + 2 or kernel is not stretches[-1].kernel:
-            stretches.append(Stretch(kernel, len(sizes), step.nfe, [], []))
-        stretches[-1].weights.append(
-            tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
-        )
-        stretches[-1].intervals.append(step.noises)
-    times = [stage.time for step in plan.steps for stage in step.stages]
     kept = [sum(register.kind in ("f", "j") for register in registers) for registers in wanted]
     held = 1 + max(
         step.nfe + sum(kept[max(0, number - memory) : number])
         for number, step in enumerate(plan.steps)
     )
-    return Program(stretches, times, calls, memory, held)
+    sizes = [_rounds(step) if parallel else (1,) * len(step.stages) for step in plan.steps]
+    kernels = [
+        _kernel(
+            _shape(step, sizes[number]),
+            len(step.noises),
+            tuple(sorted(wanted[number])) if memory else None,
+        )
+        for number, step in enumerate(plan.steps)
+    ]
+    ends = accumulate(len(step_sizes) for step_sizes in sizes)
+    watched = next((n for n, end in enumerate(ends, 1) if end >= max(2, held)), 0)
+    stretches = []
+    starts = [
+        number
+        for number in range(len(kernels))
+        if number in (0, 1, watched) or kernels[number] is not kernels[number - 1]
+    ]
+    for start, stop in pairwise([*starts, len(kernels)]):
+        steps = plan.steps[start:stop]
+        weights = zip(*[_weights(step) for step in steps], strict=True)
+        intervals = zip(*[step.noises for step in steps], strict=True)
+        stretches.append(
+            Stretch(
+                kernels[start],
+                len(steps),
+                len(sizes[start]),
+                steps[0].nfe,
+                tuple(weights),
+                tuple(intervals),
+            )
+        )
+    times = np.array([stage.time for step in plan.steps for stage in step.stages])
+    return Program(stretches, times, [size for each in sizes for size in each], memory, held)
 
 
 _COMPILED: dict[tuple[int, bool], tuple[weakref.ref[Plan], Program]] = {}

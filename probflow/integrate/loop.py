@@ -6,24 +6,31 @@ tensor made before the first step, and nothing inside the loop waits for the dev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+import cmath
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.kernels import Kernel, States, compiled
+from probflow.integrate.evaluations import (
+    Evaluate,
+    Thresholded,
+    checked,
+    rounded,
+    watched,
+    with_kwargs,
+)
+from probflow.integrate.kernels import Kernel, States, Stretch, compiled
 from probflow.integrate.noise import NoiseSource
 from probflow.integrate.watch import Watch
-from probflow.models import Model, check_output
-from probflow.plan import Plan, Point, conversion
+from probflow.models import Model
+from probflow.plan import Plan
 
 __all__ = ["MaxStepsError", "NonFiniteError", "SolveError", "StepSizeError", "run_plan"]
 
 Callback = Callable[[int, float, Tensor], None]
-Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 _LARGE = 2**14  # elements of a state, from where copying costs more than calling
 
@@ -135,7 +142,7 @@ def all_finite(x: Tensor) -> bool:
     """Whether all numbers are finite; waits for the device."""
     # NaN and infinity survive a sum, which is much cheaper than a flag per element; where finite
     # numbers overflow it, the flags decide.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return cmath.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 class _Run:
@@ -160,16 +167,16 @@ class _Run:
                     part[:, None].expand(-1, len(x)).reshape(-1)
                     for part in times.split(self.program.calls)
                 )
-            evaluate = _with_kwargs(model, len(x) if parallel else None)
+            evaluate = with_kwargs(model, len(x) if parallel else None)
         else:
             real = torch.promote_types(wide.to_real(), torch.float32)
             rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
             evaluate = model
         self.name = _called(model)
         if wide != x.dtype:
-            evaluate = _rounded(evaluate, x.dtype, wide, self.name)
+            evaluate = rounded(evaluate, x.dtype, wide, self.name)
         if threshold is not None:
-            evaluate = _Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
+            evaluate = Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
         self.evaluate, self.rows, self.wide = evaluate, rows, wide
 
     def states(
@@ -185,16 +192,16 @@ class _Run:
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
         past: list[Any] = [None] * self.program.memory
         watch = Watch(self.program.held)
-        checked = _checked(evaluate, observe, self.name)
+        looked_at = checked(evaluate, observe, self.name)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
         try:
             for stretch in self.program.stretches:
-                call = checked if position == 0 or observe is not None else evaluate
-                call = _watched(call, watch) if watch.copying else call
-                count = stretch.calls * len(stretch.weights)
+                call = looked_at if position == 0 or observe is not None else evaluate
+                call = watched(call, watch) if watch.copying else call
+                count = stretch.calls * stretch.steps
                 rows = stretch.rows(self.rows[position : position + count])
                 position += count
-                kernel = _checkpointed(stretch.kernel) if checkpoint else stretch.kernel
+                kernel = _checkpointed(stretch) if checkpoint else stretch.kernel
                 draw = _fitting(noise, x) if position == count and noise is not None else noise
                 steps = kernel(x, call, rows, draw, past)
                 if callback is None and bar is None:
@@ -212,17 +219,17 @@ class _Run:
                 bar.close()
 
 
-def _checkpointed(kernel: Kernel) -> Kernel:
+def _checkpointed(stretch: Stretch) -> Kernel:
     """The kernel, with each step recomputed in the backward pass (from the noises it drew)."""
     from torch.utils.checkpoint import checkpoint
 
     def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
         past, draws = list(past), iter(drawn)
-        return next(kernel(x, model, [row], lambda *_: next(draws), past)), past
+        return next(stretch.kernel(x, model, [row], lambda *_: next(draws), past)), past
 
     def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list) -> States:
         for row in rows:
-            drawn = [noise(*interval) for interval in row[1]]
+            drawn = [noise(*interval) for interval in stretch.noises(row)]
             x, past[:] = checkpoint(
                 one_step, x, model, row, drawn, tuple(past), use_reentrant=False
             )
@@ -247,103 +254,9 @@ def _fitting(noise: NoiseSource, x: Tensor) -> Callable[[float, float], Tensor]:
     return draw
 
 
-def _with_kwargs(model: Model, batch: int | None) -> Evaluate:
-    """The model's function with its conditioning, repeated where several evaluations are one call.
-
-    ``batch`` is the size of the batch, or ``None`` where each call has it.
-    """
-    function, kwargs = model.function, model.kwargs
-    if not kwargs:
-        return function
-    if batch is None:
-        return lambda x, t: function(x, t, **kwargs)
-    repeated = {1: kwargs}
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        count = len(x) // batch
-        if count not in repeated:
-            repeated[count] = {
-                name: value.repeat(count, *(1,) * (value.ndim - 1))
-                if isinstance(value, Tensor) and value.ndim and len(value) == batch
-                else value
-                for name, value in kwargs.items()
-            }
-        return function(x, t, **repeated[count])
-
-    return call
-
-
 def _called(model: Any) -> str:
     """What messages call the function that is evaluated."""
     return "model" if isinstance(model, Model) else "func"
-
-
-def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype, name: str) -> Evaluate:
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        rounded = x.to(narrow)
-        output = evaluate(rounded, t)
-        check_output(output, rounded, name)
-        return output.to(wide)
-
-    return call
-
-
-def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None, name: str) -> Evaluate:
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        output = evaluate(x, t)
-        check_output(output, x, name)
-        if observe is not None:
-            observe(output)
-        return output
-
-    return call
-
-
-def _watched(evaluate: Evaluate, watch: Watch) -> Evaluate:
-    return lambda x, t: watch(evaluate(x, t))
-
-
-class _Thresholded:
-    """Model whose x0 prediction passes through a hook; knows a call by its times' tensor."""
-
-    def __init__(
-        self,
-        evaluate: Evaluate,
-        model: Model,
-        plan: Plan,
-        calls: Sequence[int],
-        rows: Sequence[Tensor],
-        threshold: Callable[[Tensor, float], Tensor],
-    ) -> None:
-        self._evaluate, self._threshold = evaluate, threshold
-        stage_times = [stage.time for step in plan.steps for stage in step.stages]
-        points = iter(Point.many(model.process, stage_times))
-        self._weights = {
-            id(row): [
-                (
-                    point.t,
-                    conversion(model.process, plan.prediction, "x0", point),
-                    conversion(model.process, "x0", plan.prediction, point),
-                )
-                for point in islice(points, size)
-            ]
-            for row, size in zip(rows, calls, strict=True)
-        }
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        output = self._evaluate(x, t)
-        check_output(output, x)
-        weights = self._weights[id(t)]
-        if len(weights) == 1:
-            return self._hooked(x, output, weights[0])
-        parts = zip(x.chunk(len(weights)), output.chunk(len(weights)), weights, strict=True)
-        return torch.cat([self._hooked(*part) for part in parts])
-
-    def _hooked(self, x: Tensor, output: Tensor, weights: Any) -> Tensor:
-        time, (to_c, to_d), (from_c, from_d) = weights
-        x0 = self._threshold(float(to_c) * x + float(to_d) * output, time)
-        check_output(x0, x)
-        return float(from_c) * x + float(from_d) * x0
 
 
 def _locate_failure(

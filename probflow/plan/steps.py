@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -196,7 +196,7 @@ class Plan:
             depths["x", 0, number + 1] = depth(step.update)
         return max(depths.values())
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
         """Whether any step draws noise."""
         return any(step.noises for step in self.steps)
