@@ -63,8 +63,8 @@ def _rounds(step: Step) -> tuple[int, ...]:
 def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Kernel:
     """Write out the loop over steps of the given shape as a generator and compile it.
 
-    The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
-    and returns the last. A row is (*weights that are not 1, *noise intervals, *times of the calls)
+    The generator is ``steps(x, model, rows, noise, past, each)``; it yields the state after each
+    step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise intervals, *times of the calls)
     of a step; stages that share a call stand one after the other in its batch. ``past[a - 1]``
     holds the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods,
     which keep no past).
@@ -130,14 +130,14 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
         body += [f"new = {update}", f"past[:] = ({{{kept}}}, *past[:-1])", "x = new", "del new"]
     if done:  # nothing is held on to while the next step calls the model
         body.append(f"del {', '.join(done)}")
-    body.append("yield x")
+    body += ["if each:", "    yield x"]
     row = [
         *weights,
         *(f"i{index}" for index in range(noises)),
         *(f"t{call}" for call in range(len(calls))),
     ]
     targets = f"({', '.join(row)},)" if row else "()"
-    head = f"def steps(x, model, rows, noise, past):\n    for {targets} in rows:\n        "
+    head = f"def steps(x, model, rows, noise, past, each):\n    for {targets} in rows:\n        "
     scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
     exec(head + "\n        ".join(body) + "\n    return x", scope)
     return scope["steps"]

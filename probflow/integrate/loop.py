@@ -116,10 +116,11 @@ def run_plan(
     if noise is not None:
         noise.restart()
     run = _Run(plan, model, x, threshold, parallel)
-    states = run.states(noise, callback=callback, progress=progress, checkpoint=checkpoint)
+    states = run.states(
+        noise, each=trajectory, callback=callback, progress=progress, checkpoint=checkpoint
+    )
     if not trajectory:
-        for final in states:  # noqa: B007 - the last state is the result
-            pass
+        [final] = states
         result = final = final.to(x.dtype)
     elif torch.is_grad_enabled() or x.numel() < _LARGE:
         if x.dtype != run.wide:
@@ -183,12 +184,13 @@ class _Run:
         self,
         noise: NoiseSource | None,
         *,
+        each: bool = True,
         callback: Callback | None = None,
         progress: bool = False,
         checkpoint: bool = False,
         observe: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the state after each step (in the wide dtype)."""
+        """Yield the state after each step (in the wide dtype), or the last alone."""
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
         past: list[Any] = [None] * self.program.memory
         watch = Watch(self.program.held)
@@ -203,8 +205,9 @@ class _Run:
                 position += count
                 kernel = _checkpointed(stretch) if checkpoint else stretch.kernel
                 draw = _fitting(noise, x) if position == count and noise is not None else noise
-                steps = kernel(x, call, rows, draw, past)
-                if callback is None and bar is None:
+                looking = callback is not None or bar is not None
+                steps = kernel(x, call, rows, draw, past, each or looking)
+                if not looking:
                     x = yield from steps
                     continue
                 for x in steps:
@@ -213,7 +216,10 @@ class _Run:
                     if bar is not None:
                         bar.update(stretch.nfe)
                     number += 1
-                    yield x
+                    if each:
+                        yield x
+            if not each:
+                yield x
         finally:
             if bar is not None:
                 bar.close()
@@ -225,15 +231,16 @@ def _checkpointed(stretch: Stretch) -> Kernel:
 
     def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
         past, draws = list(past), iter(drawn)
-        return next(stretch.kernel(x, model, [row], lambda *_: next(draws), past)), past
+        return next(stretch.kernel(x, model, [row], lambda *_: next(draws), past, True)), past
 
-    def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list) -> States:
+    def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list, each: bool) -> States:
         for row in rows:
             drawn = [noise(*interval) for interval in stretch.noises(row)]
             x, past[:] = checkpoint(
                 one_step, x, model, row, drawn, tuple(past), use_reentrant=False
             )
-            yield x
+            if each:
+                yield x
         return x
 
     return steps
