@@ -60,14 +60,17 @@ def _rounds(step: Step) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Kernel:
+def _kernel(
+    shape: Shape, noises: int, past: tuple[tuple[Register, int], ...], keep: frozenset[Register]
+) -> Kernel:
     """Write out the loop over steps of the given shape as a generator and compile it.
 
     The generator is ``steps(x, model, rows, noise, past, each)``; it yields the state after each
     step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise intervals, *times of the calls)
-    of a step; stages that share a call stand one after the other in its batch. ``past[a - 1]``
-    holds the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods,
-    which keep no past).
+    of a step; stages that share a call stand one after the other in its batch. ``past`` names the
+    registers that steps of the plan refer to later, and for how many steps; ``keep`` are those of
+    this step. From one kernel to the next their tensors go in the generator's argument ``past``,
+    ages 1, 2, .. of the first, then of the next register.
     """
     weights: list[str] = []
     names: dict[Register, str] = {}
@@ -78,7 +81,7 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
 
     def name(register: Register) -> str:
         if register.age:
-            return f"past[{register.age - 1}]['{register._replace(age=0)}']"
+            return f"{register._replace(age=0)}_{register.age}"
         return names.get(register, str(register))
 
     def expression(combination: Sum) -> str:
@@ -123,11 +126,12 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
             joined = f"model(cat(({', '.join(inputs)})), t{call})"
             body.append(f"{outputs} = {joined}.chunk({len(inputs)})")
     update = expression(last)
-    if keep is None:
-        body.append(f"x = {update}")
-    else:
-        kept = ", ".join(f"'{register}': {name(register)}" for register in keep)
-        body += [f"new = {update}", f"past[:] = ({{{kept}}}, *past[:-1])", "x = new", "del new"]
+    old = [f"{register}_{age}" for register, ages in past for age in range(1, ages + 1)]
+    new = []
+    for register, ages in past:
+        new.append(name(register) if register in keep else "None")
+        new += [f"{register}_{age}" for age in range(1, ages)]
+    body.append(f"{', '.join(['x', *old])} = {', '.join([update, *new])}")
     if done:  # nothing is held on to while the next step calls the model
         body.append(f"del {', '.join(done)}")
     body += ["if each:", "    yield x"]
@@ -137,9 +141,14 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
         *(f"t{call}" for call in range(len(calls))),
     ]
     targets = f"({', '.join(row)},)" if row else "()"
-    head = f"def steps(x, model, rows, noise, past, each):\n    for {targets} in rows:\n        "
+    head, end = ["def steps(x, model, rows, noise, past, each):"], []
+    if old:
+        head.append(f"    {', '.join(old)}, = past")
+        end.append(f"    past[:] = {', '.join(old)},")
+    head.append(f"    for {targets} in rows:")
+    lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
     scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
-    exec(head + "\n        ".join(body) + "\n    return x", scope)
+    exec("\n".join(lines), scope)
     return scope["steps"]
 
 
@@ -190,20 +199,24 @@ class Program:
 
     stretches: list[Stretch]
     times: np.ndarray  # of all evaluations
+    distinct: np.ndarray  # the times without repetitions
+    places: list[int]  # of the evaluations' times in ``distinct``
     calls: list[int]  # how many of them share each call of the model
-    memory: int
+    past: int  # tensors of earlier steps that are kept
     held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
 def _compile(plan: Plan, parallel: bool) -> Program:
-    memory = plan.memory
     wanted: list[set[Register]] = [set() for _ in plan.steps]
-    if memory:
-        for number, step in enumerate(plan.steps):
-            for combination in step.combinations():
-                for register, _ in combination:
-                    if register.age:
-                        wanted[number - register.age].add(register._replace(age=0))
+    ages: dict[Register, int] = {}  # of the plan's registers, for how many steps
+    for number, step in enumerate(plan.steps):
+        for combination in step.combinations():
+            for register, _ in combination:
+                if register.age:
+                    own = register._replace(age=0)
+                    wanted[number - register.age].add(own)
+                    ages[own] = max(ages.get(own, 0), register.age)
+    past, memory = tuple(sorted(ages.items())), max(ages.values(), default=0)
     kept = [sum(register.kind in ("f", "j") for register in registers) for registers in wanted]
     held = 1 + max(
         step.nfe + sum(kept[max(0, number - memory) : number])
@@ -211,12 +224,8 @@ def _compile(plan: Plan, parallel: bool) -> Program:
     )
     sizes = [_rounds(step) if parallel else (1,) * len(step.stages) for step in plan.steps]
     kernels = [
-        _kernel(
-            _shape(step, sizes[number]),
-            len(step.noises),
-            tuple(sorted(wanted[number])) if memory else None,
-        )
-        for number, step in enumerate(plan.steps)
+        _kernel(_shape(step, sizes[n]), len(step.noises), past, frozenset(wanted[n]))
+        for n, step in enumerate(plan.steps)
     ]
     ends = accumulate(len(step_sizes) for step_sizes in sizes)
     watched = next((n for n, end in enumerate(ends, 1) if end >= max(2, held)), 0)
@@ -240,8 +249,17 @@ def _compile(plan: Plan, parallel: bool) -> Program:
                 tuple(intervals),
             )
         )
-    times = np.array([stage.time for step in plan.steps for stage in step.stages])
-    return Program(stretches, times, [size for each in sizes for size in each], memory, held)
+    times = [stage.time for step in plan.steps for stage in step.stages]
+    distinct = {time: place for place, time in enumerate(dict.fromkeys(times))}
+    return Program(
+        stretches=stretches,
+        times=np.array(times),
+        distinct=np.array(list(distinct)),
+        places=[distinct[time] for time in times],
+        calls=[size for each in sizes for size in each],
+        past=sum(ages.values()),
+        held=held,
+    )
 
 
 _COMPILED: dict[tuple[int, bool], tuple[weakref.ref[Plan], Program]] = {}

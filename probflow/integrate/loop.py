@@ -7,7 +7,7 @@ tensor made before the first step, and nothing inside the loop waits for the dev
 from __future__ import annotations
 
 import cmath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -159,19 +159,26 @@ class _Run:
     ) -> None:
         self.plan, self.x, self.program = plan, x, compiled(plan, parallel)
         wide = torch.promote_types(x.dtype, torch.float32)
-        stage_times = self.program.times
+        rows: Sequence[Tensor]
         if isinstance(model, Model):
-            times = model.own_times(stage_times, x.dtype).to(x.device)
-            rows = times[:, None].expand(-1, len(x)).unbind(0)
+            batch = len(x)
+            # Evaluations at one time share a tensor where a model cannot write to it.
+            shared = batch > 1 and not parallel
+            times = self.program.distinct if shared else self.program.times
+            times = model.own_times(times, x.dtype).to(x.device)
             if parallel:
-                rows = tuple(
-                    part[:, None].expand(-1, len(x)).reshape(-1)
+                rows = [
+                    part[:, None].expand(-1, batch).reshape(-1)
                     for part in times.split(self.program.calls)
-                )
-            evaluate = with_kwargs(model, len(x) if parallel else None)
+                ]
+            else:
+                rows = times[:, None].expand(-1, batch).unbind(0)
+                if len(rows) < len(self.program.places):
+                    rows = [rows[place] for place in self.program.places]
+            evaluate = with_kwargs(model, batch if parallel else None)
         else:
             real = torch.promote_types(wide.to_real(), torch.float32)
-            rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
+            rows = torch.tensor(self.program.times, dtype=real, device=x.device).unbind(0)
             evaluate = model
         self.name = _called(model)
         if wide != x.dtype:
@@ -192,7 +199,7 @@ class _Run:
     ) -> Iterator[Tensor]:
         """Yield the state after each step (in the wide dtype), or the last alone."""
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
-        past: list[Any] = [None] * self.program.memory
+        past: list[Any] = [None] * self.program.past
         watch = Watch(self.program.held)
         looked_at = checked(evaluate, observe, self.name)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
@@ -231,7 +238,8 @@ def _checkpointed(stretch: Stretch) -> Kernel:
 
     def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
         past, draws = list(past), iter(drawn)
-        return next(stretch.kernel(x, model, [row], lambda *_: next(draws), past, True)), past
+        [x] = stretch.kernel(x, model, [row], lambda *_: next(draws), past, True)
+        return x, past
 
     def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list, each: bool) -> States:
         for row in rows:

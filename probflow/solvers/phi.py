@@ -82,7 +82,10 @@ def _adams(count: int) -> Callable[[Sequence[float], Sequence[float]], list[floa
     those times (theta - node) for the nodes after it, too.
     """
     nodes = [f"n{j}" for j in range(count)]
-    lines = [", ".join(nodes) + ", = nodes", ", ".join(f"b{k}" for k in range(count)) + ", *_ = means"]
+    lines = [
+        ", ".join(nodes) + ", = nodes",
+        ", ".join(f"b{k}" for k in range(count)) + ", *_ = means",
+    ]
     weights = []
     for j, own in enumerate(nodes):
         left = count - j
