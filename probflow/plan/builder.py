@@ -67,7 +67,7 @@ class StepBuilder:
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self._stages: list[Stage] = []
-        self._noises: list[tuple[float, float]] = []
+        self._noises: dict[tuple[float, float], int] = {}
 
     def _place(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
         """Where in the grid the step is."""
@@ -158,9 +158,8 @@ class StepBuilder:
             self.t.t if start == 0.0 else self.t.t + start * length,
             self.s.t if stop == 1.0 else self.t.t + stop * length,
         )
-        if interval not in self._noises:
-            self._noises.append(interval)
-        return Linear({code("z", self._noises.index(interval)): 1.0})
+        index = self._noises.setdefault(interval, len(self._noises))
+        return Linear({code("z", index): 1.0})
 
     def finish(self, update: Linear) -> Step:
         """The step as data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 
@@ -221,9 +221,10 @@ def _layout(step: Step) -> tuple[_Layout, tuple[float, ...]]:
     combinations = [step.update]
     for stage in step.stages:
         combinations += stage.input, stage.tangent
-    pairs = [pair for combination in combinations for pair in combination]
-    registers, weights = zip(*pairs) if pairs else ((), ())  # noqa: B905
-    return (len(step.noises), tuple(map(len, combinations)), registers), weights
+    sizes = tuple(map(len, combinations))
+    pairs = chain.from_iterable(combinations)
+    registers, weights = zip(*pairs) if any(sizes) else ((), ())  # noqa: B905
+    return (len(step.noises), sizes, registers), weights
 
 
 def _shape(step: Step) -> _Shape:

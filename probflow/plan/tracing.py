@@ -113,20 +113,15 @@ class _Scout(StepBuilder):
         number: int,
         previous: list[StepBuilder],
         between: Between,
-        expected: int | None,
+        expected: int,
     ) -> None:
         self._place(points, number, previous)
-        self._between, self._expected = between, expected
+        self._between, self._left = between, expected
         self.x = _NOTHING
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self.times: list[float] = []
         self.lambdas: list[float] = []
-
-    @property
-    def asked(self) -> int:
-        """How many points were asked for."""
-        return len(self.times) + len(self.lambdas)
 
     @cached_property
     def _half_way(self) -> Point:
@@ -141,7 +136,8 @@ class _Scout(StepBuilder):
 
     def _note(self, notes: list[float], place: float) -> Point:
         notes.append(place)
-        if self.asked == self._expected:
+        self._left -= 1
+        if self._left == 0:
             raise _Enough
         return self._half_way
 
@@ -177,16 +173,17 @@ def _scout(
     times: list[float] = []
     lambdas: list[float] = []
     previous: list[StepBuilder] = []
-    expected = None
+    expected = 0
     for number in range(len(points) - 1):
         step = _Scout(points, number, previous, between, expected)
         # _Enough, or an error due to the stand-ins, or one that comes again in the tracing.
         with suppress(Exception):
             step_function(step)
-        if number == memory and not step.asked:
+        asked = len(step.times) + len(step.lambdas)
+        if number == memory and not asked:
             break
         if memory == 0:
-            expected = expected or step.asked
+            expected = expected or asked
         times += step.times
         lambdas += step.lambdas
         previous = [step, *previous][:memory]

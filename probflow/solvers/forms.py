@@ -117,8 +117,11 @@ def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: 
         # The weights are those of the whole step, so that h stands for the stage's, too.
         factor = form.scale(r) * h
         all_weights = [form.linear(t, r), *[factor * weight for weight in weights]]
-        state = Linear.sum(all_weights, [step.x, *outputs])
-        outputs.append(step.model(state + noise[node] if noise else state, r))
+        terms = [step.x, *outputs]
+        if noise:
+            all_weights.append(1.0)
+            terms.append(noise[node])
+        outputs.append(step.model(Linear.sum(all_weights, terms), r))
     new = form.step(step.x, t, s, update, outputs)
     return new + noise[1.0] if noise else new
 
