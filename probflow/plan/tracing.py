@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -117,13 +116,13 @@ class _Scout(StepBuilder):
     ) -> None:
         self._place(points, number, previous)
         self._between, self._left = between, expected
+        self._middle: Point | None = None
         self.x = _NOTHING
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self.times: list[float] = []
         self.lambdas: list[float] = []
 
-    @cached_property
     def _half_way(self) -> Point:
         t, s = self.t, self.s
         return Point(
@@ -139,7 +138,9 @@ class _Scout(StepBuilder):
         self._left -= 1
         if self._left == 0:
             raise _Enough
-        return self._half_way
+        if self._middle is None:
+            self._middle = self._half_way()
+        return self._middle
 
     def at(self, t: float) -> Point:
         return self._note(self.times, t)
