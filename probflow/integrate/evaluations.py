@@ -102,6 +102,7 @@ class Thresholded:
         }
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output that the hooked x0 prediction amounts to."""
         output = self._evaluate(x, t)
         check_output(output, x)
         weights = self._weights[id(t)]

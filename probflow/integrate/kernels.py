@@ -37,11 +37,6 @@ def _shape(step: Step, sizes: Sequence[int]) -> Shape:
     return tuple(tuple(next(stages) for _ in range(size)) for size in sizes), of(step.update)
 
 
-def _weights(step: Step) -> list[float]:
-    """The weights that a row holds."""
-    return [w for combination in step.combinations() for _, w in combination if w != 1.0]
-
-
 def _rounds(step: Step) -> tuple[int, ...]:
     """Numbers of successive evaluations of a step that do not wait for one another."""
     sizes: list[int] = []
@@ -66,11 +61,12 @@ def _kernel(
     """Write out the loop over steps of the given shape as a generator and compile it.
 
     The generator is ``steps(x, model, rows, noise, past, each)``; it yields the state after each
-    step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise intervals, *times of the calls)
-    of a step; stages that share a call stand one after the other in its batch. ``past`` names the
-    registers that steps of the plan refer to later, and for how many steps; ``keep`` are those of
-    this step. From one kernel to the next their tensors go in the generator's argument ``past``,
-    ages 1, 2, .. of the first, then of the next register.
+    step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise
+    intervals, *times of the calls) of a step; stages that share a call stand one after the other
+    in its batch. ``past`` names the registers that steps of the plan refer to later, and for how
+    many steps; ``keep`` are those that are wanted of this step. Their tensors come from the kernel
+    before, and go to the next, in the generator's argument ``past``: ages 1, 2, .. of the first,
+    then of the next register.
     """
     weights: list[str] = []
     names: dict[Register, str] = {}
@@ -206,6 +202,21 @@ class Program:
     held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
+def _stretch(kernel: Kernel, calls: int, steps: Sequence[Step]) -> Stretch:
+    weights = [
+        [w for combination in step.combinations() for _, w in combination if w != 1.0]
+        for step in steps
+    ]
+    return Stretch(
+        kernel,
+        len(steps),
+        calls,
+        steps[0].nfe,
+        tuple(zip(*weights, strict=True)),
+        tuple(zip(*[step.noises for step in steps], strict=True)),
+    )
+
+
 def _compile(plan: Plan, parallel: bool) -> Program:
     wanted: list[set[Register]] = [set() for _ in plan.steps]
     ages: dict[Register, int] = {}  # of the plan's registers, for how many steps
@@ -227,28 +238,17 @@ def _compile(plan: Plan, parallel: bool) -> Program:
         _kernel(_shape(step, sizes[n]), len(step.noises), past, frozenset(wanted[n]))
         for n, step in enumerate(plan.steps)
     ]
-    ends = accumulate(len(step_sizes) for step_sizes in sizes)
+    ends = accumulate(map(len, sizes))
     watched = next((n for n, end in enumerate(ends, 1) if end >= max(2, held)), 0)
-    stretches = []
     starts = [
         number
         for number in range(len(kernels))
         if number in (0, 1, watched) or kernels[number] is not kernels[number - 1]
     ]
-    for start, stop in pairwise([*starts, len(kernels)]):
-        steps = plan.steps[start:stop]
-        weights = zip(*[_weights(step) for step in steps], strict=True)
-        intervals = zip(*[step.noises for step in steps], strict=True)
-        stretches.append(
-            Stretch(
-                kernels[start],
-                len(steps),
-                len(sizes[start]),
-                steps[0].nfe,
-                tuple(weights),
-                tuple(intervals),
-            )
-        )
+    stretches = [
+        _stretch(kernels[start], len(sizes[start]), plan.steps[start:stop])
+        for start, stop in pairwise([*starts, len(kernels)])
+    ]
     times = [stage.time for step in plan.steps for stage in step.stages]
     distinct = {time: place for place, time in enumerate(dict.fromkeys(times))}
     return Program(

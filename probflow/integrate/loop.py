@@ -164,8 +164,8 @@ class _Run:
             batch = len(x)
             # Evaluations at one time share a tensor where a model cannot write to it.
             shared = batch > 1 and not parallel
-            times = self.program.distinct if shared else self.program.times
-            times = model.own_times(times, x.dtype).to(x.device)
+            process_times = self.program.distinct if shared else self.program.times
+            times = model.own_times(process_times, x.dtype).to(x.device)
             if parallel:
                 rows = [
                     part[:, None].expand(-1, batch).reshape(-1)

@@ -94,19 +94,18 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("plan: need at least 1 step")
-        layout: _Layout | None = None
-        shape, shapes = _shape(self.steps[0]), ()
+        # A step of the layout of the one before, after the same shapes, has the same registers.
+        layout, shape, shapes = None, _shape(self.steps[0]), tuple[_Shape, ...]()
         for number, step in enumerate(self.steps):
-            found, weights = _layout(step)
-            if found != layout:
-                shape = _shape(step)
-            # Of the step and a few before it, newest first: further back the slow way is taken.
-            before, shapes = shapes, (shape, *shapes[:4])
-            alike = found == layout and shapes == before
-            layout = found
-            if alike and math.isfinite(sum(weights)) and not self._misplaced(number, step):
-                continue  # the common case: it has the registers of the step before, which exist
-            wrong = self._misplaced(number, step) or self._mistake(number, step, _available(shapes))
+            before, old = layout, shapes
+            layout, weights = _layout(step)
+            if layout != before:
+                shape, deep = _shape(step), any(r.age > _LOOK_BACK for r in layout[2])
+            shapes = (shape, *shapes[:_LOOK_BACK])
+            known = layout == before and shapes == old and not deep and math.isfinite(sum(weights))
+            wrong = self._misplaced(number, step)
+            if not known:
+                wrong = wrong or self._mistake(number, step, _available(shapes))
             if wrong:
                 raise ValueError(
                     f"plan of {self.solver}, step {number} (t = {step.start:g} -> "
@@ -207,6 +206,8 @@ class Plan:
         ages = [r.age for step in self.steps for c in step.combinations() for r, _ in c]
         return max(ages, default=0)
 
+
+_LOOK_BACK = 4  # steps whose registers are looked up in a table
 
 _Shape = tuple[
     int, tuple[bool, ...]
