@@ -139,7 +139,7 @@ def _kernel(
     targets = f"({', '.join(row)},)" if row else "()"
     head, end = ["def steps(x, model, rows, noise, past, each):"], []
     if old:
-        head.append(f"    {', '.join(old)}, = past")
+        head += [f"    {', '.join(old)}, = past", "    past.clear()"]  # it would hold on to them
         end.append(f"    past[:] = {', '.join(old)},")
     head.append(f"    for {targets} in rows:")
     lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
