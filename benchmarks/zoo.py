@@ -1,10 +1,11 @@
 """Every static solver: time a step over its bare tensor operations, time of a plan, and diffusers.
 
-*Overhead.* The tensor operations and model calls of a run are recorded once and replayed in a plain
-loop: what a careful hand-written loop costs at least. For a few solvers such loops are written
-out, too. The derivatives of `accelerated-sde-jvp` are not among these operations. *Plans* of 1000
-steps are made on a grid even in log-SNR. *diffusers*, if it is installed: its scheduler's ``step``
-in the loop that a pipeline runs, on the same state and number of evaluations.
+*Overhead.* The arithmetic and the model calls of a run are recorded once and replayed in a plain
+loop. With the tensors of times, one for each call of the model, that is what a careful hand-written
+loop costs at least. For a few solvers such loops are written out, too, with the weights at hand;
+they alone have the derivatives of `accelerated-sde-jvp`. *Plans* of 1000 steps are made on a grid
+even in log-SNR. *diffusers*, if it is installed: its scheduler's ``step`` in the loop that a
+pipeline runs, on the same state and number of evaluations.
 
 Time is the processor time of the one thread; ratios are medians over interleaved repeats.
 
@@ -22,7 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from overhead import Given, hand_euler, hand_heun, hand_rk4, rows_of, seconds
+from overhead import Given, hand_heun, hand_rk4, rows_of, seconds
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -85,57 +86,142 @@ def operations(plan: Plan, x: Tensor, noise: Given | None) -> Work:
     return replay
 
 
+def with_times(plan: Plan, x: Tensor, replay: Work) -> Work:
+    """The replay after making the tensors of times."""
+    times = stage_times(plan)
+
+    def work() -> None:
+        rows_of(times, len(x))
+        replay()
+
+    return work
+
+
 # Loops written by hand, with the weights of the plan as floats -----------------------------------
 
+Weights = list[list[list[float]]]
 
-def weights_of(plan: Plan) -> list[list[list[float]]]:
+
+def stage_times(plan: Plan) -> list[float]:
+    """Of all evaluations."""
+    return [stage.time for step in plan.steps for stage in step.stages]
+
+
+def weights_of(plan: Plan) -> Weights:
     """Per step, the weights of each combination."""
     return [[[w for _, w in c] for c in step.combinations()] for step in plan.steps]
 
 
-def hand_one_stage(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
+def hand_one_stage(plan: Plan, x: Tensor, z: Tensor) -> Work:
     """x' = a x + b f (+ c z): ddim, ddpm, edm-euler, ..."""
-    rows = rows_of([s.time for step in plan.steps for s in step.stages], len(x))
-    for (_, (a, b, *c)), row in zip(weights_of(plan), rows, strict=True):
-        x = torch.mul(x, a).add_(identity(x, row), alpha=b)
-        if c:
-            x.add_(z, alpha=c[0])
-    return x
+    times, weights = stage_times(plan), weights_of(plan)
+
+    def loop() -> Tensor:
+        y = x
+        for (_, (a, b, *c)), row in zip(weights, rows_of(times, len(x)), strict=True):
+            y = torch.mul(y, a).add_(identity(y, row), alpha=b)
+            if c:
+                y.add_(z, alpha=c[0])
+        return y
+
+    return loop
 
 
-def hand_2m(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
-    """x' = a x + b f + c f_before; the first step has none before."""
-    rows = rows_of([s.time for step in plan.steps for s in step.stages], len(x))
-    before = None
-    for (_, (a, b, *c)), row in zip(weights_of(plan), rows, strict=True):
-        f = identity(x, row)
-        x = torch.mul(x, a).add_(f, alpha=b)
-        if before is not None:
-            x.add_(before, alpha=c[0])
-        before = f
-    return x
+def hand_one_slope(plan: Plan, x: Tensor, z: Tensor) -> Work:
+    """x' = x + b f: euler."""
+    times = stage_times(plan)
+    weights = [b for _, (_, b) in weights_of(plan)]
+
+    def loop() -> Tensor:
+        y = x
+        for b, row in zip(weights, rows_of(times, len(x)), strict=True):
+            y = torch.add(y, identity(y, row), alpha=b)
+        return y
+
+    return loop
 
 
-def hand_two_stages(plan: Plan, x: Tensor, z: Tensor) -> Tensor:
-    """u = a x + b f, x' = c x + d f + e f(u)."""
-    rows = iter(rows_of([s.time for step in plan.steps for s in step.stages], len(x)))
-    for _, (a, b), (c, *rest) in weights_of(plan):
-        f = identity(x, next(rows))
-        g = identity(torch.mul(x, a).add_(f, alpha=b), next(rows))
-        x = torch.mul(x, c)
-        for weight, output in zip(rest, (f, g)[-len(rest) :], strict=True):
-            x.add_(output, alpha=weight)
-    return x
+def hand_two_outputs(plan: Plan, x: Tensor, z: Tensor) -> Work:
+    """x' = a x + b f + c f_before; the first step has none before; a = 1: ab2."""
+    times, weights = stage_times(plan), weights_of(plan)
+    scaled = any(update[0] != 1.0 for _, update in weights)
+
+    def loop() -> Tensor:
+        y, before = x, None
+        for (_, (a, b, *c)), row in zip(weights, rows_of(times, len(x)), strict=True):
+            f = identity(y, row)
+            y = torch.mul(y, a).add_(f, alpha=b) if scaled else torch.add(y, f, alpha=b)
+            if before is not None:
+                y.add_(before, alpha=c[0])
+            before = f
+        return y
+
+    return loop
 
 
-HAND = {
+def hand_two_stages(plan: Plan, x: Tensor, z: Tensor) -> Work:
+    """u = a x + b f, x' = c x (+ d f) + e f(u): dpm-solver-2, ..."""
+    times, weights = stage_times(plan), weights_of(plan)
+
+    def loop() -> Tensor:
+        y, rows = x, iter(rows_of(times, len(x)))
+        for _, (a, b), (c, *rest) in weights:
+            f = identity(y, next(rows))
+            g = identity(torch.mul(y, a).add_(f, alpha=b), next(rows))
+            y = torch.mul(y, c)
+            for weight, output in zip(rest, (f, g)[-len(rest) :], strict=True):
+                y.add_(output, alpha=weight)
+        return y
+
+    return loop
+
+
+def hand_midpoint(plan: Plan, x: Tensor, z: Tensor) -> Work:
+    """x' = x + h f(x + h/2 f)."""
+    times = stage_times(plan)
+    weights = [(a, b) for _, (_, a), (_, b) in weights_of(plan)]
+
+    def loop() -> Tensor:
+        y, rows = x, iter(rows_of(times, len(x)))
+        for a, b in weights:
+            f = identity(y, next(rows))
+            y = torch.add(y, identity(torch.add(y, f, alpha=a), next(rows)), alpha=b)
+        return y
+
+    return loop
+
+
+def hand_derivative(plan: Plan, x: Tensor, z: Tensor) -> Work:
+    """x' = a x + b f + c z + d j, with the derivative j of f along w z: accelerated-sde-jvp."""
+    times = stage_times(plan)
+    rows_of_weights = [
+        (tangent[0], {register.kind: weight for register, weight in step.update})
+        for step, (_, tangent, _) in zip(plan.steps, weights_of(plan), strict=True)
+    ]
+    weights = [(w, own["x"], own["f"], own["z"], own["j"]) for w, own in rows_of_weights]
+
+    def loop() -> Tensor:
+        y = x
+        for (w, a, b, c, d), row in zip(weights, rows_of(times, len(x)), strict=True):
+            along = torch.mul(z, w)
+            f, j = torch.func.jvp(lambda u, t=row: identity(u, t), (y,), (along,), strict=True)
+            y = torch.mul(y, a).add_(f, alpha=b).add_(z, alpha=c).add_(j, alpha=d)
+        return y
+
+    return loop
+
+
+HAND: dict[str, Callable[[Plan, Tensor, Tensor], Work]] = {
+    "ab2": hand_two_outputs,
+    "accelerated-sde-jvp": hand_derivative,
     "ddim": hand_one_stage,
     "ddpm": hand_one_stage,
-    "dpm-solver++-2m": hand_2m,
+    "dpm-solver++-2m": hand_two_outputs,
     "dpm-solver-2": hand_two_stages,
-    "euler": lambda plan, x, z: hand_euler(identity, x, plan.times),
-    "heun": lambda plan, x, z: hand_heun(identity, x, plan.times),
-    "rk4": lambda plan, x, z: hand_rk4(identity, x, plan.times),
+    "euler": hand_one_slope,
+    "heun": lambda plan, x, z, f=hand_heun: lambda times=plan.times: f(identity, x, times),
+    "midpoint": hand_midpoint,
+    "rk4": lambda plan, x, z, f=hand_rk4: lambda times=plan.times: f(identity, x, times),
 }
 
 
@@ -144,34 +230,44 @@ def overhead(
 ) -> None:
     """Print time a step over that of its operations alone."""
     print(f"\n### State {shape}, {steps} steps\n")
-    print("| solver | us/step | over its operations alone | over a hand-written loop |")
-    print("|---|---:|---:|---:|")
-    ratios: dict[str, float] = {}
+    print("| solver | us/step | over its arithmetic | and tensors of times | over a loop by hand |")
+    print("|---|---:|---:|---:|---:|")
+    ratios: dict[str, dict[str, float]] = {"arithmetic": {}, "arithmetic and times": {}}
+    by_hand: dict[str, float] = {}
     for solver in solvers:
         plan = solver.plan(PROCESS, GRID.times(PROCESS, steps))
         model = pf.Model(identity, PROCESS, prediction=plan.prediction)
         x = torch.randn(shape)
         noise = Given(x) if plan.stochastic else None
+        bare = operations(plan, x, noise)
         work: dict[str, Work] = {
-            "bare": operations(plan, x, noise),
+            "arithmetic": bare,
+            "arithmetic and times": with_times(plan, x, bare),
             "run": lambda p=plan, m=model, y=x, n=noise: run_plan(p, m, y, noise=n),
         }
         if solver.name in HAND:
-            z = torch.randn_like(x)
-            work["hand"] = lambda p=plan, y=x, z=z, h=HAND[solver.name]: h(p, y, z)
+            work["hand"] = HAND[solver.name](plan, x, torch.randn_like(x))
         times = interleaved(work, repeats)
-        run = ratio(times["run"], times["bare"])
-        if not any(stage.tangent for step in plan.steps for stage in step.stages):
-            ratios[solver.name] = run  # derivatives are not among the recorded operations
-        hand = f"{ratio(times['run'], times['hand']):.2f}" if "hand" in times else ""
+        tangents = any(stage.tangent for step in plan.steps for stage in step.stages)
+        row = []
+        for base, values in ratios.items():  # derivatives are not among the recorded operations
+            if not tangents:
+                values[solver.name] = ratio(times["run"], times[base])
+            row.append("" if tangents else f"{values[solver.name]:.2f}")
+        if "hand" in times:
+            by_hand[solver.name] = ratio(times["run"], times["hand"])
+            row.append(f"{by_hand[solver.name]:.2f}")
         us = statistics.median(times["run"]) / steps * 1e6
-        print(f"| {solver.name} | {us:.2f} | {run:.2f} | {hand} |")
-    above = ", ".join(name for name, value in ratios.items() if value > 1.2)
-    print(
-        f"\n{len(ratios)} solvers: ratios to the operations from {min(ratios.values()):.2f} to "
-        f"{max(ratios.values()):.2f}, median {statistics.median(ratios.values()):.2f}. "
-        f"Above 1.2: {above or 'none'}."
-    )
+        print(f"| {solver.name} | {us:.2f} | {' | '.join([*row, ''][:3])} |")
+    print()
+    for base, values in (ratios | {"a loop by hand": by_hand}).items():
+        if values:
+            above = ", ".join(name for name, value in values.items() if value > 1.2)
+            print(
+                f"Over {base}, {len(values)} solvers: {min(values.values()):.2f} to "
+                f"{max(values.values()):.2f}, median {statistics.median(values.values()):.2f}. "
+                f"Above 1.2: {above or 'none'}."
+            )
 
 
 def interleaved(work: dict[str, Work], repeats: int) -> dict[str, list[float]]:

@@ -92,7 +92,7 @@ class Model(torch.nn.Module):
             return self
         return Model(_Converted(self, prediction), self.process, prediction)
 
-    def own_times(self, times: Sequence[float], dtype: torch.dtype) -> Tensor:
+    def own_times(self, times: Sequence[float] | np.ndarray, dtype: torch.dtype) -> Tensor:
         """Process times in the model's convention, computed in float64, shape (n,), on the host."""
         values = np.asarray(times, dtype=np.float64)
         if self.time is not None:

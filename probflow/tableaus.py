@@ -108,6 +108,12 @@ class Tableau:
         """Index of the closing stage."""
         return self.stages - 1 if self.fsal else self.stages
 
+    @cached_property
+    def later(self) -> list[tuple[float, Row]]:
+        """(c_i, row a_i) of the stages after the first, without one that only closes the step."""
+        count = max(i for i, weight in enumerate(self.b) if weight != 0.0) + 1
+        return list(zip(self.c[1:count], self.a[1:count], strict=True))
+
     @property
     def adaptive(self) -> bool:
         """Whether there is an error estimate."""

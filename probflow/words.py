@@ -48,12 +48,13 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> i
     ValueError
         If it lies outside.
     """
+    whole = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    if whole and least <= int(value) <= (math.inf if most is None else most):
+        return int(value)
     allowed = f">= {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
-    if not least <= int(value) <= (math.inf if most is None else most):
+    if whole:
         raise ValueError(f"{name}: need a whole number {allowed}, got {value}")
-    return int(value)
+    raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

@@ -85,6 +85,18 @@ def test_the_last_stage_sees_the_earlier_ones_only() -> None:
         plan(step(stages=wrong))
 
 
+def test_registers_far_back() -> None:
+    """Two steps of one layout, of which only the first refers to a stage that is there."""
+    far = Register("f", 1, 6)
+    one = (Stage(((X, 1.0),), 1.0),)
+    steps = [step(7.0, 6.0, stages=one * 2)]
+    steps += [step(7.0 - n, 6.0 - n, stages=one) for n in range(1, 6)]
+    steps.append(step(1.0, 0.5, update=((X, 1.0), (far, 1.0))))
+    assert plan(*steps).memory == 6
+    with pytest.raises(ValueError, match=r"step 7 .*register f1\[-6\] does not exist"):
+        plan(*steps, step(0.5, 0.0, update=((X, 1.0), (far, 1.0))))
+
+
 def test_alias() -> None:
     assert Stage(((X, 1.0),), 1.0).alias == X
     assert Stage(((X, 2.0),), 1.0).alias is None
@@ -285,6 +297,14 @@ def test_points_agree_with_the_process() -> None:
     assert point.rho == pytest.approx(math.exp(-point.lambda_), rel=1e-14)
     assert point.ab == pytest.approx(point.alpha**2, rel=1e-14)
     assert (point.drift, point.diffusion) == (process.drift(0.3), process.diffusion(0.3))
+
+
+@pytest.mark.parametrize(("solver", "model"), [("rk4", "v"), ("exponential-ab2-v", "velocity")])
+def test_velocity_and_v_are_multiples(solver: str, model: str) -> None:
+    """Where the variance is preserved, one is the other times d theta/dt: the state has no part."""
+    plan = pf.get_solver(solver).plan(pf.VP.linear(), np.linspace(1.0, 1e-3, 41), model)
+    kinds = [r.kind for s in plan.steps for c in s.combinations() for r, _ in c]
+    assert set(kinds) == {"x", "f"}
 
 
 def test_plans_are_values() -> None:

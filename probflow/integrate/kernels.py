@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,14 +55,18 @@ def _rounds(step: Step) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Kernel:
+def _kernel(
+    shape: Shape, noises: int, past: tuple[tuple[Register, int], ...], keep: frozenset[Register]
+) -> Kernel:
     """Write out the loop over steps of the given shape as a generator and compile it.
 
-    The generator is ``steps(x, model, rows, noise, past)``; it yields the state after each step
-    and returns the last. A row is (weights that are not 1, noise intervals, times of the calls) of
-    a step; stages that share a call stand one after the other in its batch. ``past[a - 1]`` holds
-    the registers kept ``a`` steps ago by name (``keep`` is ``None`` for one-step methods, which
-    keep no past).
+    The generator is ``steps(x, model, rows, noise, past, each)``; it yields the state after each
+    step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise
+    intervals, *times of the calls) of a step; stages that share a call stand one after the other
+    in its batch. ``past`` names the registers that steps of the plan refer to later, and for how
+    many steps; ``keep`` are those that are wanted of this step. Their tensors come from the kernel
+    before, and go to the next, in the generator's argument ``past``: ages 1, 2, .. of the first,
+    then of the next register.
     """
     weights: list[str] = []
     names: dict[Register, str] = {}
@@ -72,7 +77,7 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
 
     def name(register: Register) -> str:
         if register.age:
-            return f"past[{register.age - 1}]['{register._replace(age=0)}']"
+            return f"{register._replace(age=0)}_{register.age}"
         return names.get(register, str(register))
 
     def expression(combination: Sum) -> str:
@@ -117,22 +122,29 @@ def _kernel(shape: Shape, noises: int, keep: tuple[Register, ...] | None) -> Ker
             joined = f"model(cat(({', '.join(inputs)})), t{call})"
             body.append(f"{outputs} = {joined}.chunk({len(inputs)})")
     update = expression(last)
-    if keep is None:
-        body.append(f"x = {update}")
-    else:
-        kept = ", ".join(f"'{register}': {name(register)}" for register in keep)
-        body += [f"new = {update}", f"past[:] = ({{{kept}}}, *past[:-1])", "x = new", "del new"]
+    old = [f"{register}_{age}" for register, ages in past for age in range(1, ages + 1)]
+    new = []
+    for register, ages in past:
+        new.append(name(register) if register in keep else "None")
+        new += [f"{register}_{age}" for age in range(1, ages)]
+    body.append(f"{', '.join(['x', *old])} = {', '.join([update, *new])}")
     if done:  # nothing is held on to while the next step calls the model
         body.append(f"del {', '.join(done)}")
-    body.append("yield x")
-    row = (
-        _targets(weights),
-        _targets([f"i{index}" for index in range(noises)]),
-        _targets([f"t{call}" for call in range(len(calls))]),
-    )
-    head = f"def steps(x, model, rows, noise, past):\n    for {', '.join(row)} in rows:\n        "
+    body += ["if each:", "    yield x"]
+    row = [
+        *weights,
+        *(f"i{index}" for index in range(noises)),
+        *(f"t{call}" for call in range(len(calls))),
+    ]
+    targets = f"({', '.join(row)},)" if row else "()"
+    head, end = ["def steps(x, model, rows, noise, past, each):"], []
+    if old:
+        head += [f"    {', '.join(old)}, = past", "    past.clear()"]  # it would hold on to them
+        end.append(f"    past[:] = {', '.join(old)},")
+    head.append(f"    for {targets} in rows:")
+    lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
     scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
-    exec(head + "\n        ".join(body) + "\n    return x", scope)
+    exec("\n".join(lines), scope)
     return scope["steps"]
 
 
@@ -152,66 +164,102 @@ def _jvp(
     return f, j
 
 
-def _targets(names: Sequence[str]) -> str:
-    return f"({', '.join(names)},)" if names else "_"
-
-
-@dataclass
+@dataclass(frozen=True)
 class Stretch:
-    """Consecutive steps of one shape: their kernel and, per step, weights and intervals."""
+    """Consecutive steps of one shape: their kernel and, in columns, weights and noise intervals."""
 
     kernel: Kernel
+    steps: int
     calls: int  # of the model, per step
     nfe: int  # per step
-    weights: list[tuple[float, ...]]
-    intervals: list[tuple[tuple[float, float], ...]]
+    weights: Sequence[Sequence[float]]
+    intervals: Sequence[Sequence[tuple[float, float]]]
 
     def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
         """Rows for the kernel; ``times`` has one tensor per call of the model."""
-        per_step = zip(*[iter(times)] * self.calls, strict=True) if self.calls else repeat(())
-        return zip(self.weights, self.intervals, per_step, strict=False)
+        columns = *self.weights, *self.intervals, *[iter(times)] * self.calls
+        return zip(*columns) if columns else repeat((), self.steps)  # noqa: B905
+
+    def noises(self, row: Sequence[Any]) -> Sequence[tuple[float, float]]:
+        """The noise intervals in a row."""
+        return row[len(self.weights) :][: len(self.intervals)]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A plan made ready to run; the first steps are stretches of their own, to be checked."""
+    """A plan made ready to run.
+
+    Its first step is a stretch, whose outputs are checked; the steps from it on with the first
+    ``held`` outputs are another, in which the model's memory is watched.
+    """
 
     stretches: list[Stretch]
-    times: list[float]  # of all evaluations
+    times: np.ndarray  # of all evaluations
+    distinct: np.ndarray  # the times without repetitions
+    places: list[int]  # of the evaluations' times in ``distinct``
     calls: list[int]  # how many of them share each call of the model
-    memory: int
+    past: int  # tensors of earlier steps that are kept
     held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
+def _stretch(kernel: Kernel, calls: int, steps: Sequence[Step]) -> Stretch:
+    weights = [
+        [w for combination in step.combinations() for _, w in combination if w != 1.0]
+        for step in steps
+    ]
+    return Stretch(
+        kernel,
+        len(steps),
+        calls,
+        steps[0].nfe,
+        tuple(zip(*weights, strict=True)),
+        tuple(zip(*[step.noises for step in steps], strict=True)),
+    )
+
+
 def _compile(plan: Plan, parallel: bool) -> Program:
-    memory = plan.memory
     wanted: list[set[Register]] = [set() for _ in plan.steps]
-    if memory:
-        for number, step in enumerate(plan.steps):
-            for combination in step.combinations():
-                for register, _ in combination:
-                    if register.age:
-                        wanted[number - register.age].add(register._replace(age=0))
-    stretches: list[Stretch] = []
-    calls: list[int] = []
+    ages: dict[Register, int] = {}  # of the plan's registers, for how many steps
     for number, step in enumerate(plan.steps):
-        sizes = _rounds(step) if parallel else (1,) * len(step.stages)
-        calls += sizes
-        keep = tuple(sorted(wanted[number])) if memory else None
-        kernel = _kernel(_shape(step, sizes), len(step.noises), keep)
-        if number <= memory + 2 or kernel is not stretches[-1].kernel:
-            stretches.append(Stretch(kernel, len(sizes), step.nfe, [], []))
-        stretches[-1].weights.append(
-            tuple(w for combination in step.combinations() for _, w in combination if w != 1.0)
-        )
-        stretches[-1].intervals.append(step.noises)
-    times = [stage.time for step in plan.steps for stage in step.stages]
+        for combination in step.combinations():
+            for register, _ in combination:
+                if register.age:
+                    own = register._replace(age=0)
+                    wanted[number - register.age].add(own)
+                    ages[own] = max(ages.get(own, 0), register.age)
+    past, memory = tuple(sorted(ages.items())), max(ages.values(), default=0)
     kept = [sum(register.kind in ("f", "j") for register in registers) for registers in wanted]
     held = 1 + max(
         step.nfe + sum(kept[max(0, number - memory) : number])
         for number, step in enumerate(plan.steps)
     )
-    return Program(stretches, times, calls, memory, held)
+    sizes = [_rounds(step) if parallel else (1,) * len(step.stages) for step in plan.steps]
+    kernels = [
+        _kernel(_shape(step, sizes[n]), len(step.noises), past, frozenset(wanted[n]))
+        for n, step in enumerate(plan.steps)
+    ]
+    ends = accumulate(map(len, sizes))
+    watched = next((n for n, end in enumerate(ends, 1) if end >= max(2, held)), 0)
+    starts = [
+        number
+        for number in range(len(kernels))
+        if number in (0, 1, watched) or kernels[number] is not kernels[number - 1]
+    ]
+    stretches = [
+        _stretch(kernels[start], len(sizes[start]), plan.steps[start:stop])
+        for start, stop in pairwise([*starts, len(kernels)])
+    ]
+    times = [stage.time for step in plan.steps for stage in step.stages]
+    distinct = {time: place for place, time in enumerate(dict.fromkeys(times))}
+    return Program(
+        stretches=stretches,
+        times=np.array(times),
+        distinct=np.array(list(distinct)),
+        places=[distinct[time] for time in times],
+        calls=[size for each in sizes for size in each],
+        past=sum(ages.values()),
+        held=held,
+    )
 
 
 _COMPILED: dict[tuple[int, bool], tuple[weakref.ref[Plan], Program]] = {}

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.kernels import Kernel, States, compiled
+from probflow.integrate.evaluations import (
+    Evaluate,
+    Thresholded,
+    checked,
+    rounded,
+    watched,
+    with_kwargs,
+)
+from probflow.integrate.kernels import Kernel, States, Stretch, compiled
 from probflow.integrate.noise import NoiseSource
 from probflow.integrate.watch import Watch
-from probflow.models import Model, check_output
-from probflow.plan import Plan, Point, conversion
+from probflow.models import Model
+from probflow.plan import Plan
 
 __all__ = ["MaxStepsError", "NonFiniteError", "SolveError", "StepSizeError", "run_plan"]
 
 Callback = Callable[[int, float, Tensor], None]
-Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 _LARGE = 2**14  # elements of a state, from where copying costs more than calling
 
@@ -110,10 +116,11 @@ def run_plan(
     if noise is not None:
         noise.restart()
     run = _Run(plan, model, x, threshold, parallel)
-    states = run.states(noise, callback=callback, progress=progress, checkpoint=checkpoint)
+    states = run.states(
+        noise, each=trajectory, callback=callback, progress=progress, checkpoint=checkpoint
+    )
     if not trajectory:
-        for final in states:  # noqa: B007 - the last state is the result
-            pass
+        [final] = states
         result = final = final.to(x.dtype)
     elif torch.is_grad_enabled() or x.numel() < _LARGE:
         if x.dtype != run.wide:
@@ -152,53 +159,62 @@ class _Run:
     ) -> None:
         self.plan, self.x, self.program = plan, x, compiled(plan, parallel)
         wide = torch.promote_types(x.dtype, torch.float32)
-        stage_times = self.program.times
+        rows: Sequence[Tensor]
         if isinstance(model, Model):
-            times = model.own_times(stage_times, x.dtype).to(x.device)
-            rows = times[:, None].expand(-1, len(x)).unbind(0)
+            batch = len(x)
+            # Evaluations at one time share a tensor where a model cannot write to it.
+            shared = batch > 1 and not parallel
+            process_times = self.program.distinct if shared else self.program.times
+            times = model.own_times(process_times, x.dtype).to(x.device)
             if parallel:
-                rows = tuple(
-                    part[:, None].expand(-1, len(x)).reshape(-1)
+                rows = [
+                    part[:, None].expand(-1, batch).reshape(-1)
                     for part in times.split(self.program.calls)
-                )
-            evaluate = _with_kwargs(model, len(x) if parallel else None)
+                ]
+            else:
+                rows = times[:, None].expand(-1, batch).unbind(0)
+                if len(rows) < len(self.program.places):
+                    rows = [rows[place] for place in self.program.places]
+            evaluate = with_kwargs(model, batch if parallel else None)
         else:
             real = torch.promote_types(wide.to_real(), torch.float32)
-            rows = torch.tensor(stage_times, dtype=real, device=x.device).unbind(0)
+            rows = torch.tensor(self.program.times, dtype=real, device=x.device).unbind(0)
             evaluate = model
         self.name = _called(model)
         if wide != x.dtype:
-            evaluate = _rounded(evaluate, x.dtype, wide, self.name)
+            evaluate = rounded(evaluate, x.dtype, wide, self.name)
         if threshold is not None:
-            evaluate = _Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
+            evaluate = Thresholded(evaluate, model, plan, self.program.calls, rows, threshold)
         self.evaluate, self.rows, self.wide = evaluate, rows, wide
 
     def states(
         self,
         noise: NoiseSource | None,
         *,
+        each: bool = True,
         callback: Callback | None = None,
         progress: bool = False,
         checkpoint: bool = False,
         observe: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the state after each step (in the wide dtype)."""
+        """Yield the state after each step (in the wide dtype), or the last alone."""
         x, evaluate, position, number = self.x.to(self.wide), self.evaluate, 0, 0
-        past: list[Any] = [None] * self.program.memory
+        past: list[Any] = [None] * self.program.past
         watch = Watch(self.program.held)
-        checked = _checked(evaluate, observe, self.name)
+        looked_at = checked(evaluate, observe, self.name)
         bar = tqdm(total=self.plan.nfe, unit="nfe", desc=self.plan.solver) if progress else None
         try:
             for stretch in self.program.stretches:
-                call = checked if position == 0 or observe is not None else evaluate
-                call = _watched(call, watch) if watch.copying else call
-                count = stretch.calls * len(stretch.weights)
+                call = looked_at if position == 0 or observe is not None else evaluate
+                call = watched(call, watch) if watch.copying else call
+                count = stretch.calls * stretch.steps
                 rows = stretch.rows(self.rows[position : position + count])
                 position += count
-                kernel = _checkpointed(stretch.kernel) if checkpoint else stretch.kernel
+                kernel = _checkpointed(stretch) if checkpoint else stretch.kernel
                 draw = _fitting(noise, x) if position == count and noise is not None else noise
-                steps = kernel(x, call, rows, draw, past)
-                if callback is None and bar is None:
+                looking = callback is not None or bar is not None
+                steps = kernel(x, call, rows, draw, past, each or looking)
+                if not looking:
                     x = yield from steps
                     continue
                 for x in steps:
@@ -207,27 +223,32 @@ class _Run:
                     if bar is not None:
                         bar.update(stretch.nfe)
                     number += 1
-                    yield x
+                    if each:
+                        yield x
+            if not each:
+                yield x
         finally:
             if bar is not None:
                 bar.close()
 
 
-def _checkpointed(kernel: Kernel) -> Kernel:
+def _checkpointed(stretch: Stretch) -> Kernel:
     """The kernel, with each step recomputed in the backward pass (from the noises it drew)."""
     from torch.utils.checkpoint import checkpoint
 
     def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
         past, draws = list(past), iter(drawn)
-        return next(kernel(x, model, [row], lambda *_: next(draws), past)), past
+        [x] = stretch.kernel(x, model, [row], lambda *_: next(draws), past, True)
+        return x, past
 
-    def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list) -> States:
+    def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list, each: bool) -> States:
         for row in rows:
-            drawn = [noise(*interval) for interval in row[1]]
+            drawn = [noise(*interval) for interval in stretch.noises(row)]
             x, past[:] = checkpoint(
                 one_step, x, model, row, drawn, tuple(past), use_reentrant=False
             )
-            yield x
+            if each:
+                yield x
         return x
 
     return steps
@@ -248,103 +269,9 @@ def _fitting(noise: NoiseSource, x: Tensor) -> Callable[[float, float], Tensor]:
     return draw
 
 
-def _with_kwargs(model: Model, batch: int | None) -> Evaluate:
-    """The model's function with its conditioning, repeated where several evaluations are one call.
-
-    ``batch`` is the size of the batch, or ``None`` where each call has it.
-    """
-    function, kwargs = model.function, model.kwargs
-    if not kwargs:
-        return function
-    if batch is None:
-        return lambda x, t: function(x, t, **kwargs)
-    repeated = {1: kwargs}
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        count = len(x) // batch
-        if count not in repeated:
-            repeated[count] = {
-                name: value.repeat(count, *(1,) * (value.ndim - 1))
-                if isinstance(value, Tensor) and value.ndim and len(value) == batch
-                else value
-                for name, value in kwargs.items()
-            }
-        return function(x, t, **repeated[count])
-
-    return call
-
-
 def _called(model: Any) -> str:
     """What messages call the function that is evaluated."""
     return "model" if isinstance(model, Model) else "func"
-
-
-def _rounded(evaluate: Evaluate, narrow: torch.dtype, wide: torch.dtype, name: str) -> Evaluate:
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        rounded = x.to(narrow)
-        output = evaluate(rounded, t)
-        check_output(output, rounded, name)
-        return output.to(wide)
-
-    return call
-
-
-def _checked(evaluate: Evaluate, observe: Callable[[Tensor], None] | None, name: str) -> Evaluate:
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        output = evaluate(x, t)
-        check_output(output, x, name)
-        if observe is not None:
-            observe(output)
-        return output
-
-    return call
-
-
-def _watched(evaluate: Evaluate, watch: Watch) -> Evaluate:
-    return lambda x, t: watch(evaluate(x, t))
-
-
-class _Thresholded:
-    """Model whose x0 prediction passes through a hook; knows a call by its times' tensor."""
-
-    def __init__(
-        self,
-        evaluate: Evaluate,
-        model: Model,
-        plan: Plan,
-        calls: Sequence[int],
-        rows: Sequence[Tensor],
-        threshold: Callable[[Tensor, float], Tensor],
-    ) -> None:
-        self._evaluate, self._threshold = evaluate, threshold
-        stage_times = [stage.time for step in plan.steps for stage in step.stages]
-        points = iter(Point.many(model.process, stage_times))
-        self._weights = {
-            id(row): [
-                (
-                    point.t,
-                    conversion(model.process, plan.prediction, "x0", point),
-                    conversion(model.process, "x0", plan.prediction, point),
-                )
-                for point in islice(points, size)
-            ]
-            for row, size in zip(rows, calls, strict=True)
-        }
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        output = self._evaluate(x, t)
-        check_output(output, x)
-        weights = self._weights[id(t)]
-        if len(weights) == 1:
-            return self._hooked(x, output, weights[0])
-        parts = zip(x.chunk(len(weights)), output.chunk(len(weights)), weights, strict=True)
-        return torch.cat([self._hooked(*part) for part in parts])
-
-    def _hooked(self, x: Tensor, output: Tensor, weights: Any) -> Tensor:
-        time, (to_c, to_d), (from_c, from_d) = weights
-        x0 = self._threshold(float(to_c) * x + float(to_d) * output, time)
-        check_output(x0, x)
-        return float(from_c) * x + float(from_d) * x0
 
 
 def _locate_failure(

@@ -9,6 +9,8 @@ from probflow.plan.linear import Linear, code
 from probflow.plan.points import COORDINATES, Between, Point
 from probflow.plan.steps import Stage, Step
 
+_STATE = code("x")
+
 
 class StepBuilder:
     """What a solver function sees of one step, from time ``t`` to time ``s``.
@@ -24,11 +26,27 @@ class StepBuilder:
         before ``t`` and ``previous[0].outputs[0]`` the model output stored there.
     outputs, points : list of Linear, list of Point
         The model outputs of this step so far, and where they were evaluated.
-    number, remaining, steps : int
-        Number of steps before this one, from this one on (1 in the last step), and in all.
-    following : Point, optional
-        The grid point after ``s``; ``None`` in the last step.
+    number : int
+        Number of steps before this one.
     """
+
+    __slots__ = (
+        "_between",
+        "_converts",
+        "_grid",
+        "_noises",
+        "_predictions",
+        "_scale",
+        "_scales",
+        "_stages",
+        "number",
+        "outputs",
+        "points",
+        "previous",
+        "s",
+        "t",
+        "x",
+    )
 
     def __init__(
         self,
@@ -44,27 +62,36 @@ class StepBuilder:
         self._between = between
         self._predictions, self._scale = predictions, COORDINATES[coordinates]
         self._converts = predictions[0] != predictions[1]
-        self._age, self._unit = 0, 1.0 / self._scale(self.t)
+        self._scales = predictions[1] == "score"  # the only prediction that scales with the state
+        self.x = Linear({_STATE: 1.0}, None, 1.0 / self._scale(self.t))
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self._stages: list[Stage] = []
-        self._noises: list[tuple[float, float]] = []
+        self._noises: dict[tuple[float, float], int] = {}
 
     def _place(self, points: list[Point], number: int, previous: list[StepBuilder]) -> None:
         """Where in the grid the step is."""
-        self.t, self.s = points[number : number + 2]
-        self.previous, self.number, self.steps = previous, number, len(points) - 1
-        self.remaining = self.steps - number
-        self.following = points[number + 2] if self.remaining > 1 else None
+        self.t, self.s = points[number], points[number + 1]
+        self.previous, self.number, self._grid = previous, number, points
 
     @property
-    def x(self) -> Linear:
-        """The state at the start of the step."""
-        return Linear({code("x", 0, self._age): 1.0}, None, self._unit)
+    def steps(self) -> int:
+        """Number of steps in all."""
+        return len(self._grid) - 1
+
+    @property
+    def remaining(self) -> int:
+        """Number of steps from this one on: 1 in the last step."""
+        return self.steps - self.number
+
+    @property
+    def following(self) -> Point | None:
+        """The grid point after ``s``; ``None`` in the last step."""
+        return self._grid[self.number + 2] if self.remaining > 1 else None
 
     def grow_old(self) -> None:
         """Be one step further in the past."""
-        self._age += 1
+        self.x = self.x.aged()
         self.outputs = [output.aged() for output in self.outputs]
 
     def at(self, t: float) -> Point:
@@ -93,10 +120,12 @@ class StepBuilder:
         depends on it alone.
         """
         scale, index = self._scale(at), len(self._stages)
-        stage = Stage((state if scale == 1.0 else state * scale).combination(), at.t)
-        self._stages.append(stage)
-        alias = stage.alias
-        register = code("u", index) if alias is None else code(*alias)
+        combination = state.combination(scale)
+        self._stages.append(Stage(combination, at.t))
+        if len(combination) == 1 and combination[0][1] == 1.0:  # the input is a register
+            register = code(*combination[0][0])
+        else:
+            register = code("u", index)
         of_input, of_output, factor = self._weights(at)
         terms = {code("f", index): of_output}
         if of_input != 0.0:
@@ -108,9 +137,8 @@ class StepBuilder:
 
     def _weights(self, at: Point) -> tuple[float, float, float]:
         """Weights of input and output in the solver's prediction type, and a factor of both."""
-        of_input, of_output = at.conversion(self._predictions) if self._converts else (0.0, 1.0)
-        # A score is the only prediction that scales with the state.
-        return of_input, of_output, self._scale(at) if self._predictions[1] == "score" else 1.0
+        factor = self._scale(at) if self._scales else 1.0
+        return (*at.conversion(self._predictions), factor) if self._converts else (0.0, 1.0, factor)
 
     def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
         """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
@@ -130,9 +158,8 @@ class StepBuilder:
             self.t.t if start == 0.0 else self.t.t + start * length,
             self.s.t if stop == 1.0 else self.t.t + stop * length,
         )
-        if interval not in self._noises:
-            self._noises.append(interval)
-        return Linear({code("z", self._noises.index(interval)): 1.0})
+        index = self._noises.setdefault(interval, len(self._noises))
+        return Linear({code("z", index): 1.0})
 
     def finish(self, update: Linear) -> Step:
         """The step as data."""
@@ -141,5 +168,5 @@ class StepBuilder:
             self.s.t,
             tuple(self._stages),
             tuple(self._noises),
-            (update * self._scale(self.s)).combination(),
+            update.combination(self._scale(self.s)),
         )

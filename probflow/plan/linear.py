@@ -11,6 +11,8 @@ from probflow.plan.steps import Combination, Register
 _REGISTERS: list[Register] = []  # by code: small integers are found much faster than tuples
 _LOCK = Lock()
 
+_BELOW_1, _ABOVE_1 = 1.0 - 1e-15, 1.0 + 1e-15
+
 
 @cache
 def code(kind: str, index: int = 0, age: int = 0) -> int:
@@ -109,16 +111,14 @@ class Linear:
                         terms[register] = weight * w
         return Linear(terms)
 
-    def combination(self) -> Combination:
-        """The terms as a tuple; zero weights are left out, a weight within 1e-15 of 1 is 1."""
-        names = _REGISTERS
-        return tuple(
-            [
-                (names[register], 1.0 if -1e-15 < weight - 1.0 < 1e-15 else weight)
-                for register, weight in self._weights().items()
-                if weight != 0.0
-            ]
-        )
+    def combination(self, scale: float = 1.0) -> Combination:
+        """The terms times ``scale`` as a tuple: zero weights are left out, 1 +- 1e-15 is 1."""
+        names, factor, pairs = _REGISTERS, self._factor * scale, []
+        for register, weight in self._terms.items():
+            weight *= factor
+            if weight:
+                pairs.append((names[register], 1.0 if _BELOW_1 <= weight < _ABOVE_1 else weight))
+        return tuple(pairs)
 
     def aged(self) -> Linear:
         """The same, seen from one step later."""

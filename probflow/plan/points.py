@@ -78,7 +78,13 @@ class _Batch:
             alpha, sigma = np.array(self["alpha"]), np.array(self["sigma"])
             point = SimpleNamespace(t=self.times, alpha=alpha, sigma=sigma)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                weights = conversion(self._process, source, wanted, point)
+                of_input, of_output = conversion(self._process, source, wanted, point)
+                # Where one is a multiple of the other (velocity and v, if the variance is
+                # preserved), the weight of x is 0 up to rounding, which must not look like a term.
+                p, q = prediction_weights(self._process, wanted, point)
+                size = np.maximum(np.abs(p), np.abs(q))
+                rounding = np.abs(of_input) * np.maximum(alpha, sigma) <= 1e-15 * size
+            weights = np.where(rounding, 0.0, of_input), of_output
             columns = [np.broadcast_to(w, self.times.shape).tolist() for w in weights]
             self.conversions[key] = list(zip(*columns, strict=True))
         return self.conversions[key]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 
@@ -94,33 +94,42 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("plan: need at least 1 step")
-        before: tuple[_Shape, ...] = ()
-        available: list[frozenset[Register]] = []
+        # A step of the layout of the one before, after the same shapes, has the same registers.
+        layout, shape, shapes = None, _shape(self.steps[0]), tuple[_Shape, ...]()
         for number, step in enumerate(self.steps):
-            # Of the step and a few before it, newest first: further back the slow way is taken.
-            shapes = (_shape(step), *before[:4])
-            if shapes != before:
-                before, available = shapes, _available(shapes)
-            wrong = self._mistake(number, step, available)
+            before, old = layout, shapes
+            layout, weights = _layout(step)
+            if layout != before:
+                shape, deep = _shape(step), any(r.age > _LOOK_BACK for r in layout[2])
+            shapes = (shape, *shapes[:_LOOK_BACK])
+            known = layout == before and shapes == old and not deep and math.isfinite(sum(weights))
+            wrong = self._misplaced(number, step)
+            if not known:
+                wrong = wrong or self._mistake(number, step, _available(shapes))
             if wrong:
                 raise ValueError(
                     f"plan of {self.solver}, step {number} (t = {step.start:g} -> "
                     f"{step.stop:g}): {wrong}"
                 )
 
-    def _mistake(self, number: int, step: Step, available: list[frozenset[Register]]) -> str:
-        """What is wrong with a step; empty if nothing is."""
+    def _misplaced(self, number: int, step: Step) -> str:
+        """What is wrong with the times of a step; empty if nothing is."""
         if number and step.start != self.steps[number - 1].stop:
             return "does not start where the step before it stops"
-        if step.noises:
-            intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
-            for first, second in pairwise(intervals):
-                if second[0] < first[1]:
-                    return f"noises {first} and {second} overlap"
-            low, high = sorted((step.start, step.stop))
-            for begin, end in intervals:
-                if not low <= begin < end <= high:
-                    return f"the noise of ({begin:g}, {end:g}) is not of the step"
+        if not step.noises or step.noises == ((step.start, step.stop),):
+            return ""
+        intervals = sorted(tuple(sorted(interval)) for interval in step.noises)
+        for first, second in pairwise(intervals):
+            if second[0] < first[1]:
+                return f"noises {first} and {second} overlap"
+        low, high = sorted((step.start, step.stop))
+        for begin, end in intervals:
+            if not low <= begin < end <= high:
+                return f"the noise of ({begin:g}, {end:g}) is not of the step"
+        return ""
+
+    def _mistake(self, number: int, step: Step, available: list[frozenset[Register]]) -> str:
+        """What is wrong with the combinations of a step; empty if nothing is."""
         for stage_number, combination in step._numbered():
             if not combination:
                 return "an empty combination"
@@ -186,7 +195,7 @@ class Plan:
             depths["x", 0, number + 1] = depth(step.update)
         return max(depths.values())
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
         """Whether any step draws noise."""
         return any(step.noises for step in self.steps)
@@ -198,9 +207,25 @@ class Plan:
         return max(ages, default=0)
 
 
+_LOOK_BACK = 4  # steps whose registers are looked up in a table
+
 _Shape = tuple[
     int, tuple[bool, ...]
 ]  # number of noises, and for each stage whether it has a tangent
+
+
+_Layout = tuple[int, tuple[int, ...], tuple[Register, ...]]
+
+
+def _layout(step: Step) -> tuple[_Layout, tuple[float, ...]]:
+    """Number of noises, sizes of all combinations, and their registers; and their weights."""
+    combinations = [step.update]
+    for stage in step.stages:
+        combinations += stage.input, stage.tangent
+    sizes = tuple(map(len, combinations))
+    pairs = chain.from_iterable(combinations)
+    registers, weights = zip(*pairs) if any(sizes) else ((), ())  # noqa: B905
+    return (len(step.noises), sizes, registers), weights
 
 
 def _shape(step: Step) -> _Shape:

@@ -112,23 +112,18 @@ class _Scout(StepBuilder):
         number: int,
         previous: list[StepBuilder],
         between: Between,
-        expected: int | None,
+        expected: int,
     ) -> None:
         self._place(points, number, previous)
-        self._between, self._expected = between, expected
+        self._between, self._left = between, expected
+        self._middle: Point | None = None
+        self.x = _NOTHING
         self.outputs: list[Linear] = []
         self.points: list[Point] = []
         self.times: list[float] = []
         self.lambdas: list[float] = []
 
-    @property
-    def asked(self) -> int:
-        """How many points were asked for."""
-        return len(self.times) + len(self.lambdas)
-
     def _half_way(self) -> Point:
-        if self.asked == self._expected:
-            raise _Enough
         t, s = self.t, self.s
         return Point(
             0.5 * (t.t + s.t),
@@ -138,17 +133,20 @@ class _Scout(StepBuilder):
             0.5 * (t.neg_log_ab + s.neg_log_ab),
         )
 
+    def _note(self, notes: list[float], place: float) -> Point:
+        notes.append(place)
+        self._left -= 1
+        if self._left == 0:
+            raise _Enough
+        if self._middle is None:
+            self._middle = self._half_way()
+        return self._middle
+
     def at(self, t: float) -> Point:
-        self.times.append(t)
-        return self._half_way()
+        return self._note(self.times, t)
 
     def at_lambda(self, lambda_: float) -> Point:
-        self.lambdas.append(lambda_)
-        return self._half_way()
-
-    @property
-    def x(self) -> Linear:
-        return _NOTHING
+        return self._note(self.lambdas, lambda_)
 
     def model(self, state: Linear, at: Point) -> Linear:
         self.outputs.append(self.x)
@@ -176,16 +174,17 @@ def _scout(
     times: list[float] = []
     lambdas: list[float] = []
     previous: list[StepBuilder] = []
-    expected = None
+    expected = 0
     for number in range(len(points) - 1):
         step = _Scout(points, number, previous, between, expected)
         # _Enough, or an error due to the stand-ins, or one that comes again in the tracing.
         with suppress(Exception):
             step_function(step)
-        if number == memory and not step.asked:
+        asked = len(step.times) + len(step.lambdas)
+        if number == memory and not asked:
             break
         if memory == 0:
-            expected = expected or step.asked
+            expected = expected or asked
         times += step.times
         lambdas += step.lambdas
         previous = [step, *previous][:memory]

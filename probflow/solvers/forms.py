@@ -95,7 +95,7 @@ class Form:
     def noisy(self, step: StepBuilder, update: Linear) -> Linear:
         """The update plus the noise term of the whole step."""
         std = self.std(step.t, step.s)
-        return update + std * step.noise() if std else update
+        return Linear.sum([1.0, std], [update, step.noise()]) if std else update
 
 
 EPS, X0 = Form(1.0), Form(-1.0)
@@ -117,8 +117,11 @@ def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: 
         # The weights are those of the whole step, so that h stands for the stage's, too.
         factor = form.scale(r) * h
         all_weights = [form.linear(t, r), *[factor * weight for weight in weights]]
-        state = Linear.sum(all_weights, [step.x, *outputs])
-        outputs.append(step.model(state + noise[node] if noise else state, r))
+        terms = [step.x, *outputs]
+        if noise:
+            all_weights.append(1.0)
+            terms.append(noise[node])
+        outputs.append(step.model(Linear.sum(all_weights, terms), r))
     new = form.step(step.x, t, s, update, outputs)
     return new + noise[1.0] if noise else new
 
@@ -133,7 +136,8 @@ def _noise_at(step: StepBuilder, form: Form, points: dict[float, Point]) -> dict
     before, begin, term = t, 0.0, Linear({})
     for node, r in sorted(points.items()):
         end = 1.0 if node == 1 else (r.t - t.t) / (s.t - t.t)
-        term = form.linear(before, r) * term + form.std(before, r) * step.noise(begin, end)
+        weights = form.linear(before, r), form.std(before, r)
+        term = Linear.sum(weights, [term, step.noise(begin, end)])
         terms[node] = term
         before, begin = r, end
     return terms

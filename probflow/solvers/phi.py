@@ -9,10 +9,10 @@ weights of the classical method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from math import expm1, factorial
+from typing import Any
 
 import numpy as np
 
@@ -71,17 +71,37 @@ def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
     >>> adams([0.0, -1.0], moments(2))  # the two-step Adams-Bashforth method
     [1.5, -0.5]
     """
-    weights, before = [], means
+    return _adams(len(nodes))(nodes, means)
+
+
+@cache
+def _adams(count: int) -> Callable[[Sequence[float], Sequence[float]], list[float]]:
+    """:func:`adams` for ``count`` nodes n0, n1, .., written out: a tenth of the time of loops.
+
+    b holds the means of the powers times (theta - node) for the nodes before the present one, v
+    those times (theta - node) for the nodes after it, too.
+    """
+    nodes = [f"n{j}" for j in range(count)]
+    lines = [
+        ", ".join(nodes) + ", = nodes",
+        ", ".join(f"b{k}" for k in range(count)) + ", *_ = means",
+    ]
+    weights = []
     for j, own in enumerate(nodes):
-        values, scale = before, 1.0
-        for node in nodes[:j]:
-            scale *= own - node
+        left = count - j
+        values = [f"b{k}" for k in range(left)]
         for node in nodes[j + 1 :]:
-            values = [high - node * low for low, high in pairwise(values)]
-            scale *= own - node
-        weights.append(values[0] / scale)
-        before = [high - own * low for low, high in pairwise(before)]
-    return weights
+            left -= 1
+            lines += [f"v{k} = {values[k + 1]} - {node} * {values[k]}" for k in range(left)]
+            values = [f"v{k}" for k in range(left)]
+        scale = " * ".join(f"({own} - {node})" for node in nodes if node != own)
+        weights.append(f"w{j}")
+        lines.append(f"w{j} = {values[0]} / ({scale or 1.0})")
+        lines += [f"b{k} = b{k + 1} - {own} * b{k}" for k in range(count - j - 1)]
+    lines.append(f"return [{', '.join(weights)}]")
+    scope: dict[str, Any] = {}
+    exec("def adams(nodes, means):\n    " + "\n    ".join(lines), scope)
+    return scope["adams"]
 
 
 @lru_cache

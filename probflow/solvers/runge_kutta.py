@@ -9,7 +9,6 @@ are those of :mod:`probflow.tableaus`.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import log
 
 from probflow.plan import Linear, Point, StepBuilder
@@ -20,19 +19,12 @@ from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
 _KUTTA = "Hairer, Norsett, Wanner, Solving ODEs I, section II.1"
 
 
-@lru_cache
-def _stages(tableau: Tableau) -> list[tuple[float, tuple[float, ...]]]:
-    """(c_i, row a_i) of the stages after the first, without one that only serves the next step."""
-    count = max(i for i, weight in enumerate(tableau.b) if weight != 0.0) + 1
-    return list(zip(tableau.c[1:count], tableau.a[1:count], strict=True))
-
-
 def _in_time(step: StepBuilder, tableau: Tableau) -> Linear:
     t, s = step.t, step.s
     h = s.t - t.t
-    points = [s if c == 1.0 else step.at(t.t + c * h) for c, _ in _stages(tableau)]
+    points = [s if c == 1.0 else step.at(t.t + c * h) for c, _ in tableau.later]
     slopes = [step.model(step.x, t)]
-    for r, (_, row) in zip(points, _stages(tableau), strict=True):
+    for r, (_, row) in zip(points, tableau.later, strict=True):
         inner = Linear.sum([1.0, *[h * a for a in row]], [step.x, *slopes])
         slopes.append(step.model(inner, r))
     weights = tableau.b[: len(slopes)]
@@ -52,7 +44,7 @@ def _in_noise(step: StepBuilder, tableau: Tableau, variable: str) -> Linear:
             return s
         return step.at_lambda(-log(t.rho + c * h) if variable == "sigma" else t.lambda_ + c * h)
 
-    points = [at(c) for c, _ in _stages(tableau)]
+    points = [at(c) for c, _ in tableau.later]
     slopes = [1.0 if variable == "sigma" else -r.rho for r in (t, *points)]
     outputs = [step.model(step.x, t)]
 
@@ -60,7 +52,7 @@ def _in_noise(step: StepBuilder, tableau: Tableau, variable: str) -> Linear:
         factors = [h * weight * slope for weight, slope in zip(weights, slopes, strict=False)]
         return Linear.sum([1.0, *factors], [step.x, *outputs])
 
-    for r, (_, row) in zip(points, _stages(tableau), strict=True):
+    for r, (_, row) in zip(points, tableau.later, strict=True):
         outputs.append(step.model(advanced(row), r))
     return advanced(tableau.b[: len(slopes)])
 

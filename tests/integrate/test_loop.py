@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -641,3 +642,23 @@ def test_wrong_outputs_of_the_model(
 def test_wrong_outputs_of_the_threshold() -> None:
     with pytest.raises(TypeError, match="must return a tensor, returned NoneType"):
         run_plan(plan_of("ddim"), TARGET.model(PROCESS), X, threshold=lambda x0, t: None)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm-solver++-2m", "lms-4", "unipc-3", "sa-solver"])
+def test_outputs_are_let_go_of(solver: str) -> None:
+    """No more outputs of the model live than later steps refer to."""
+    process = pf.VP.linear()
+    plan = pf.get_solver(solver).plan(process, np.linspace(1.0, 0.01, 31), "eps")
+    outputs: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        alive.append(sum(output() is not None for output in outputs))
+        made = 0.1 * x
+        outputs.append(weakref.ref(made))
+        return made
+
+    model = pf.Model(network, process, prediction="eps")
+    with torch.no_grad():
+        run_plan(plan, model, X, noise=noise())
+    assert max(alive[compiled(plan).held :]) <= plan.memory
