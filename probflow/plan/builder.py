@@ -28,6 +28,8 @@ class StepBuilder:
         Number of steps before this one, from this one on (1 in the last step), and in all.
     following : Point, optional
         The grid point after ``s``; ``None`` in the last step.
+    end : Point
+        The last point of the grid.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StepBuilder:
         self.previous, self.number, self.steps = previous, number, len(points) - 1
         self.remaining = self.steps - number
         self.following = points[number + 2] if self.remaining > 1 else None
+        self.end = points[-1]
 
     @property
     def x(self) -> Linear:

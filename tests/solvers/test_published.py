@@ -264,6 +264,11 @@ def test_runge_kutta_in_log_snr(name: str) -> None:
         (pf.get_solver("dpm-solver++-3s", r1=0.2), 3),
         (pf.get_solver("exponential-rk2", c2=1.0), 2),
         (pf.get_solver("exponential-rk3", c2=1 / 3, c3=2 / 3), 3),
+        (pf.get_solver("dpm-solver-3", inner="midpoint"), 3),
+        (pf.get_solver("dpm-solver++-3s", inner="midpoint"), 3),
+        (pf.get_solver("dpm-solver++-singlestep-stock", order=1), 1),
+        (pf.get_solver("dpm-solver++-singlestep-stock", solver_type="heun"), 2),
+        (pf.get_solver("dpm-solver-singlestep-stock", final="lower"), 2),
     ],
     ids=lambda s: f"{s.name}-{dict(s.options)}" if isinstance(s, pf.Solver) else str(s),
 )
@@ -282,17 +287,61 @@ def test_orders_of_options(solver: pf.Solver, order: float) -> None:
         ),
         (pf.get_solver("dpm-solver++-3m", factor=1.0), 2),
         (pf.get_solver("dpm-solver-3m", factor=1.0, start="euler"), 2),
-        (pf.get_solver("ipndm-2", weights="constant"), 2),
+        *((pf.get_solver(f"ipndm-{k}", weights="constant"), 2) for k in (2, 3, 4)),
         (pf.get_solver("dpm-solver-2m", solver_type="heun"), 2),
         (pf.get_solver("unipc-1", variant="bh1"), 2),
         (pf.get_solver("unipc-2", variant="bh1"), 3),
         (pf.get_solver("edm-rk4", variable="log-snr"), 4),
+        (pf.get_solver("dpm-solver++-3m", solver_type="heun", start="euler"), 2),
     ],
     ids=lambda s: f"{s.name}-{dict(s.options)}" if isinstance(s, pf.Solver) else str(s),
 )
 def test_orders_of_options_that_come_late(solver: pf.Solver, order: float) -> None:
     """What a low start, a lowered end or a missing factor leaves of the order."""
     assert_order(replace(solver, orders={"strong": order}), "strong", steps=STEPS[1:])
+
+
+@pytest.mark.parametrize("variant", ["bh1", "vary"])
+def test_variants_of_unipc_3_have_its_order(variant: str) -> None:
+    """Its sums of two outputs, where variants differ, are those of its first steps."""
+    assert_order(pf.get_solver("unipc-3", variant=variant), "strong", steps=(*STEPS, 512))
+
+
+@pytest.mark.parametrize("rest", [0, 2])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("name", ["dpm-solver-singlestep-stock", "dpm-solver++-singlestep-stock"])
+def test_order_3_of_steps_that_are_spread(name: str, solver_type: str, rest: int) -> None:
+    """On levels even in log-SNR, where the number of steps divides or leaves 2."""
+    solver = pf.get_solver(name, order=3, solver_type=solver_type)
+    steps = [3 * n + rest for n in (3, 6, 12, 24, 48, 96)]
+    assert_order(replace(solver, orders={"strong": 3}), "strong", steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("solver_type", "rest", "curve", "order"),
+    [
+        ("midpoint", 1, "log_snr", 2),  # the last step is of order 1
+        ("midpoint", 0, "uniform", 2),  # the last stage is not at 2/3
+        ("heun", 0, "uniform", 3),
+    ],
+)
+def test_orders_of_steps_that_are_spread(
+    solver_type: str, rest: int, curve: str, order: int
+) -> None:
+    solver = pf.get_solver("dpm-solver++-singlestep-stock", order=3, solver_type=solver_type)
+    steps = [3 * n + rest for n in (8, 16, 32, 64, 128, 256)]
+    grid = getattr(pf.grids, curve)(3.0, 0.01, "neg_log_ab")
+    assert_order(replace(solver, orders={"strong": order}), "strong", steps=steps, grid=grid)
+
+
+@pytest.mark.parametrize("corrector", range(5))
+@pytest.mark.parametrize("predictor", range(1, 5))
+def test_orders_of_sa_solver_without_noise(predictor: int, corrector: int) -> None:
+    """The lesser of the corrector's outputs and the order of what it corrects."""
+    order = min(corrector, predictor + 1) if corrector else predictor
+    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=corrector, tau=0.0)
+    flow = replace(solver, orders={"strong": order}, stochastic=False)
+    assert_order(flow, "strong", steps=(*STEPS, 512) if order > 3 else STEPS)
 
 
 def test_dpm_solver_fast_counts_evaluations() -> None:
