@@ -9,7 +9,8 @@ another; where the number of steps does not divide, where the grid ends at sigma
 
 Options: ``order`` 1 to 3; ``solver_type`` "midpoint" or "heun" as there: phi_1/2 or phi_2 in the
 steps of second order, and in those of third order the first stage without or with the middle one.
-With "midpoint" order 3 needs the last stage at 2/3, as on levels even in log-SNR.
+With "midpoint" order 3 needs the last stage at 2/3 of the step but for O(h), as on grids whose
+steps change slowly; with "heun" it holds on any.
 """
 
 from __future__ import annotations
