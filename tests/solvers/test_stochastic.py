@@ -220,7 +220,7 @@ def test_what_does_not_converge() -> None:
 def test_variance_of_sa_solver(predictor: int, corrector: int) -> None:
     """In law the number of the corrector's outputs, or without one the predictor's, at most 2."""
     solver = get("sa-solver", predictor=predictor, corrector=corrector, tau=0.7)
-    errors = np.abs(variance_errors(solver, (512, 1024, 2048, 4096)))
+    errors = np.abs(variance_errors(solver, (256, 512, 1024, 2048)))
     limit, error = limit_of_orders(errors)
     assert limit == pytest.approx(min(corrector or predictor, 2), abs=error)
     assert error < 0.25
