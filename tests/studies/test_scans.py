@@ -201,7 +201,8 @@ def test_a_file_says_what_scan_is_called_with(
 def test_the_reference_of_a_file_is_that_of_the_scan(tmp_path: Path) -> None:
     """In the plane the strong error is that from a fine run, whose steps the file gives."""
     own = {"axis": "score", "values": [0.1, 0.2]}
-    target = {"kind": "gaussian", "mean": [0.0, 0.0], "covariance": 0.3}
+    target = {"kind": "gaussian-mixture", "weights": [1, 2], "stds": [0.4, 0.7]}
+    target["means"] = [[-1.0, 0.3], [1.5, -0.4]]
     given = {"scan": own, "target": target, "measures": ["strong"], "solvers": ["ddim"]}
     errors = []
     for steps in (2, 64):
