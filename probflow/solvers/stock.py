@@ -126,6 +126,7 @@ def sde_dpm_solver_pp_singlestep_stock(
 
     All N are independent, those of the states between and of the end as well, which leaves order 1:
     on one path they are correlated. With ``order`` 3 and "heun" the weight of the second derivative
-    has the wrong sign of :func:`~probflow.solvers.multistep.dpm_solver_3m_step`, "diffusers".
+    has the wrong sign of :func:`~probflow.solvers.multistep.dpm_solver_3m_step`, "diffusers"; there
+    it multiplies a difference of noises, and the result does not converge.
     """
     return _spread(step, Form(X0.sign, eta=1.0), order, solver_type, final)

@@ -146,7 +146,7 @@ def test_last_step_to_no_noise_finds_the_point(solver: pf.Solver, process: Proce
 
 #: Their noise belongs to a number of steps, not to a length of time: there is no SDE for h -> 0.
 #: Two intervals forward and one back are the reverse SDE of eta = 1, but the last step is the ODE.
-#: So it is with noise in DPM-Solver-fast. Single steps of diffusers take noises apart from the path.
+#: So it is with noise in DPM-Solver-fast. diffusers draws noises of single steps apart.
 NO_LIMIT = {"edm-churn", "two-interval", "two-interval-2", "li-jiao"}
 NO_LIMIT |= {"dpm-solver-fast-ancestral", "sde-dpm-solver++-singlestep-stock"}
 WITH_LIMIT = [s for s in ALL if s.name not in NO_LIMIT]

@@ -75,10 +75,7 @@ def test_order_5_before_rounding(solver: Solver) -> None:
 @pytest.mark.parametrize(
     "solver",
     # A minute to 512 steps.
-    [
-        pytest.param(s, id=s.name, marks=pytest.mark.slow if s.name in SLOW else [])
-        for s in SHOWN
-    ],
+    [pytest.param(s, id=s.name, marks=pytest.mark.slow if s.name in SLOW else []) for s in SHOWN],
 )
 def test_declared_orders(solver: Solver) -> None:
     steps = (*STEPS, 512) if solver.name in LATE else STEPS
@@ -183,10 +180,7 @@ def test_orders_of_laws_by_options(solver: Solver, order: float) -> None:
     ("solver", "order"),
     [
         *((pf.get_solver(n, eta=0.5), 1) for n in ("ddim-eta", "euler-ancestral")),
-        *(
-            (pf.get_solver(n, eta=0.5), 2)
-            for n in ("dpm2-ancestral", "dpm-solver++-2s-ancestral")
-        ),
+        *((pf.get_solver(n, eta=0.5), 2) for n in ("dpm2-ancestral", "dpm-solver++-2s-ancestral")),
         (pf.get_solver("dpm-solver-fast-ancestral", eta=0.5), 3),
         (pf.get_solver("dpm-solver-fast-ancestral", remainder=1), 2),
         (pf.get_solver("edm-churn", method="euler"), 1),
