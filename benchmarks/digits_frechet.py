@@ -37,6 +37,7 @@ from probflow.report import image_grid, save_figure, solver_marks
 from probflow.report.curves import X_NAME, curve_handle, draw_curve
 from probflow.report.page import finish_figure, label_ticks, new_figure
 from probflow.report.style import FLOOR_COMMON, GREY, style_context
+from probflow.report.venues import page_width
 from probflow.studies.builtin import steps_for
 from probflow.studies.config import digits
 from probflow.studies.learned import Learned
@@ -241,7 +242,7 @@ def figure(
     """Strong error and Frechet distance against NFE, with the floor as a band."""
     marks = solver_marks(SOLVERS)
     with style_context():
-        fig, (left, right) = new_figure(2, 1, 2)
+        fig, (left, right) = new_figure(page_width(2), 1, 2)
         for name, points in strong.items():
             nfe, error = zip(*points, strict=True)
             draw_curve(left, nfe, error, [False] * len(nfe), marks[name])

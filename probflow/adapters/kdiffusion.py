@@ -42,7 +42,7 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     "sample_euler_ancestral": ("euler-ancestral", {}),
     "sample_dpm_2_ancestral": ("dpm2-ancestral", {}),
     "sample_lms": ("lms-4", {"start": "euler"}),
-    "sample_dpm_fast": ("dpm-solver-fast", {}),
+    "sample_dpm_fast": ("dpm-solver-fast-ancestral", {"eta": 0.0}),
     "sample_dpmpp_2s_ancestral": ("dpm-solver++-2s-ancestral", {}),
     "sample_dpmpp_sde": ("dpm-solver++-sde-stock", {}),
     "sample_dpmpp_2m": ("dpm-solver++-2m", {}),

@@ -89,6 +89,11 @@ class StepBuilder:
         """The grid point after ``s``; ``None`` in the last step."""
         return self._grid[self.number + 2] if self.remaining > 1 else None
 
+    @property
+    def end(self) -> Point:
+        """The last point of the grid."""
+        return self._grid[-1]
+
     def grow_old(self) -> None:
         """Be one step further in the past."""
         self.x = self.x.aged()

@@ -13,6 +13,7 @@ from probflow.solvers import (
     runge_kutta,
     singlestep,
     stochastic_adams,
+    stock,
     unipc,
 )
 from probflow.solvers.registry import (
@@ -44,6 +45,7 @@ __all__ = [
     "singlestep",
     "solver_names",
     "stochastic_adams",
+    "stock",
     "unipc",
     "unregister",
 ]

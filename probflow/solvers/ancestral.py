@@ -22,6 +22,7 @@ from typing import Any
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.forms import check_fraction, check_s_noise
 from probflow.solvers.registry import register
+from probflow.solvers.singlestep import fast_step
 
 _K = "k-diffusion"
 
@@ -134,6 +135,40 @@ def dpm_solver_pp_2s_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: flo
     middle = s if eta == 1 else step.at_lambda(t.lambda_ + h / 2)
     x0_r = step.model(exp(-h / 2) * step.x - expm1(-h / 2) * x0, middle)
     return exp(-h) * step.x - expm1(-h) * x0_r + _noise(step, s_noise * up)
+
+
+@register(
+    "dpm-solver-fast-ancestral",
+    reference=f"{_K}'s sample_dpm_fast with eta; Lu et al. 2022 (arXiv 2206.00927), section 3.4",
+    prediction="eps",
+    nfe=3,
+    stochastic=True,
+    whole_grid=True,
+    orders={"tv": 3},
+    sde=_squared,
+)
+def dpm_solver_fast_ancestral(
+    step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0, remainder: int = 2
+) -> Linear:
+    """x' = alpha'/alpha_d x_d + s_noise alpha' up Z, x_d after a step of ``dpm-solver-fast``.
+
+    It leads to rho_down, but not below the last level of the grid, up^2 = rho'^2 - rho_down^2: the
+    last step is that of the ODE, without noise.
+    """
+    t, s = step.t, step.s
+    down, _ = _split(t, s, eta)
+    check_s_noise(s_noise)
+    if down == s.rho:
+        d = s
+    elif down <= step.end.rho:
+        d = step.end
+    else:
+        d = step.at_lambda(-log(down))
+    reached = fast_step(step, remainder, d)
+    if d is s:
+        return reached
+    up = sqrt((s.rho - d.rho) * (s.rho + d.rho))
+    return s.alpha / d.alpha * reached + _noise(step, s_noise * s.alpha * up)
 
 
 @register(

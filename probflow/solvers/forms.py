@@ -101,9 +101,18 @@ class Form:
 EPS, X0 = Form(1.0), Form(-1.0)
 
 
-def runge_kutta(step: StepBuilder, form: Form, nodes: Sequence[float], tableau: Tableau) -> Linear:
-    """A step with stages at the fractions 0 and ``nodes`` of h; to sigma' = 0, a DDIM step."""
-    t, s = step.t, step.s
+def runge_kutta(
+    step: StepBuilder,
+    form: Form,
+    nodes: Sequence[float],
+    tableau: Tableau,
+    to: Point | None = None,
+) -> Linear:
+    """A step with stages at the fractions 0 and ``nodes`` of h; to sigma' = 0, a DDIM step.
+
+    Without noise (eta = 0) it may lead to another point than the end of the step, ``to``.
+    """
+    t, s = step.t, to or step.s
     if s.sigma == 0:
         return form.first(step.x, t, s, step.model(step.x, t))
     h = s.lambda_ - t.lambda_
@@ -141,6 +150,11 @@ def _noise_at(step: StepBuilder, form: Form, points: dict[float, Point]) -> dict
         terms[node] = term
         before, begin = r, end
     return terms
+
+
+def euler_1(z: float) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+    """Order 1: DDIM."""
+    return [], [phi(1, z)]
 
 
 def heun_2(c2: float) -> Tableau:

@@ -158,10 +158,20 @@ def dpm_solver_pp_2m(
 
 
 def dpm_solver_3m_step(
-    step: StepBuilder, form: Form, factor: float, solver_type: str, start: str, final: str
+    step: StepBuilder,
+    form: Form,
+    factor: float,
+    solver_type: str,
+    start: str,
+    final: str,
+    variant: str = "exact",
 ) -> Linear:
-    """x' = L x + S h (phi_1 f + phi_2 D1 + phi_3 D2), after its start; see dpm-solver++-3m."""
+    """x' = L x + S h (phi_1 f + phi_2 D1 + phi_3 D2), after its start; see dpm-solver++-3m.
+
+    With ``variant`` "diffusers" the weight of D2 has alpha'/2 subtracted in the place of added.
+    """
     check_choice("solver_type", solver_type, ("midpoint", "heun"))
+    check_choice("variant", variant, ("exact", "diffusers"))
     t, s = step.t, step.s
     order, stored = lowered(3, step, final), len(step.previous)
     if s.sigma == 0 or order == 1 or stored < (1 if start == "euler" or order == 2 else 2):
@@ -176,8 +186,10 @@ def dpm_solver_3m_step(
     d1 = (one.outputs[0] - two.outputs[0]) / r1
     first = d0 + r0 / (r0 + r1) * (d0 - d1)
     second = factor / (r0 + r1) * (d0 - d1)
-    z = form.z(t, s)
-    return form.noisy(step, form.step(step.x, t, s, phis(3, z), [f, first, second]))
+    weights = form.weights(t, s, phis(3, form.z(t, s)))
+    if variant == "diffusers":
+        weights[-1] -= s.alpha
+    return form.noisy(step, Linear.sum(weights, [step.x, f, first, second]))
 
 
 @register(

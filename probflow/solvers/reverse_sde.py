@@ -108,14 +108,18 @@ def sde_dpm_solver_pp_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
     sde=eta_of,
 )
 def sde_dpm_solver_pp_2m(
-    step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0, solver_type: str = "midpoint"
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    final: str = "keep",
 ) -> Linear:
     """x' = L x + S h phi_1 D + N, D = x0 + (x0 - x0_before) h/(2 h_before).
 
     With ``solver_type="heun"`` phi_2 stands in place of phi_1/2: ``sde-exponential-ab2``. The first
-    step, and one to sigma' = 0, takes D = x0.
+    step, one to sigma' = 0, and the last with ``final`` = "lower", takes D = x0.
     """
-    return dpm_solver_2m_step(step, _form(X0, step, eta, s_noise), solver_type, "keep")
+    return dpm_solver_2m_step(step, _form(X0, step, eta, s_noise), solver_type, final)
 
 
 @register(
@@ -135,15 +139,18 @@ def sde_dpm_solver_pp_3m(
     factor: float = 2.0,
     solver_type: str = "midpoint",
     start: str = "runge-kutta",
+    final: str = "keep",
+    variant: str = "exact",
 ) -> Linear:
     """x' = L x + S h (phi_1 x0 + phi_2 D1 + phi_3 D2) + N, D1 and D2 as in ``dpm-solver++-3m``.
 
     Published code has ``factor`` 1 in place of the 2 in D2, and ``start`` "euler" with
     ``solver_type`` "heun" in the second step. Of order 3 for eta = 0 only; for small eta the third
-    order shows at coarse steps.
+    order shows at coarse steps. ``variant`` "diffusers" has alpha' D2 less, as written there: in
+    the weight of D2, alpha' ((1 - e^z + z)/z^2 + 1/2), 1/2 is subtracted. Its order is 1.
     """
     form = _form(X0, step, eta, s_noise)
-    return dpm_solver_3m_step(step, form, factor, solver_type, start, "keep")
+    return dpm_solver_3m_step(step, form, factor, solver_type, start, final, variant)
 
 
 @register(

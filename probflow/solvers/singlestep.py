@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from math import sqrt
 
-from probflow.plan import Linear, StepBuilder
-from probflow.solvers.exponential import ddim, dpm_solver_2
+from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.forms import (
     EPS,
     X0,
+    Tableau,
     check_choice,
     check_fraction,
+    euler_1,
     heun_2,
     krogstad_4,
     kutta_3,
@@ -26,6 +27,13 @@ from probflow.solvers.forms import (
 from probflow.solvers.registry import register
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
+
+#: Nodes and tableau of DPM-Solver-1 to -3.
+_DPM_SOLVER: dict[int, tuple[list[float], Tableau]] = {
+    1: ([], euler_1),
+    2: ([0.5], midpoint_2(0.5)),
+    3: ([1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3)),
+}
 
 
 @register(
@@ -115,11 +123,17 @@ def dpm_solver_fast(step: StepBuilder, remainder: int = 2) -> Linear:
     0, the last two are of ``dpm-solver-2`` and DDIM (K = 3 n - 3). The error h^2 of that DDIM step
     leaves order 2.
     """
+    return fast_step(step, remainder)
+
+
+def fast_step(step: StepBuilder, remainder: int, to: Point | None = None) -> Linear:
+    """The step of ``dpm-solver-fast``, which may lead to another point than its end, ``to``."""
     orders = {2: (2,), 1: (1,), 0: (1, 2)}  # of the steps, from the last one back
     check_choice("remainder", remainder, tuple(orders))
     last = orders[remainder]
     order = last[step.remaining - 1] if step.remaining <= len(last) else 3
-    return {1: ddim, 2: dpm_solver_2, 3: dpm_solver_3}[order](step)
+    nodes, tableau = _DPM_SOLVER[order]
+    return runge_kutta(step, EPS, nodes, tableau, to)
 
 
 @register(

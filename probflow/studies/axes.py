@@ -108,6 +108,7 @@ def scan(
     process: Process | None = None,
     seed: int = 0,
     samples: int = 128,
+    reference_steps: int = Settings.reference_steps,
     jobs: int = 1,
     out: str | Path | None = None,
     resume: bool = False,
@@ -139,8 +140,10 @@ def scan(
         In any order; a slope needs five that span a factor of 8 in the quantity above.
     target
         A target, or a function that makes one of a value.
-    solver, steps, measure, process, seed, samples, jobs, out, resume, executor, progress
+    solver, steps, measure, process, seed, samples, reference_steps
         As in :func:`probflow.studies.study`, one number of steps.
+    jobs, out, resume, executor, progress
+        As there.
     grid
         By default log-SNR evenly spaced from ``-ln ab`` = 3 to -ln(0.99). The axes ``initial`` and
         ``early`` replace one of its ends.
@@ -159,10 +162,10 @@ def scan(
         raise ValueError(f"axis: got {axis!r}, allowed are {', '.join(AXES)}")
     if not len(values):
         raise ValueError("values: need at least one")
-    kind = AXES[axis]
+    kind, settings = AXES[axis], Settings(seed, samples, reference_steps)
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
     if axis == "learned":
-        networks = _by_size(values, base, process or VP.linear(), steps, Settings(seed, samples))
+        networks = _by_size(values, base, process or VP.linear(), steps, settings)
         values, target = list(networks), networks.__getitem__
     if target is None:
         raise ValueError(f"target: needed on the axis {axis!r}")
@@ -178,7 +181,7 @@ def scan(
             measures=[measure],
             grid=grid,
             process=process,
-            settings=Settings(seed, samples),
+            settings=settings,
         )
         return made
 

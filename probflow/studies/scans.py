@@ -84,6 +84,7 @@ def run_scans(
             process=job.process,
             seed=job.settings.seed,
             samples=job.settings.samples,
+            reference_steps=job.settings.reference_steps,
             jobs=workers,
             out=None if folder is None else folder / job.folder,
             resume=resume,

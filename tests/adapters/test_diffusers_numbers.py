@@ -7,7 +7,6 @@ As in ``test_diffusers_peers.py``, the stock scheduler gets noise levels in floa
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +20,7 @@ from test_diffusers_peers import Wide, network
 import probflow as pf
 from probflow.diffusers import ProbflowScheduler
 from probflow.integrate import run_plan
-from probflow.plan import Linear, StepBuilder
 from probflow.solvers.last_step import plan_to_data
-from probflow.solvers.reverse_sde import sde_dpm_solver_pp_3m
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
@@ -232,27 +229,67 @@ def test_single_steps_on_levels_even_in_log_snr(
     check(ours(chosen, levels, times[::order]), theirs(other, X, monkeypatch))
 
 
-def test_wrong_sign_of_the_third_order_of_stochastic_steps(monkeypatch) -> None:
-    """Their weight of the second derivative is phi_3 - 1 in the place of phi_3."""
+SINGLESTEP = {
+    "dpmsolver": "dpm-solver-singlestep-stock",
+    "dpmsolver++": "dpm-solver++-singlestep-stock",
+    "sde-dpmsolver++": "sde-dpm-solver++-singlestep-stock",
+}
+
+
+@pytest.mark.parametrize("curve", ["linspace", "karras"])
+@pytest.mark.parametrize("end", ["sigma_min", "zero"])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("algorithm", SINGLESTEP)
+def test_single_steps_spread_over_any_levels(
+    algorithm: str, kind: str, lower: bool, end: str, curve: str, monkeypatch
+) -> None:
+    """Every order, and every rest of the number of steps."""
+    if algorithm == "dpmsolver" and end == "zero":
+        pytest.skip("refused there")
+    for order, steps in [(1, 5), *((2, n) for n in (1, 2, 9, 10)), *((3, n) for n in range(1, 13))]:
+        other = diffusers.DPMSolverSinglestepScheduler(
+            solver_order=order, algorithm_type=algorithm, solver_type=kind,
+            lower_order_final=lower, final_sigmas_type=end, use_karras_sigmas=curve == "karras",
+        )  # fmt: skip
+        other.set_timesteps(steps)
+        levels, times = levels_of(other, steps)
+        process = levels.process
+        other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+        options = {"order": order, "solver_type": kind, "final": "lower" if lower else "keep"}
+        solver = pf.get_solver(SINGLESTEP[algorithm], **options)
+        check(ours(solver, levels, times), theirs(other, X, monkeypatch))
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("end", ["sigma_min", "zero"])
+def test_wrong_sign_of_the_third_order_of_stochastic_steps(
+    end: str, kind: str, steps: int, monkeypatch
+) -> None:
+    """In the weight of the second derivative 1/2 is subtracted where it has to be added."""
     other = diffusers.DPMSolverMultistepScheduler(
-        algorithm_type="sde-dpmsolver++", solver_order=3, final_sigmas_type="sigma_min"
+        algorithm_type="sde-dpmsolver++", solver_order=3, solver_type=kind, final_sigmas_type=end
     )
-    other.set_timesteps(20)
-    levels, times = levels_of(other, 20)
+    other.set_timesteps(steps)
+    levels, times = levels_of(other, steps)
     process = levels.process
     other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
     expected = theirs(other, X, monkeypatch)
-    solver = pf.get_solver("sde-dpm-solver++-3m", factor=1.0, start="euler")
+    options = {"factor": 1.0, "solver_type": kind, **EULER_START, **(LOWER if steps < 15 else {})}
+    right = pf.get_solver("sde-dpm-solver++-3m", **options)
+    check(ours(right.with_options(variant="diffusers"), levels, times), expected)
+    assert float((ours(right, levels, times) - expected).abs().max()) > 1e-3
 
-    def wrong(step: StepBuilder, **options: object) -> Linear:
-        right = sde_dpm_solver_pp_3m(step, **options)
-        if len(step.previous) < 2:
-            return right
-        t, (one, two), f = step.t, step.previous, step.outputs[0]
-        h = step.s.lambda_ - t.lambda_
-        r0, r1 = (t.lambda_ - one.t.lambda_) / h, (one.t.lambda_ - two.t.lambda_) / h
-        second = (f - one.outputs[0]) / r0 - (one.outputs[0] - two.outputs[0]) / r1
-        return right - step.s.alpha / (r0 + r1) * second
 
-    check(ours(replace(solver, function=wrong), levels, times), expected)
-    assert float((ours(solver, levels, times) - expected).abs().max()) > 1e-3
+@pytest.mark.parametrize("steps", [10, 20])
+def test_lowered_end_of_the_second_order_of_stochastic_steps(steps: int, monkeypatch) -> None:
+    other = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", final_sigmas_type="sigma_min"
+    )
+    other.set_timesteps(steps)
+    levels, times = levels_of(other, steps)
+    process = levels.process
+    other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
+    solver = pf.get_solver("sde-dpm-solver++-2m", **(LOWER if steps < 15 else {}))
+    check(ours(solver, levels, times), theirs(other, X, monkeypatch))

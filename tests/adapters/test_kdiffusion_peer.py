@@ -77,12 +77,19 @@ def test_numbers_of_its_functions(
     assert function in STOCK
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"eta": 1.0}, {"eta": 0.5, "s_noise": 1.1}], ids=["ode", "eta-1", "eta-0.5"]
+)
 @pytest.mark.parametrize("n", range(1, 13))
-def test_numbers_of_dpm_fast(n: int) -> None:
+def test_numbers_of_dpm_fast(n: int, options: dict) -> None:
+    def noise(sigma: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return NORMALS[int(4 * (3 - float(sigma.log())) + 0.5)]  # the same for the same level
+
     torch.set_default_dtype(DOUBLE)  # its times are made in the default one
+    given = {"disable": True, "noise_sampler": noise, **options}
     try:
-        expected = theirs.sample_dpm_fast(denoise, X, 0.05, 20.0, n, disable=True)
+        expected = theirs.sample_dpm_fast(denoise, X, 0.05, 20.0, n, **given)
     finally:
         torch.set_default_dtype(torch.float32)
-    ours = pf.kdiffusion.sample("sample_dpm_fast")(denoise, X, 0.05, 20.0, n, disable=True)
+    ours = pf.kdiffusion.sample("sample_dpm_fast")(denoise, X, 0.05, 20.0, n, **given)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)

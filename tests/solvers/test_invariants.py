@@ -146,7 +146,9 @@ def test_last_step_to_no_noise_finds_the_point(solver: pf.Solver, process: Proce
 
 #: Their noise belongs to a number of steps, not to a length of time: there is no SDE for h -> 0.
 #: Two intervals forward and one back are the reverse SDE of eta = 1, but the last step is the ODE.
+#: So it is with noise in DPM-Solver-fast. diffusers draws noises of single steps apart.
 NO_LIMIT = {"edm-churn", "two-interval", "two-interval-2", "li-jiao"}
+NO_LIMIT |= {"dpm-solver-fast-ancestral", "sde-dpm-solver++-singlestep-stock"}
 WITH_LIMIT = [s for s in ALL if s.name not in NO_LIMIT]
 
 
@@ -206,6 +208,9 @@ def test_small_steps_have_the_exact_variance(solver: pf.Solver, process: Process
 def test_noises_cover_the_step_once(solver: pf.Solver) -> None:
     process = pf.VP.linear()
     steps = solver.plan(process, grid(process, 4)).steps
+    if solver.name == "dpm-solver-fast-ancestral":
+        assert not steps[-1].noises
+        steps = steps[:-1]
     if solver.name in ("two-interval", "two-interval-2", "li-jiao"):
         steps = [step for step in steps[:-1] if step.noises]  # where there is an overshoot
         assert steps
@@ -405,7 +410,7 @@ def test_declared_nfe_is_counted_nfe(solver: pf.Solver, prediction: str) -> None
     assert calls == [stage.time for step in plan.steps for stage in step.stages]
     *later, last = [step.nfe for step in plan.steps[solver.memory :]]
     assert set(later) == {solver.nfe}
-    assert last == (2 if solver.name == "dpm-solver-fast" else solver.nfe)
+    assert last == (2 if solver.name.startswith("dpm-solver-fast") else solver.nfe)
     assert plan.memory <= solver.memory
     assert plan.stochastic == solver.stochastic
     assert (plan.solver, plan.prediction) == (solver.name, prediction)

@@ -9,10 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from limits import limit_of_orders
 from torch import Tensor
 
 import probflow as pf
 from probflow.integrate import run_plan
+from probflow.laws.line import map_distances
 from probflow.processes import Process
 from probflow.studies import assert_order
 from probflow.studies.check import STEPS
@@ -264,6 +266,11 @@ def test_runge_kutta_in_log_snr(name: str) -> None:
         (pf.get_solver("dpm-solver++-3s", r1=0.2), 3),
         (pf.get_solver("exponential-rk2", c2=1.0), 2),
         (pf.get_solver("exponential-rk3", c2=1 / 3, c3=2 / 3), 3),
+        (pf.get_solver("dpm-solver-3", inner="midpoint"), 3),
+        (pf.get_solver("dpm-solver++-3s", inner="midpoint"), 3),
+        (pf.get_solver("dpm-solver++-singlestep-stock", order=1), 1),
+        (pf.get_solver("dpm-solver++-singlestep-stock", solver_type="heun"), 2),
+        (pf.get_solver("dpm-solver-singlestep-stock", final="lower"), 2),
     ],
     ids=lambda s: f"{s.name}-{dict(s.options)}" if isinstance(s, pf.Solver) else str(s),
 )
@@ -287,12 +294,75 @@ def test_orders_of_options(solver: pf.Solver, order: float) -> None:
         (pf.get_solver("unipc-1", variant="bh1"), 2),
         (pf.get_solver("unipc-2", variant="bh1"), 3),
         (pf.get_solver("edm-rk4", variable="log-snr"), 4),
+        (pf.get_solver("dpm-solver++-3m", solver_type="heun", start="euler"), 2),
     ],
     ids=lambda s: f"{s.name}-{dict(s.options)}" if isinstance(s, pf.Solver) else str(s),
 )
 def test_orders_of_options_that_come_late(solver: pf.Solver, order: float) -> None:
     """What a low start, a lowered end or a missing factor leaves of the order."""
     assert_order(replace(solver, orders={"strong": order}), "strong", steps=STEPS[1:])
+
+
+@pytest.mark.slow  # 10 s
+@pytest.mark.parametrize("name", ["ipndm-3", "ipndm-4"])
+def test_constant_weights_leave_order_2(name: str) -> None:
+    solver = replace(pf.get_solver(name, weights="constant"), orders={"strong": 2})
+    assert_order(solver, "strong", steps=(16, 32, 64, 128, 256, 512, 1024))
+
+
+@pytest.mark.slow  # 10 s
+@pytest.mark.parametrize("variant", ["bh1", "vary"])
+def test_variants_of_unipc_3_have_its_order(variant: str) -> None:
+    """Its sums of two outputs, where variants differ, are those of its first steps."""
+    assert_order(pf.get_solver("unipc-3", variant=variant), "strong", steps=(*STEPS, 512))
+
+
+@pytest.mark.parametrize("rest", [0, 2])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("name", ["dpm-solver-singlestep-stock", "dpm-solver++-singlestep-stock"])
+def test_order_3_of_steps_that_are_spread(name: str, solver_type: str, rest: int) -> None:
+    """Where the number of steps divides or leaves 2.
+
+    Else the last is of order 1 and its error h^2: test_starts.py shows that of lowered ends.
+    """
+    solver = pf.get_solver(name, order=3, solver_type=solver_type)
+    steps = [3 * n + rest for n in (8, 16, 32, 64, 128)]
+    assert_order(replace(solver, orders={"strong": 3}), "strong", steps=steps)
+
+
+@pytest.mark.slow  # 10 s
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_order_3_of_steps_that_are_spread_unevenly(solver_type: str) -> None:
+    """The last stage is at 2/3 + O(h) where neighbouring steps are nearly of one length."""
+    solver = pf.get_solver("dpm-solver++-singlestep-stock", order=3, solver_type=solver_type)
+    steps = [3 * n for n in (8, 16, 32, 64, 128, 256)]
+    grid = pf.grids.uniform(3.0, 0.01, "neg_log_ab")
+    assert_order(replace(solver, orders={"strong": 3}), "strong", steps=steps, grid=grid)
+
+
+#: Smooth, and of moderate length: with more than one output of the corrector the error is a sum of
+#: two of like size, whose local orders have limits before they show an order.
+WIDE = pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.6, 0.9])
+SHORT = pf.grids.log_snr(-1.0, 1.0, "lambda")
+
+
+@pytest.mark.parametrize(
+    ("predictor", "corrector"),
+    [
+        pytest.param(p, c, marks=[] if (p, c) in ((1, 1), (2, 3), (4, 0)) else pytest.mark.slow)
+        for p in range(1, 5)
+        for c in range(5)
+    ],
+)
+def test_orders_of_sa_solver_without_noise(predictor: int, corrector: int) -> None:
+    """The lesser of the corrector's outputs and the order of what it corrects."""
+    order = min(corrector, predictor + 1) if corrector else predictor
+    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=corrector, tau=0.0)
+    plans = [solver.plan(VP, SHORT.times(VP, n), "eps") for n in (32, 64, 128, 256)]
+    errors = [map_distances(plan, VP, WIDE, 1001)["strong"] for plan in plans]
+    limit, error = limit_of_orders(errors)
+    assert limit == pytest.approx(order, abs=error), errors
+    assert error < 0.25, errors
 
 
 def test_dpm_solver_fast_counts_evaluations() -> None:

@@ -1,9 +1,9 @@
-"""What a start of low order leaves of a method's order.
+"""What a start, or an end, of low order leaves of a method's order.
 
 A first step of local error h^(q + 1) moves all that follows by as much, and so the order is the
 least of the method's own and q + 1. On common step counts the method's own error may cover that:
 ``lms-4`` seems to fall from 4 to 2, ``unipc-3`` and ``pndm`` seem nearly of order 4. Runs that
-differ in their start alone show it without cover.
+differ in their start alone show it without cover. So do runs that differ in their last steps alone.
 """
 
 from __future__ import annotations
@@ -46,13 +46,35 @@ def test_all_methods_with_a_start_are_here() -> None:
     ],
 )
 def test_what_a_start_changes(name: str, start: str, order: int) -> None:
+    check_change(name, {"start": start}, order)
+
+
+#: The last step is a DDIM step, of error h^2.
+ENDS = sorted(s.name for s in pf.all_solvers() if not s.stochastic and "final" in s.options)
+
+
+def test_all_methods_with_an_end_are_here() -> None:
+    assert len(ENDS) == 18
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ENDS],
+)
+def test_what_an_end_changes(name: str) -> None:
+    check_change(name, {"final": "lower"}, 2)
+
+
+def check_change(name: str, options: dict[str, str], order: float) -> None:
+    """The order of what options change in the result."""
+
     def end(steps: int, **options: str) -> torch.Tensor:
         plan = pf.get_solver(name, **options).plan(VP, GRID.times(VP, steps), "eps")
         return run_plan(plan, model, STATES)
 
     model = mixture().model(VP)
     with torch.no_grad():
-        changes = [end(steps) - end(steps, start=start) for steps in STEPS]
+        changes = [end(steps) - end(steps, **options) for steps in STEPS]
     sizes = [float(change.square().mean().sqrt()) for change in changes]
     limit, error = limit_of_orders(sizes)
-    assert limit == pytest.approx(order, abs=error)
+    assert limit == pytest.approx(order, abs=error), sizes

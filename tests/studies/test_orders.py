@@ -46,7 +46,9 @@ def name(solver: Solver) -> str:
 LATE = {
     *("exponential-ab4", "exponential-ab4-x0", "unipc-3", "unipc-4", "edm-churn"),
     *("two-interval-2", "seeds-2", "sde-exponential-rk2", "sde-heun", "dpm-solver++-sde-stock"),
+    "sde-dpm-solver++-singlestep-stock",
 }
+SLOW = {"sde-heun", "sde-dpm-solver++-singlestep-stock"}
 #: Quadrature in two variables, or a sum over a second noise: more than 10 s for 256 steps.
 LONG = {"accelerated-sde-3", "er-sde-2"}
 
@@ -58,21 +60,22 @@ SHOWN = [s for s in ALL if s.name not in COVERED]
 WIDE = pf.GaussianMixture([0.35, 0.65], [[-1.2], [0.8]], stds=[0.6, 0.9])
 
 
-@pytest.mark.parametrize("name", sorted(COVERED))
-def test_order_5_before_rounding(name: str) -> None:
+@pytest.mark.parametrize(
+    "solver",
+    [*map(pf.get_solver, sorted(COVERED)), pf.get_solver("edm-rk5", variable="log-snr")],
+    ids=["edm-rk5", "rk5", "edm-rk5 in log-snr"],
+)
+def test_order_5_before_rounding(solver: Solver) -> None:
     """The finest local order is nearest to 5, and nothing denies it."""
-    for estimate in check_order(name, target=WIDE, steps=(8, 12, 16, 24, 32, 48, 64, 80)):
+    for estimate in check_order(solver, target=WIDE, steps=(8, 12, 16, 24, 32, 48, 64, 80)):
         assert estimate.verdict in ("consistent", "inconclusive")
         assert round(estimate.eoc[-1]) == 5
 
 
 @pytest.mark.parametrize(
     "solver",
-    # sde-heun takes a minute to 512 steps.
-    [
-        pytest.param(s, id=s.name, marks=pytest.mark.slow if s.name == "sde-heun" else [])
-        for s in SHOWN
-    ],
+    # A minute to 512 steps.
+    [pytest.param(s, id=s.name, marks=pytest.mark.slow if s.name in SLOW else []) for s in SHOWN],
 )
 def test_declared_orders(solver: Solver) -> None:
     steps = (*STEPS, 512) if solver.name in LATE else STEPS
@@ -170,6 +173,24 @@ def test_order_of_laws_of_many_variables(solver: Solver) -> None:
 def test_orders_of_laws_by_options(solver: Solver, order: float) -> None:
     """Less noise; with a corrector the order is the number of its outputs, 2 at most."""
     check_limit(solver, order, (8, 16, 32, 64))
+
+
+@pytest.mark.slow  # 1 minute
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [
+        *((pf.get_solver(n, eta=0.5), 1) for n in ("ddim-eta", "euler-ancestral")),
+        *((pf.get_solver(n, eta=0.5), 2) for n in ("dpm2-ancestral", "dpm-solver++-2s-ancestral")),
+        (pf.get_solver("dpm-solver-fast-ancestral", eta=0.5), 3),
+        (pf.get_solver("dpm-solver-fast-ancestral", remainder=1), 2),
+        (pf.get_solver("edm-churn", method="euler"), 1),
+        (pf.get_solver("edm-churn", method="dpm2"), 2),
+    ],
+    ids=given,
+)
+def test_orders_of_noise_up_and_ode_down_by_options(solver: Solver, order: float) -> None:
+    steps = (*STEPS, 512) if solver.name in LATE else STEPS
+    assert_order(replace(solver, orders={"tv": order}), "tv", steps=steps)
 
 
 @pytest.mark.slow  # 2 minutes

@@ -198,6 +198,20 @@ def test_a_file_says_what_scan_is_called_with(
     assert result.x == called.x
 
 
+def test_the_reference_of_a_file_is_that_of_the_scan(tmp_path: Path) -> None:
+    """In the plane the strong error is that from a fine run, whose steps the file gives."""
+    own = {"axis": "score", "values": [0.1, 0.2]}
+    target = {"kind": "gaussian-mixture", "weights": [1, 2], "stds": [0.4, 0.7]}
+    target["means"] = [[-1.0, 0.3], [1.5, -0.4]]
+    given = {"scan": own, "target": target, "measures": ["strong"], "solvers": ["ddim"]}
+    errors = []
+    for steps in (2, 64):
+        path = write(tmp_path / f"{steps}.toml", **given, reference_steps=steps)
+        [result] = run_scans(read_study(path).scans)
+        errors.append(result.rows[0].error)
+    assert abs(errors[0] / errors[1] - 1) > 1e-3
+
+
 def test_every_solver_measure_and_step_count(tmp_path: Path) -> None:
     grid = {**SCAN["grid"], "steps": [4, 8]}
     path = write(tmp_path / "s.toml", solvers=["ddim", "heun"], measures=["tv", "w2"], grid=grid)
