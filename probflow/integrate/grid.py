@@ -61,8 +61,10 @@ def with_options(solver: Solver, settings: Mapping[str, Any], others: Sequence[s
     return solver.with_options(**settings) if settings else solver
 
 
-def host_times(t: Any, name: str) -> list[float]:
+def host_times(t: Any, name: str, *, bounded: bool = True) -> list[float]:
     """Times as floats, read to the host once.
+
+    Those after the first may be infinite unless they are to be ``bounded``.
 
     Raises
     ------
@@ -93,7 +95,8 @@ def host_times(t: Any, name: str) -> list[float]:
         raise ValueError(f"{name}: need at least one time in one dimension, got {shape}")
     rising = [b > a for a, b in pairwise(values)]
     falling = [b < a for a, b in pairwise(values)]
-    if not all(map(math.isfinite, values)) or not (all(rising) or all(falling)):
+    finite = all(map(math.isfinite, values if bounded else values[:1]))
+    if not finite or not (all(rising) or all(falling)):
         raise ValueError(f"{name}: times must be finite and strictly increasing or decreasing")
     return values
 

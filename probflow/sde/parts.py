@@ -90,7 +90,10 @@ def watched(parts: Parts, watch: Watch) -> Parts:
 
 
 def rounded(parts: Parts, narrow: torch.dtype, wide: torch.dtype) -> Parts:
-    """Functions of a half-precision model for a state that is carried in float32."""
+    """Functions of a model in one dtype for a state that is carried in another.
+
+    With one dtype for both they bring outputs of other ones to it, as within ``torch.autocast``.
+    """
 
     def narrowed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(t: Tensor, *tensors: Tensor) -> Any:
@@ -185,10 +188,25 @@ def _away_from_zero(g: Tensor, smallest: float = 1e-7) -> Tensor:
     return torch.where(g.detach().abs() > smallest, g, torch.full_like(g, smallest).copysign(g))
 
 
-def checked(parts: Parts, y0: Tensor, noise: tuple[int, ...] | None, diagonal: bool) -> Parts:
-    """Functions that look at the shape, dtype and device of what they return.
+def checked(
+    parts: Parts,
+    y0: Tensor,
+    noise: tuple[int, ...] | None,
+    diagonal: bool,
+    dtypes: set[torch.dtype] | None = None,
+) -> Parts:
+    """Functions that look at what they return, and bring it to the state's dtype.
 
-    ``noise`` is the shape of the Brownian motion, (batch, m); ``None`` while it is unknown.
+    Parameters
+    ----------
+    parts, y0
+        The functions, and the state in the dtype that it is carried in.
+    noise
+        Shape of the Brownian motion, (batch, m); ``None`` while it is unknown.
+    diagonal
+        Whether g is diagonal.
+    dtypes
+        Where to put the dtypes seen.
     """
 
     def fits(output: Any, what: str, full: bool) -> Tensor:
@@ -201,12 +219,14 @@ def checked(parts: Parts, y0: Tensor, noise: tuple[int, ...] | None, diagonal: b
         if got != shape and not (shape[-1] == -1 and got[:-1] == shape[:-1]):
             wanted = str(shape).replace("-1", "m")
             raise ValueError(f"sde: {what} must have shape {wanted}, got {got}")
-        if output.dtype != y0.dtype or output.device != y0.device:
+        if output.is_complex() or output.device != y0.device:
             raise ValueError(
-                f"sde: {what} must be {y0.dtype} on {y0.device} like the state, got "
-                f"{output.dtype} on {output.device}"
+                f"sde: {what} must be real, on {y0.device} like the state, got {output.dtype} on "
+                f"{output.device}"
             )
-        return output
+        if dtypes is not None:
+            dtypes.add(output.dtype)
+        return output.to(y0.dtype)
 
     what = {"f": "the drift f", "h": "the prior drift h", "g": "the diffusion g"}
     what["g_prod"] = "the diffusion-vector product g_prod"

@@ -189,12 +189,15 @@ def prepare(
             parts = with_log_ratio(parts, diagonal, shape)
         return System(parts, sde_type, noise_type, later)
 
+    dtypes = {wide}  # of what the functions return
+
     @cache
     def later() -> System:
         watch.settle()
-        return build(watched(parts, watch) if watch.shared else parts)
+        same = parts if len(dtypes) == 1 else rounded(parts, wide, wide)
+        return build(watched(same, watch) if watch.shared else same)
 
-    first = build(watched(checked(parts, y, noise_shape, diagonal), watch), later)
+    first = build(watched(checked(parts, y, noise_shape, diagonal, dtypes), watch), later)
     if logqp:
         y = torch.nn.functional.pad(flat(y), (0, 1))
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)

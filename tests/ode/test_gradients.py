@@ -799,3 +799,27 @@ def test_reversible_run_calls_the_callback() -> None:
     pf.odeint(field, leaf(0.5, -1.0), [0.0, 0.5, 1.0], method="rk4",
               options={"gradients": "reversible"})  # fmt: skip
     assert seen == [0.0, 0.5]
+
+
+# The state at the first time --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "dopri5"])
+def test_the_first_state_does_not_move_with_its_time(method: str) -> None:
+    """It is the one given; a later start changes only what comes after."""
+    y0, t = leaf(1.1), torch.tensor([0.2], dtype=DOUBLE, requires_grad=True)
+    (alone,) = pf.odeint(Decay(False), y0, t, method=method)
+    assert torch.equal(torch.autograd.grad(alone.sum(), y0)[0], torch.ones(1, dtype=DOUBLE))
+    if alone.requires_grad:
+        (by_t,) = torch.autograd.grad(pf.odeint(Decay(False), y0, t, method=method).sum() + 0 * t, t)
+        assert torch.equal(by_t, torch.zeros_like(by_t))
+    t = torch.tensor([0.2, 1.0], dtype=DOUBLE, requires_grad=True)
+    options = None if method == "dopri5" else {"step_size": 0.05}
+    _, states = pf.odeint(
+        Decay(False), y0, t, method=method, options=options, event_fn=lambda t, y: t - 0.9
+    )
+    (by_t,) = torch.autograd.grad(states[0].sum() + 0 * t.sum(), t, retain_graph=True)
+    assert torch.equal(by_t, torch.zeros_like(by_t))
+    (by_t,) = torch.autograd.grad(states[1].sum(), t)  # 1.1 exp(-0.7 (0.9 - t0))
+    expected = 0.77 * torch.exp(torch.tensor(-0.49, dtype=DOUBLE))
+    torch.testing.assert_close(by_t[0], expected, rtol=1e-4, atol=0.0)
