@@ -236,7 +236,7 @@ def on_grid(
 
 def real_dtype(like: Tensor) -> torch.dtype:
     """The real dtype of a state's precision."""
-    return like.dtype.to_real() if like.is_complex() else like.dtype  # what dynamo can follow
+    return like.real.dtype if like.is_complex() else like.dtype  # what dynamo can follow
 
 
 def inward(times: Tensor, c: Sequence[float]) -> Tensor:

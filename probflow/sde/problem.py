@@ -20,7 +20,14 @@ from probflow.sde.adaptive import Tolerances, run_adaptive
 from probflow.sde.base import check_word
 from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
 from probflow.sde.methods import Memory, Method, choose
-from probflow.sde.noise import Query, checked_query, mirrored_query, padded_query, query_of
+from probflow.sde.noise import (
+    Query,
+    check_area_of,
+    checked_query,
+    mirrored_query,
+    padded_query,
+    query_of,
+)
 from probflow.sde.parts import (
     Parts,
     checked,
@@ -32,7 +39,7 @@ from probflow.sde.parts import (
     with_log_ratio,
 )
 from probflow.sde.plans import check_state, process_times, sde_times
-from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
+from probflow.sde.settings import METHODS, NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
 from probflow.words import check_flags, dictionary, no_option
 
@@ -212,6 +219,8 @@ def prepare(
         own = False
         if seed is not None:
             raise ValueError("bm, seed: give one of them, not both")
+        if chosen.name == METHODS.log_ode_midpoint:  # as in torchsde, one rule for every noise
+            check_area_of(bm, "A", method)
 
     def noise(needs: str) -> Query:
         query = query_of(bm, needs, noise_shape, y, method)

@@ -605,6 +605,21 @@ def test_whole_graphs_with_steps_between_given_numbers(grad: bool) -> None:
             close(whole(*state), solve(*state), 1e-14)
 
 
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
+def test_whole_graphs_of_interpolated_and_complex_states(method: str, interp: str) -> None:
+    options = {"step_size": 0.2, "interp": interp, "perturb": True}
+
+    def solve(y: Tensor) -> Tensor:
+        z = torch.complex(y, 2.0 * y)
+        z = pf.odeint(lambda t, z: (1j - t) * z, z, [1.0, 0.3, 0.0], method=method, options=options)
+        return torch.view_as_real(z)
+
+    torch._dynamo.reset()
+    y0 = leaf(0.5, -1.0)
+    close((torch.compile(solve, fullgraph=True, backend="eager")(y0),), (solve(y0),), 1e-14)
+
+
 def test_a_whole_graph_cannot_count_steps_between_times_of_a_tensor(monkeypatch) -> None:
     y0, t, options = leaf(0.5, -1.0), torch.tensor([0.0, 0.5], dtype=DOUBLE), {"step_size": 0.1}
 

@@ -493,6 +493,8 @@ def test_levy_area_is_asked_for(y0: torch.Tensor) -> None:
     bm = pf.BrownianInterval(0.0, 1.0, (5, 2), levy_area_approximation="space-time")
     with pytest.raises(ValueError, match=r"bm: log_ode needs the Levy area A; .*'davie' or"):
         pf.sdeint(Rotation("stratonovich"), y0, [0.0, 1.0], bm, "log_ode")
+    with pytest.raises(ValueError, match="bm: log_ode needs the Levy area A"):  # as torchsde's
+        pf.sdeint(Plain(sde_type="stratonovich"), y0, [0.0, 1.0], bm, "log_ode")
 
 
 # Adaptive steps ---------------------------------------------------------------------------------
