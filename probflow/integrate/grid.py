@@ -17,7 +17,7 @@ from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
 from probflow.processes import Process
 from probflow.solvers import Solver, solver_names
-from probflow.words import near, no_option
+from probflow.words import UnfitError, near, no_option
 
 __all__ = [
     "check_positive",
@@ -89,7 +89,7 @@ def host_times(t: Any, name: str, *, bounded: bool = True) -> list[float]:
         try:
             array = np.asarray(t, dtype=np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
+            raise UnfitError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
         values, shape = array.tolist(), array.shape
     if len(shape) != 1 or not shape[0]:
         raise ValueError(f"{name}: need at least one time in one dimension, got {shape}")

@@ -340,7 +340,9 @@ class _Solve:
         with _progress(self.progress, self.method) as report:
             t, state = find_event(stepper, event_fn, most, report)
         states = torch.stack([first, state])
-        like = self.t if isinstance(self.t, Tensor) else torch.empty(0, dtype=torch.float64, device="cpu")
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
+        if isinstance(self.t, Tensor):
+            like = self.t
         return self._result(
             states,
             accepted=stepper.accepted,

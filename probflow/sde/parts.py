@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.watch import Watch
-from probflow.words import dictionary, near
+from probflow.words import UnfitError, dictionary, near
 
 __all__ = [
     "Parts",
@@ -64,12 +64,12 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
     parts = {part: getattr(sde, name, None) for part, name in attribute.items()}
     found = {part: function for part, function in parts.items() if callable(function)}
     if not found.keys() & {"f", "f_and_g", "f_and_g_prod"}:
-        raise TypeError(
+        raise UnfitError(
             f"sde: {type(sde).__name__} has no drift; need f(t, y), f_and_g(t, y) or "
             "f_and_g_prod(t, y, v)"
         )
     if not found.keys() & {"g", "f_and_g", "g_prod", "f_and_g_prod"}:
-        raise TypeError(
+        raise UnfitError(
             f"sde: {type(sde).__name__} has no diffusion; need g(t, y), f_and_g(t, y), "
             "g_prod(t, y, v) or f_and_g_prod(t, y, v)"
         )
@@ -173,7 +173,7 @@ def with_log_ratio(parts: Parts, diagonal: bool, shape: torch.Size) -> Parts:
         if diagonal:
             u = gap / _away_from_zero(flat(g))
         else:
-            u = (torch.linalg.pinv(flat(g, 1)) @ gap[..., None])[..., 0]
+            u = (torch.linalg.pinv(flat(g, 1)) * gap[:, None]).sum(-1)  # not @: autocast rounds
         rate = 0.5 * (u * u).sum(dim=1, keepdim=True)
         return torch.cat((flat(f), rate), dim=1), with_zeros(g)
 

@@ -41,7 +41,7 @@ from probflow.sde.parts import (
 from probflow.sde.plans import check_state, process_times, sde_times
 from probflow.sde.settings import METHODS, NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
-from probflow.words import check_flags, dictionary, no_option
+from probflow.words import UnfitError, check_flags, dictionary, no_option
 
 __all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
@@ -153,7 +153,7 @@ def prepare(
     """
     for word, allowed in (("noise_type", NOISE_TYPES), ("sde_type", SDE_TYPES)):
         if not hasattr(sde, word):
-            raise TypeError(
+            raise UnfitError(
                 f"sde: {type(sde).__name__} has no attribute {word}; need one of "
                 f"{', '.join(allowed)}"
             )

@@ -55,9 +55,9 @@ def test_the_second_time_tells_only_the_direction(method: str, interface) -> Non
         found.append((t, y.detach(), *torch.autograd.grad(y[-1].sum(), y0)))
     assert all(torch.equal(a.detach(), b.detach()) for a, b in zip(*found, strict=True))
     for bad in ([0.0, math.nan], [math.inf, 0.0], [0.0, 1.0, math.inf]):
-        with pytest.raises(ValueError, match="^t: "):
+        with pytest.raises(ValueError, match=r"^t: "):
             interface(rotation, y0, bad, event_fn=event, method=method, options=options, **how)
-    with pytest.raises(ValueError, match="^t: times must be finite"):
+    with pytest.raises(ValueError, match=r"^t: times must be finite"):
         interface(rotation, y0, [0.0, math.inf], method=method, **how)
 
 
