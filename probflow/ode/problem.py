@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,6 +130,12 @@ class Layout:
         return tuple(parts)
 
 
+def _unpacked(output: Any) -> Any:
+    """Slopes of the parts of a state that come one by one, or stacked."""
+    single = not isinstance(output, Iterable) or (isinstance(output, Tensor) and not output.ndim)
+    return output if single else tuple(output)
+
+
 class Problem:
     """The user's function as ``func(t, y)`` on the solver's tensor, counting evaluations.
 
@@ -183,6 +189,8 @@ class Problem:
         state = y if self.wide is self.dtype else y.to(self.dtype)
         given = self.layout.split(state) if self.layout.is_tuple else state
         output = self.user(t, given, *self.args, **self.kwargs)
+        if self.layout.is_tuple and not isinstance(output, (tuple, list)):
+            output = _unpacked(output)
         if not self._checked:
             self._look(output, given)
         if self.layout.is_tuple:
