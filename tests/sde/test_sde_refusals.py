@@ -165,9 +165,16 @@ def test_what_torchsde_raises_is_a_value_error_here_too() -> None:
         assert isinstance(ours.value, ValueError)
         with pytest.raises(ValueError):
             torchsde.sdeint(*arguments)
-    with pytest.raises(ValueError, match=r"^ts: need a 1-D tensor") as ours:
-        pf.sdeint(Never(), Y0, "now")
-    assert isinstance(ours.value, TypeError)
+    for call, name in (
+        (lambda library: library.sdeint(Never(), Y0, "now"), "ts"),
+        (lambda library: library.BrownianInterval(t0="now", size=(2,)), "t0"),
+        (lambda library: library.BrownianInterval(W=torch.ones(2, dtype=torch.int64)), "W"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: need a ") as ours:
+            call(pf)
+        assert isinstance(ours.value, TypeError)
+        with pytest.raises(ValueError):
+            call(torchsde)
 
 
 @pytest.mark.parametrize("seed", [torch.tensor(3), np.int64(3), np.array(3)])
