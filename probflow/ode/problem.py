@@ -131,8 +131,8 @@ class Layout:
 
 
 def _unpacked(output: Any) -> Any:
-    """Slopes of the parts of a state that come one by one, or stacked."""
-    single = not isinstance(output, Iterable) or (isinstance(output, Tensor) and not output.ndim)
+    """Slopes of the parts of a state that come one by one; one tensor is a mistake."""
+    single = isinstance(output, Tensor) or not isinstance(output, Iterable)
     return output if single else tuple(output)
 
 
