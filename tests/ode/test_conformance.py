@@ -263,7 +263,7 @@ def test_a_tuple_state_may_be_answered_by_any_sequence(kind: Callable[..., Any])
 
 @pytest.mark.parametrize("answer", [None, 1.0, torch.tensor(1.0), torch.ones(2, 2), "ab"])
 def test_what_a_tuple_state_is_not_answered_by(answer: Any) -> None:
-    with pytest.raises(TypeError, match="^func: must return a "):
+    with pytest.raises(TypeError, match=r"^func: must return a "):
         pf.odeint(lambda t, s: answer, (Y0, Y0), [0.0, 1.0])
 
 
