@@ -191,8 +191,9 @@ def load_network(path: Path, name: str) -> Any:
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of times for a state's dtype: at least float32, so that no two times collapse."""
-    real = dtype.to_real() if dtype.is_complex else dtype
-    return torch.promote_types(real, torch.float32)
+    if dtype.is_complex:  # not ``to_real``, which a compiled graph cannot follow
+        return torch.float64 if dtype is torch.complex128 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
 
 
 def as_time(t: Tensor | float, x: Tensor) -> Tensor:

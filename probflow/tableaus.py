@@ -157,16 +157,18 @@ class Tableau:
 
     def dense_weights(self, theta: float) -> Row:
         """Weights b_i(theta) of the stages at ``t + theta h``, 0 <= theta <= 1."""
-        return tuple(np.dot(self.dense, theta**self._powers).tolist())
+        weights = []
+        for coefficients in self.dense:  # by Horner's rule, which a compiled graph can follow
+            weight = 0.0
+            for coefficient in reversed(coefficients):
+                weight = (weight + coefficient) * theta
+            weights.append(weight)
+        return tuple(weights)
 
     def dense_slopes(self, theta: float) -> Row:
         """Derivatives b_i'(theta): ``sum_i b_i'(theta) k_i`` is the slope of the dense output."""
-        slopes = self._powers * theta ** (self._powers - 1)
-        return tuple(np.dot(self.dense, slopes).tolist())
-
-    @cached_property
-    def _powers(self) -> np.ndarray:
-        return np.arange(1, len(self.dense[0]) + 1)
+        powers = np.arange(1, len(self.dense[0]) + 1)
+        return tuple(np.dot(self.dense, powers * theta ** (powers - 1)).tolist())
 
 
 def _hermite(b: Sequence[float], closing: int) -> tuple[Row, ...]:

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_flags", "check_whole", "dictionary", "near", "no_option"]
+__all__ = ["UnfitError", "check_flags", "check_whole", "dictionary", "near", "no_option"]
+
+
+class UnfitError(TypeError, ValueError):
+    """A value of a kind that cannot be used, where torchsde raises ``ValueError``.
+
+    It is one, too, so that programs that catch what torchsde raises go on.
+    """
 
 
 def near(word: object, allowed: Iterable[str], count: int = 3) -> str:

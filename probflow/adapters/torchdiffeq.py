@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torchdiffeq
 from torch import Tensor
 
 from probflow.adapters import spellings
 from probflow.integrate.grid import host_times
 from probflow.ode.plans import adjoint_rule, check_function, integrate
+from probflow.ode.problem import Layout, host_outputs
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers
 
@@ -114,6 +116,7 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     last time, into NaN, and interpolate back. For a ``ProbabilityFlowODE`` they are therefore given
     the output times as their option ``step_t``, which makes them land there.
     """
+    y0, t = _checked(y0, t)
     options = arguments["options"] or {}
     solver = SOLVERS.get(arguments["method"])
     if arguments["event_fn"] is not None and not hasattr(solver, "integrate_until_event"):
@@ -132,7 +135,22 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
 
 def adjoint_passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     """Call ``torchdiffeq.odeint_adjoint``."""
-    return torchdiffeq.odeint_adjoint(func, y0, t, **arguments)
+    return torchdiffeq.odeint_adjoint(func, *_checked(y0, t), **arguments)
+
+
+def _checked(y0: Any, t: Any) -> tuple[Any, Any]:
+    """State and times as torchdiffeq takes them; times may be a sequence, as everywhere here.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the native methods do not take, either.
+    """
+    y = Layout(y0).join(y0)
+    times = host_outputs(t, bounded=False)
+    if not isinstance(t, Tensor):
+        t = torch.tensor(times, dtype=torch.float64, device=y.device)
+    return y0, t
 
 
 def register() -> None:

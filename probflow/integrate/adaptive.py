@@ -230,13 +230,14 @@ class _Loop:
     def _column(self, values: list[float]) -> float | Tensor:
         if not self.per_sample:
             return values[0]
-        column = torch.tensor(values, dtype=torch.float64).to(self.x.dtype.to_real())
+        column = torch.tensor(values, dtype=torch.float64, device="cpu")
+        column = column.to(self.x.dtype.to_real())
         return column.to(self.x.device).view(-1, *(1,) * (self.x.ndim - 1))
 
     def _call(self, x: Tensor, times: list[float]) -> Tensor:
         dtype = torch.float32 if x.device.type == "mps" else torch.float64
         if self.per_sample:
-            t = torch.tensor(times, dtype=dtype).to(x.device)
+            t = torch.tensor(times, dtype=dtype, device="cpu").to(x.device)
         else:
             t = torch.full((), times[0], dtype=dtype, device=x.device)
         self.run.nfe += 1
@@ -245,7 +246,7 @@ class _Loop:
     def _where(self, accepted: list[int], after: Tensor) -> Tensor:
         if not self.per_sample:
             return after
-        mask = torch.zeros(len(self.t), dtype=torch.bool)
+        mask = torch.zeros(len(self.t), dtype=torch.bool, device="cpu")
         mask[accepted] = True
         return torch.where(mask.to(after.device).view(-1, *(1,) * (after.ndim - 1)), after, self.x)
 

@@ -17,7 +17,7 @@ from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
 from probflow.processes import Process
 from probflow.solvers import Solver, solver_names
-from probflow.words import near, no_option
+from probflow.words import UnfitError, near, no_option
 
 __all__ = [
     "check_positive",
@@ -61,8 +61,10 @@ def with_options(solver: Solver, settings: Mapping[str, Any], others: Sequence[s
     return solver.with_options(**settings) if settings else solver
 
 
-def host_times(t: Any, name: str) -> list[float]:
+def host_times(t: Any, name: str, *, bounded: bool = True) -> list[float]:
     """Times as floats, read to the host once.
+
+    Those after the first may be infinite unless they are to be ``bounded``.
 
     Raises
     ------
@@ -87,13 +89,14 @@ def host_times(t: Any, name: str) -> list[float]:
         try:
             array = np.asarray(t, dtype=np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
+            raise UnfitError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
         values, shape = array.tolist(), array.shape
     if len(shape) != 1 or not shape[0]:
         raise ValueError(f"{name}: need at least one time in one dimension, got {shape}")
     rising = [b > a for a, b in pairwise(values)]
     falling = [b < a for a, b in pairwise(values)]
-    if not all(map(math.isfinite, values)) or not (all(rising) or all(falling)):
+    finite = all(map(math.isfinite, values if bounded else values[:1]))
+    if not finite or not (all(rising) or all(falling)):
         raise ValueError(f"{name}: times must be finite and strictly increasing or decreasing")
     return values
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.noise import check_seed
-from probflow.words import near
+from probflow.words import UnfitError, near
 
 __all__ = [
     "BaseBrownian",
@@ -61,7 +61,7 @@ def as_time(value: Any, name: str) -> float:
     try:
         time = float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
+        raise UnfitError(
             f"{name}: need a number or a tensor of one element, got {value!r}"
         ) from None
     if not math.isfinite(time):
@@ -73,7 +73,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """``value`` if it is a floating-point tensor; ``TypeError`` otherwise."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name}: need a floating-point tensor, got {got}")
+        raise UnfitError(f"{name}: need a floating-point tensor, got {got}")
     return value
 
 

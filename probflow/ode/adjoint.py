@@ -300,7 +300,8 @@ class _Adjoint(torch.autograd.Function):
         states = states if isinstance(states, tuple) else (states,)
         ctx.call, ctx.count = call, count
         ctx.adjoint_options = call.backward["options"]  # where torchdiffeq has them
-        ctx.times = host_times(t.detach() if isinstance(t, Tensor) else t, "t")
+        given = t.detach() if isinstance(t, Tensor) else t
+        ctx.times = host_times(given, "t", bounded=event_t is None)
         if event_t is not None:
             ctx.times = [ctx.times[0], float(event_t)]
         ctx.like = t if isinstance(t, Tensor) else None
@@ -353,7 +354,7 @@ def _sweep(
     by_time = [time] * len(times)
     rest = [torch.zeros_like(param) for param in params]
     for i in range(len(times) - 1, 0, -1):
-        interval = torch.tensor([times[i], times[i - 1]], dtype=torch.float64)
+        interval = torch.tensor([times[i], times[i - 1]], dtype=torch.float64, device="cpu")
         if timed:
             slope = problem(interval[0].to(adjoint.device, problem.time_dtype), states[i])
             by_time[i] = _inner(grads[i], slope)

@@ -244,7 +244,7 @@ def _check_norm(norm: Norm, problem: Problem) -> None:
         found = norm(problem.layout.split(zero))
     if not isinstance(found, (Tensor, float, int)):
         raise TypeError(f"norm: must return a tensor, returned {type(found).__name__}")
-    value = torch.as_tensor(found)
+    value = _as_tensor(found)
     if value.dtype == torch.bool:
         raise TypeError("norm: must return a real number, returned a bool")
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
@@ -263,12 +263,17 @@ def error_norm(problem: Problem, norm: Norm | None) -> Callable[[Tensor], Tensor
     layout = problem.layout
     if norm is not None:
         user, shape = norm, (-1,) if layout.lead else ()
-        return lambda error: torch.as_tensor(user(layout.split(error))).abs().reshape(shape)
+        return lambda error: _as_tensor(user(layout.split(error))).abs().reshape(shape)
     if layout.lead:
         return _rms_rows if not layout.is_tuple else lambda e: _largest_rows(e, layout.sizes)
     if layout.is_tuple:
         return lambda error: _largest(error, layout.sizes)
     return _rms
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A norm that may be a number, whatever torch's default device is."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
 
 
 def _rms(error: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ class DenseOutput:
             For what is no real time; for a time outside the interval.
         """
         try:
-            times = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+            times = t
+            if not isinstance(t, Tensor):
+                times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             times = None
         if times is None or times.is_complex():

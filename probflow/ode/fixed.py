@@ -115,7 +115,9 @@ def refined(
         return refine(ends, step, "step_size"), None
     if constructor is None:
         return outputs, None
-    times = t if isinstance(t, Tensor) else torch.tensor(outputs, dtype=torch.float64)
+    times = t
+    if not isinstance(t, Tensor):
+        times = torch.tensor(outputs, dtype=torch.float64, device="cpu")
     made = constructor(func, y0, times)
     grid = host_times(made.detach() if isinstance(made, Tensor) else made, "grid_constructor")
     if grid[0] != outputs[0] or grid[-1] != outputs[-1]:

@@ -303,7 +303,7 @@ def odeint_event(
     problem = Problem(func, y0, options.get("args", ()), options.get("kwargs"))
     time = as_float(t0, "t0")
     if not isinstance(t0, Tensor) or not t0.is_floating_point():
-        t0 = torch.tensor(time, dtype=torch.float64)
+        t0 = torch.tensor(time, dtype=torch.float64, device="cpu")
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     answer = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)

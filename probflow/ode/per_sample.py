@@ -264,7 +264,7 @@ def per_sample_times(t: Any, outputs: list[float] | None, y0: Tensor) -> Tensor:
     """
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
     if outputs is not None:
-        column = torch.tensor(outputs, dtype=torch.float64).to(dtype)
+        column = torch.tensor(outputs, dtype=torch.float64, device="cpu").to(dtype)
         return column[:, None].expand(-1, len(y0)).to(y0.device)
     times = t.detach().to(device=y0.device, dtype=dtype)
     if times.shape[1] != len(y0):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,10 @@ def batched(y: Tensor) -> bool:
     return False
 
 
-def host_outputs(t: Any) -> list[float]:
+def host_outputs(t: Any, bounded: bool = True) -> list[float]:
     """Output times on the host; their gradients are attached elsewhere.
+
+    Those after the first may be infinite unless they are to be ``bounded``.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def host_outputs(t: Any) -> list[float]:
                 "that all have in common, or fixed steps from each time to the next"
             )
         t = t.detach()
-    return host_times(t, "t")
+    return host_times(t, "t", bounded=bounded)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,11 +126,18 @@ class Layout:
         """The user's state, with ``before`` more axes in front."""
         if not self.is_tuple:
             return state
-        lead = state.shape[:before]
-        parts = state.split(self.sizes, dim=before + self.lead)
-        return tuple(
-            part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
-        )
+        # Not ``split``, whose results cannot be written on where there is a graph.
+        lead, axis, parts, start = state.shape[:before], before + self.lead, [], 0
+        for size, shape in zip(self.sizes, self.shapes, strict=True):
+            parts.append(state.narrow(axis, start, size).reshape((*lead, *shape)))
+            start += size
+        return tuple(parts)
+
+
+def _unpacked(output: Any) -> Any:
+    """Slopes of the parts of a state that come one by one; one tensor is a mistake."""
+    single = isinstance(output, Tensor) or not isinstance(output, Iterable)
+    return output if single else tuple(output)
 
 
 class Problem:
@@ -184,6 +193,8 @@ class Problem:
         state = _cast(y, self.dtype)
         given = self.layout.split(state) if self.layout.is_tuple else state
         output = self.user(t, given, *self.args, **self.kwargs)
+        if self.layout.is_tuple and not isinstance(output, (tuple, list)):
+            output = _unpacked(output)
         if not self._checked:
             self._look(output, given)
         if self.layout.is_tuple:
@@ -226,7 +237,8 @@ class Problem:
             return None
 
         def call(t: float, y: Tensor, dt: float) -> None:
-            time, step = torch.tensor([t, abs(dt)], dtype=torch.float64).unbind(0)
+            both = torch.tensor([t, abs(dt)], dtype=torch.float64, device="cpu")
+            time, step = both.unbind(0)
             function(time, self.state(y), step)
 
         return call

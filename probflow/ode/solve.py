@@ -130,13 +130,18 @@ class _Solve:
 
     # Times that carry gradients -------------------------------------------------------------------
 
-    def _moved_start(self) -> None:
-        """Let the initial state know how a later start would change the solution."""
-        if traced(self.t):
-            problem, t = self.problem, self.t
-            time = t[0].detach().to(problem.y0.device, problem.time_dtype)
-            slope = problem(time, problem.y0)
-            problem.y0 = problem.y0 - slope * (t[0] - t[0].detach()).to(slope)
+    def _moved_start(self) -> Tensor:
+        """Let the initial state know how a later start would change the solution.
+
+        Returns the state at the first time, which does not move with it.
+        """
+        problem, t = self.problem, self.t
+        start = problem.y0
+        if traced(t):
+            time = t[0].detach().to(start.device, problem.time_dtype)
+            slope = problem(time, start)
+            problem.y0 = start - slope * (t[0] - t[0].detach()).to(slope)
+        return start
 
     def _moved_outputs(self, states: Tensor) -> Tensor:
         """States whose derivative with respect to their time is the slope there."""
@@ -239,9 +244,9 @@ class _Solve:
             raise ValueError("gradients: 'checkpoint' goes without jump_t; use 'direct'")
         self._refuse_vmap()
         outputs = self._times()
-        self._moved_start()
         if len(outputs) == 1:
-            return self._result(self.problem.y0[None], steps=tuple(outputs))
+            return self._result(torch.stack([self.problem.y0]), steps=tuple(outputs))
+        self._moved_start()
         replayed = gradients == "checkpoint" and torch.is_grad_enabled() and not dense
         stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], outputs[-1])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not replayed):
@@ -315,7 +320,7 @@ class _Solve:
         self, event_fn: Callable[[Tensor, Any], Tensor], settings: Control | None
     ) -> ODEResult:
         """Steps until the event function changes its sign; ``settings`` of adaptive ones."""
-        outputs = self._times()
+        outputs = host_outputs(self.t, bounded=False)
         if len(outputs) != 2:
             raise ValueError(
                 f"t: with event_fn two times are needed, the start and one after it that gives the "
@@ -324,7 +329,7 @@ class _Solve:
         for name, useless in (("gradients", "direct"), ("grid_constructor", None)):
             if self.settings.get(name, useless) != useless:
                 raise ValueError(f"{name}: not available with event_fn; leave it out")
-        self._moved_start()
+        first = self._moved_start()
         end = math.copysign(math.inf, outputs[1] - outputs[0])
         stepper: AdaptiveStepper | FixedStepper
         if settings is not None:
@@ -334,8 +339,10 @@ class _Solve:
         most = int(self.settings.get("max_num_steps", 100_000))
         with _progress(self.progress, self.method) as report:
             t, state = find_event(stepper, event_fn, most, report)
-        states = torch.stack([self.problem.y0, state])
-        like = self.t if isinstance(self.t, Tensor) else torch.zeros((), dtype=torch.float64)
+        states = torch.stack([first, state])
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
+        if isinstance(self.t, Tensor):
+            like = self.t
         return self._result(
             states,
             accepted=stepper.accepted,
@@ -356,7 +363,7 @@ class _Solve:
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
         if isinstance(self.t, np.ndarray) and self.t.ndim == 2:
-            self.t = torch.as_tensor(self.t, dtype=torch.float64)
+            self.t = torch.as_tensor(self.t, dtype=torch.float64, device="cpu")
         rows = isinstance(self.t, Tensor) and self.t.ndim == 2
         times = per_sample_times(self.t, None if rows else self._times(), self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times)

@@ -157,7 +157,7 @@ def time_tensors(times: Sequence[Any], like: Tensor, dtype: torch.dtype) -> Sequ
     if isinstance(times[0], Tensor):
         return [time.to(dtype).to(like.device) for time in times]
     if like.device.type == "cpu":
-        return torch.tensor(times, dtype=dtype).unbind(0)
+        return torch.tensor(times, dtype=dtype, device="cpu").unbind(0)
     return [torch.full((), time, dtype=dtype, device=like.device) for time in times]
 
 
@@ -224,7 +224,7 @@ def on_grid(
         lengths: Sequence[float | Tensor] = gaps.to(real_dtype(like)).unbind(0)
         columns = stage_times(c, grid[:-1], grid[1:])
     else:
-        points = torch.tensor(grid, dtype=torch.float64)
+        points = torch.tensor(grid, dtype=torch.float64, device="cpu")
         lengths = list(map(operator.sub, grid[1:], grid))
         columns = stage_times(c, points[:-1], points[1:])
     rows = (torch.stack(columns, dim=1) if len(c) > 1 else columns[0]).to(dtype).to(like.device)
@@ -237,7 +237,7 @@ def on_grid(
 
 def real_dtype(like: Tensor) -> torch.dtype:
     """The real dtype of a state's precision."""
-    return like.dtype.to_real() if like.is_complex() else like.dtype  # what dynamo can follow
+    return like.real.dtype if like.is_complex() else like.dtype  # what dynamo can follow
 
 
 def inward(times: Tensor, c: Sequence[float]) -> Tensor:

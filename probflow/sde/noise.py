@@ -14,7 +14,14 @@ from torch import Tensor
 
 from probflow.sde.parts import flat
 
-__all__ = ["Query", "checked_query", "mirrored_query", "padded_query", "query_of"]
+__all__ = [
+    "Query",
+    "check_area_of",
+    "checked_query",
+    "mirrored_query",
+    "padded_query",
+    "query_of",
+]
 
 Query = Callable[[float, float], Any]
 
@@ -52,6 +59,14 @@ def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: st
         raise ValueError(f"bm: is on {device}, the state on {y0.device}")
     if not needs:
         return bm
+    check_area_of(bm, needs, method)
+    if needs == "U":
+        return lambda ta, tb: bm(ta, tb, return_U=True)
+    return lambda ta, tb: bm(ta, tb, return_A=True)
+
+
+def check_area_of(bm: Any, needs: str, method: str) -> None:
+    """Raise ``ValueError`` if a Brownian motion says that it lacks what a method needs."""
     area = getattr(bm, "levy_area_approximation", None)
     if area is not None and area not in _AREAS[needs]:
         words = " or ".join(map(repr, _AREAS[needs]))
@@ -59,9 +74,6 @@ def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: st
             f"bm: {method} needs {_WORDS[needs]}; make the Brownian motion with "
             f"levy_area_approximation={words}, got {area!r}"
         )
-    if needs == "U":
-        return lambda ta, tb: bm(ta, tb, return_U=True)
-    return lambda ta, tb: bm(ta, tb, return_A=True)
 
 
 def mirrored_query(query: Query, needs: str) -> Query:

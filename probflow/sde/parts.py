@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.watch import Watch
-from probflow.words import dictionary, near
+from probflow.words import UnfitError, dictionary, near
 
 __all__ = [
     "Parts",
@@ -64,12 +64,12 @@ def parts_of(sde: Any, names: Mapping[str, str] | None) -> Parts:
     parts = {part: getattr(sde, name, None) for part, name in attribute.items()}
     found = {part: function for part, function in parts.items() if callable(function)}
     if not found.keys() & {"f", "f_and_g", "f_and_g_prod"}:
-        raise TypeError(
+        raise UnfitError(
             f"sde: {type(sde).__name__} has no drift; need f(t, y), f_and_g(t, y) or "
             "f_and_g_prod(t, y, v)"
         )
     if not found.keys() & {"g", "f_and_g", "g_prod", "f_and_g_prod"}:
-        raise TypeError(
+        raise UnfitError(
             f"sde: {type(sde).__name__} has no diffusion; need g(t, y), f_and_g(t, y), "
             "g_prod(t, y, v) or f_and_g_prod(t, y, v)"
         )
@@ -90,7 +90,10 @@ def watched(parts: Parts, watch: Watch) -> Parts:
 
 
 def rounded(parts: Parts, narrow: torch.dtype, wide: torch.dtype) -> Parts:
-    """Functions of a half-precision model for a state that is carried in float32."""
+    """Functions of a model in one dtype for a state that is carried in another.
+
+    With one dtype for both they bring outputs of other ones to it, as within ``torch.autocast``.
+    """
 
     def narrowed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(t: Tensor, *tensors: Tensor) -> Any:
@@ -170,7 +173,7 @@ def with_log_ratio(parts: Parts, diagonal: bool, shape: torch.Size) -> Parts:
         if diagonal:
             u = gap / _away_from_zero(flat(g))
         else:
-            u = (torch.linalg.pinv(flat(g, 1)) @ gap[..., None])[..., 0]
+            u = (torch.linalg.pinv(flat(g, 1)) * gap[:, None]).sum(-1)  # not @: autocast rounds
         rate = 0.5 * (u * u).sum(dim=1, keepdim=True)
         return torch.cat((flat(f), rate), dim=1), with_zeros(g)
 
@@ -185,10 +188,25 @@ def _away_from_zero(g: Tensor, smallest: float = 1e-7) -> Tensor:
     return torch.where(g.detach().abs() > smallest, g, torch.full_like(g, smallest).copysign(g))
 
 
-def checked(parts: Parts, y0: Tensor, noise: tuple[int, ...] | None, diagonal: bool) -> Parts:
-    """Functions that look at the shape, dtype and device of what they return.
+def checked(
+    parts: Parts,
+    y0: Tensor,
+    noise: tuple[int, ...] | None,
+    diagonal: bool,
+    dtypes: set[torch.dtype] | None = None,
+) -> Parts:
+    """Functions that look at what they return, and bring it to the state's dtype.
 
-    ``noise`` is the shape of the Brownian motion, (batch, m); ``None`` while it is unknown.
+    Parameters
+    ----------
+    parts, y0
+        The functions, and the state in the dtype that it is carried in.
+    noise
+        Shape of the Brownian motion, (batch, m); ``None`` while it is unknown.
+    diagonal
+        Whether g is diagonal.
+    dtypes
+        Where to put the dtypes seen.
     """
 
     def fits(output: Any, what: str, full: bool) -> Tensor:
@@ -201,12 +219,14 @@ def checked(parts: Parts, y0: Tensor, noise: tuple[int, ...] | None, diagonal: b
         if got != shape and not (shape[-1] == -1 and got[:-1] == shape[:-1]):
             wanted = str(shape).replace("-1", "m")
             raise ValueError(f"sde: {what} must have shape {wanted}, got {got}")
-        if output.dtype != y0.dtype or output.device != y0.device:
+        if output.is_complex() or output.device != y0.device:
             raise ValueError(
-                f"sde: {what} must be {y0.dtype} on {y0.device} like the state, got "
-                f"{output.dtype} on {output.device}"
+                f"sde: {what} must be real, on {y0.device} like the state, got {output.dtype} on "
+                f"{output.device}"
             )
-        return output
+        if dtypes is not None:
+            dtypes.add(output.dtype)
+        return output.to(y0.dtype)
 
     what = {"f": "the drift f", "h": "the prior drift h", "g": "the diffusion g"}
     what["g_prod"] = "the diffusion-vector product g_prod"

@@ -14,7 +14,7 @@ from probflow.integrate.motion import drawn_seed
 from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
-from probflow.words import check_flags, dictionary
+from probflow.words import UnfitError, check_flags, dictionary
 
 __all__ = [
     "check_sde",
@@ -147,7 +147,7 @@ def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
 def check_state(y0: Any) -> None:
     """Raise ``TypeError`` unless ``y0`` is a real floating-point tensor (batch, ...)."""
     if not isinstance(y0, Tensor):
-        raise TypeError(f"y0: need a tensor, got {type(y0).__name__}")
+        raise UnfitError(f"y0: need a tensor, got {type(y0).__name__}")
     if not y0.is_floating_point() or y0.ndim < 1:
         raise TypeError(
             f"y0: need a real floating-point tensor (batch, ...), got {y0.dtype}, "

@@ -20,7 +20,14 @@ from probflow.sde.adaptive import Tolerances, run_adaptive
 from probflow.sde.base import check_word
 from probflow.sde.loop import Trajectory, check_finite, node_times, run_fixed, step_grid
 from probflow.sde.methods import Memory, Method, choose
-from probflow.sde.noise import Query, checked_query, mirrored_query, padded_query, query_of
+from probflow.sde.noise import (
+    Query,
+    check_area_of,
+    checked_query,
+    mirrored_query,
+    padded_query,
+    query_of,
+)
 from probflow.sde.parts import (
     Parts,
     checked,
@@ -32,9 +39,9 @@ from probflow.sde.parts import (
     with_log_ratio,
 )
 from probflow.sde.plans import check_state, process_times, sde_times
-from probflow.sde.settings import NOISE_TYPES, SDE_TYPES
+from probflow.sde.settings import METHODS, NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
-from probflow.words import check_flags, dictionary, no_option
+from probflow.words import UnfitError, check_flags, dictionary, no_option
 
 __all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
 
@@ -146,7 +153,7 @@ def prepare(
     """
     for word, allowed in (("noise_type", NOISE_TYPES), ("sde_type", SDE_TYPES)):
         if not hasattr(sde, word):
-            raise TypeError(
+            raise UnfitError(
                 f"sde: {type(sde).__name__} has no attribute {word}; need one of "
                 f"{', '.join(allowed)}"
             )
@@ -189,12 +196,15 @@ def prepare(
             parts = with_log_ratio(parts, diagonal, shape)
         return System(parts, sde_type, noise_type, later)
 
+    dtypes = {wide}  # of what the functions return
+
     @cache
     def later() -> System:
         watch.settle()
-        return build(watched(parts, watch) if watch.shared else parts)
+        same = parts if len(dtypes) == 1 else rounded(parts, wide, wide)
+        return build(watched(same, watch) if watch.shared else same)
 
-    first = build(watched(checked(parts, y, noise_shape, diagonal), watch), later)
+    first = build(watched(checked(parts, y, noise_shape, diagonal, dtypes), watch), later)
     if logqp:
         y = torch.nn.functional.pad(flat(y), (0, 1))
     padded = logqp and diagonal and tuple(getattr(bm, "shape", noise_shape)) != tuple(y.shape)
@@ -209,6 +219,8 @@ def prepare(
         own = False
         if seed is not None:
             raise ValueError("bm, seed: give one of them, not both")
+        if chosen.name == METHODS.log_ode_midpoint:  # as in torchsde, one rule for every noise
+            check_area_of(bm, "A", method)
 
     def noise(needs: str) -> Query:
         query = query_of(bm, needs, noise_shape, y, method)

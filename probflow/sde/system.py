@@ -171,7 +171,9 @@ class System:
         r""":math:`\sum_{k, l} (\partial g_l) g_k A_{kl}` for a Levy area (batch, m, m)."""
         g, x, graph = self.differentiable(t, y)
         with torch.inference_mode(False), torch.enable_grad():
-            return along_columns(g, x, (flat(g, 1) @ _recordable(area)).reshape(g.shape), graph)
+            with torch.autocast(g.device.type, enabled=False):
+                directions = (flat(g, 1) @ _recordable(area)).reshape(g.shape)
+            return along_columns(g, x, directions, graph)
 
 
 def _recordable(x: Tensor) -> Tensor:
@@ -244,6 +246,6 @@ def _scalar_product(g: Tensor, v: Tensor) -> Tensor:
 
 
 def _matrix_product(g: Tensor, v: Tensor) -> Tensor:
-    if g.ndim == 3:
+    if g.ndim == 3 and not torch.is_autocast_enabled(g.device.type):  # which would round it
         return torch.bmm(g, v.unsqueeze(-1)).squeeze(-1)
     return (g * v.reshape(len(v), *(1,) * (g.ndim - 2), -1)).sum(-1)

@@ -255,10 +255,16 @@ def test_slopes_of_another_dtype_are_converted(method: str) -> None:
     assert y.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [tuple, list])
-def test_a_tuple_state_may_be_answered_by_a_list(kind: type) -> None:
+@pytest.mark.parametrize("kind", [tuple, list, iter])
+def test_a_tuple_state_may_be_answered_by_any_sequence(kind: Callable[..., Any]) -> None:
     y, _ = solved(lambda t, s: kind((-s[0], s[1])), (Y0, Y0), "dopri5")
     assert float(y[-1, 0]) == pytest.approx(math.exp(-1), abs=1e-6)
+
+
+@pytest.mark.parametrize("answer", [None, 1.0, torch.tensor(1.0), torch.ones(2, 2), "ab"])
+def test_what_a_tuple_state_is_not_answered_by(answer: Any) -> None:
+    with pytest.raises(TypeError, match=r"^func: must return a "):
+        pf.odeint(lambda t, s: answer, (Y0, Y0), [0.0, 1.0])
 
 
 # Gradients inside the function ------------------------------------------------------------------

@@ -42,6 +42,25 @@ def test_time_and_state_have_the_accuracy_of_the_method(method: str, options: di
     assert float(y[1, 1]) == pytest.approx(0.8, abs=3e-5 if method == "euler" else 1e-7)
 
 
+@pytest.mark.parametrize("interface", [pf.odeint, pf.odeint_adjoint])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
+def test_the_second_time_tells_only_the_direction(method: str, interface) -> None:
+    """It may be infinite, as in torchdiffeq; a tuple of times that is not is refused as ever."""
+    options, y0 = dict(METHODS)[method], Y0.clone().requires_grad_()
+    found = []
+    for end in (0.1, math.inf):
+        ends = torch.tensor([0.0, end], dtype=DOUBLE)
+        how = {"adjoint_params": ()} if interface is pf.odeint_adjoint else {}
+        t, y = interface(rotation, y0, ends, event_fn=event, method=method, options=options, **how)
+        found.append((t, y.detach(), *torch.autograd.grad(y[-1].sum(), y0)))
+    assert all(torch.equal(a.detach(), b.detach()) for a, b in zip(*found, strict=True))
+    for bad in ([0.0, math.nan], [math.inf, 0.0], [0.0, 1.0, math.inf]):
+        with pytest.raises(ValueError, match=r"^t: "):
+            interface(rotation, y0, bad, event_fn=event, method=method, options=options, **how)
+    with pytest.raises(ValueError, match=r"^t: times must be finite"):
+        interface(rotation, y0, [0.0, math.inf], method=method, **how)
+
+
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3"])
 def test_error_of_the_time_falls_with_the_tolerance(method: str) -> None:
     errors = []

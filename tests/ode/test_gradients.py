@@ -605,6 +605,21 @@ def test_whole_graphs_with_steps_between_given_numbers(grad: bool) -> None:
             close(whole(*state), solve(*state), 1e-14)
 
 
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
+def test_whole_graphs_of_interpolated_and_complex_states(method: str, interp: str) -> None:
+    options = {"step_size": 0.2, "interp": interp, "perturb": True}
+
+    def solve(y: Tensor) -> Tensor:
+        z = torch.complex(y, 2.0 * y)
+        z = pf.odeint(lambda t, z: (1j - t) * z, z, [1.0, 0.3, 0.0], method=method, options=options)
+        return torch.view_as_real(z)
+
+    torch._dynamo.reset()
+    y0 = leaf(0.5, -1.0)
+    close((torch.compile(solve, fullgraph=True, backend="eager")(y0),), (solve(y0),), 1e-14)
+
+
 def test_a_whole_graph_cannot_count_steps_between_times_of_a_tensor(monkeypatch) -> None:
     y0, t, options = leaf(0.5, -1.0), torch.tensor([0.0, 0.5], dtype=DOUBLE), {"step_size": 0.1}
 
@@ -830,3 +845,43 @@ def test_reversible_run_calls_the_callback() -> None:
     pf.odeint(field, leaf(0.5, -1.0), [0.0, 0.5, 1.0], method="rk4",
               options={"gradients": "reversible"})  # fmt: skip
     assert seen == [0.0, 0.5]
+
+
+# The state at the first time --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "dopri5"])
+def test_the_first_state_does_not_move_with_its_time(method: str) -> None:
+    """It is the one given; a later start changes only what comes after."""
+    y0, t = leaf(1.1), torch.tensor([0.2], dtype=DOUBLE, requires_grad=True)
+    alone = pf.odeint(Decay(False), y0, t, method=method)
+    by_y0, by_t = torch.autograd.grad(alone.sum() + 0 * t, (y0, t))
+    assert (by_y0, by_t) == (1.0, 0.0)
+    t = torch.tensor([0.2, 1.0], dtype=DOUBLE, requires_grad=True)
+    options = None if method == "dopri5" else {"step_size": 0.05}
+    _, states = pf.odeint(
+        Decay(False), y0, t, method=method, options=options, event_fn=lambda t, y: t - 0.9
+    )
+    (by_t,) = torch.autograd.grad(states[0].sum() + 0 * t.sum(), t, retain_graph=True)
+    assert torch.equal(by_t, torch.zeros_like(by_t))
+    (by_t,) = torch.autograd.grad(states[1].sum(), t)  # 1.1 exp(-0.7 (0.9 - t0))
+    expected = 0.77 * torch.exp(torch.tensor(-0.49, dtype=DOUBLE))
+    torch.testing.assert_close(by_t[0], expected, rtol=1e-4, atol=0.0)
+
+
+def test_times_of_a_complex_state_move_it_as_they_should() -> None:
+    y0 = torch.tensor([1.0 + 2.0j, 0.5 - 1.0j], dtype=torch.complex128)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=DOUBLE, requires_grad=True)
+
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        return (-0.7 + 0.5j + 0.3 * t) * y
+
+    found = []
+    for states in (
+        pf.odeint(func, y0, t),
+        pf.odeint_adjoint(func, y0, t, adjoint_params=()),
+        y0 * torch.exp((-0.7 + 0.5j) * (t - t[0]) + 0.15 * (t**2 - t[0] ** 2))[:, None],
+    ):
+        loss = states.real.square().sum() + 2.0 * states.imag.sum()
+        found.append(torch.autograd.grad(loss, t)[0])
+    close((found[0], found[1]), (found[2], found[2]), atol=1e-5)

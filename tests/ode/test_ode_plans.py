@@ -338,6 +338,15 @@ def test_methods_of_torchdiffeq_alone_are_passed_on(method: str) -> None:
     ours = pf.odeint(lotka, y, t, method=method, rtol=1e-5, atol=1e-6)
     theirs = torchdiffeq.odeint(lotka, y, t, method=method, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours, theirs)
+    for solve, more in ((pf.odeint, {}), (pf.odeint_adjoint, {"adjoint_params": ()})):
+        how = {"method": method, "rtol": 1e-5, "atol": 1e-6, **more}
+        assert torch.equal(solve(lotka, y, t.tolist(), **how), theirs)
+        with pytest.raises(TypeError, match=r"^y0: need a tensor or a tuple"):
+            solve(lotka, [y], t, **how)
+        with pytest.raises(TypeError, match=r"^y0: need floating-point"):
+            solve(lotka, y.long(), t, **how)
+        with pytest.raises(ValueError, match=r"^t: times must be finite and strictly"):
+            solve(lotka, y, [0.0, 0.0], **how)
 
 
 @pytest.mark.parametrize("method", [None, "dopri5", "dopri8", "bosh3"])

@@ -374,3 +374,22 @@ def test_trees_as_noise_of_image_samplers(seeds: list[int]) -> None:
     coarse = again(levels[4], levels[2])
     parts = [draws[k, 0] * (levels[k] - levels[k + 1]).sqrt() for k in (2, 3)]
     torch.testing.assert_close(coarse, parts[0] + parts[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_log_ratio_of_a_diffusion_with_dependent_columns() -> None:
+    """f - h = g u has many solutions u; the shortest is meant, in float32, too."""
+    columns = torch.tensor([1.0, -0.5])
+
+    class Dependent(Plain):
+        def h(self, t, y):
+            return y + y.sigmoid()
+
+    sde = Dependent(
+        f=lambda t, y: y + 2.0 * y.sigmoid(),
+        g=lambda t, y: y.sigmoid()[..., None] * columns,
+        noise_type="general",
+    )
+    y0 = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    _, ratio = pf.sdeint(sde, y0, [0.0, 1.0], motion(4, 2), "euler", dt=0.125, logqp=True)
+    # g u = sigmoid(y) (u . c) and f - h = sigmoid(y): u = c / |c|^2, whatever y is.
+    torch.testing.assert_close(ratio, torch.full((1, 4), 0.5 / 1.25), rtol=1e-4, atol=0.0)

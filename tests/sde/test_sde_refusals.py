@@ -152,6 +152,31 @@ def test_refused(call: Callable[[], Any], error: type[Exception], message: str) 
         call()
 
 
+def test_what_torchsde_raises_is_a_value_error_here_too() -> None:
+    """Of another kind than is needed: a TypeError as well."""
+
+    class Nothing:
+        sde_type, noise_type = "ito", "diagonal"
+
+    ts = [0.0, 1.0]
+    for arguments in ((object(), Y0, ts), (Nothing(), Y0, ts), (Never(), [1.0], ts)):
+        with pytest.raises(TypeError) as ours:
+            pf.sdeint(*arguments)
+        assert isinstance(ours.value, ValueError)
+        with pytest.raises(ValueError):
+            torchsde.sdeint(*arguments)
+    for call, name in (
+        (lambda library: library.sdeint(Never(), Y0, "now"), "ts"),
+        (lambda library: library.BrownianInterval(t0="now", size=(2,)), "t0"),
+        (lambda library: library.BrownianInterval(W=torch.ones(2, dtype=torch.int64)), "W"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: need a ") as ours:
+            call(pf)
+        assert isinstance(ours.value, TypeError)
+        with pytest.raises(ValueError):
+            call(torchsde)
+
+
 @pytest.mark.parametrize("seed", [torch.tensor(3), np.int64(3), np.array(3)])
 def test_a_seed_of_any_kind(seed: Any) -> None:
     assert torch.equal(sampler(seed)()(0.1, 0.5), sampler(3)()(0.1, 0.5))

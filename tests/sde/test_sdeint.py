@@ -411,7 +411,7 @@ BAD_SDES = [
     (3, TypeError, "sde: int has no attribute noise_type"),
     (Plain(lambda t, y: y[:, :1]), ValueError, r"the drift f must have shape \(5, 2\), got \(5, 1"),
     (Plain(lambda t, y: 1.0), TypeError, "the drift f must be a tensor, got float"),
-    (Plain(lambda t, y: y.float()), ValueError, "the drift f must be torch.float64 .* got torch.f"),
+    (Plain(lambda t, y: y * 1j), ValueError, "the drift f must be real, .* got torch.complex128"),
     (Plain(None, lambda t, y: y[..., None]), ValueError, r"the diffusion g must have shape \(5, 2"),
     (
         Plain(None, lambda t, y: y, noise_type="general"),
@@ -493,6 +493,8 @@ def test_levy_area_is_asked_for(y0: torch.Tensor) -> None:
     bm = pf.BrownianInterval(0.0, 1.0, (5, 2), levy_area_approximation="space-time")
     with pytest.raises(ValueError, match=r"bm: log_ode needs the Levy area A; .*'davie' or"):
         pf.sdeint(Rotation("stratonovich"), y0, [0.0, 1.0], bm, "log_ode")
+    with pytest.raises(ValueError, match="bm: log_ode needs the Levy area A"):  # as torchsde's
+        pf.sdeint(Plain(sde_type="stratonovich"), y0, [0.0, 1.0], bm, "log_ode")
 
 
 # Adaptive steps ---------------------------------------------------------------------------------
