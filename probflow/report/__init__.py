@@ -5,13 +5,13 @@ from __future__ import annotations
 from .captions import rate_caption, sentences, settings_text
 from .document import (
     Shown,
-    check_writable,
     footer_text,
     order_dict,
     results_text,
     row_dict,
     write_report,
 )
+from .files import check_writable
 from .latex import latex_figure, to_latex
 from .page import save_figure
 from .pictures import density_plot, image_grid

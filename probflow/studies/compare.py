@@ -10,7 +10,7 @@ from pathlib import Path
 from probflow.studies.cells import Cell
 from probflow.studies.curves import fit_cells, unfitted
 from probflow.studies.points import FLOOR_FACTOR
-from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
+from probflow.studies.reading import CurveName, curve_name, distinct, read_cells, read_orders
 from probflow.studies.rows import OrderEstimate, Row
 from probflow.studies.runner import Study
 
@@ -84,13 +84,7 @@ def read_baseline(path: str | Path) -> Baseline:
     """
     path = Path(path)
     try:
-        lines, _ = read_cells(path)
-        cells: dict[tuple[CurveName, int], Cell] = {}
-        for number, cell in enumerate(lines, 1):
-            name = (curve_name(cell.row), cell.row.steps)
-            if name in cells and cell_text(cells[name]) != cell_text(cell):
-                raise ValueError(f"{path}, line {number}: a second, different result of a cell")
-            cells[name] = cell
+        cells = distinct(read_cells(path))
         if not cells:
             raise ValueError(f"{path} holds no rows")
         rows = tuple(cell.row for cell in cells.values())

@@ -152,12 +152,12 @@ def test_cells_on_one_side_and_without_numbers(line) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-9], "line 10 is torn"),
+        (lambda text: text[:-9], "line 10: torn"),
         (lambda text: text[:-9] + "\n", "line 10: no JSON"),
         (lambda text: "", "holds no rows"),
         (lambda text: "\n" + text, "line 1: no JSON"),
-        (lambda text: text + '{"a": 1}\n', "line 11: it is no row of results.jsonl"),
-        (lambda text: text + "[1]\n", "line 11: it is no row of results.jsonl"),
+        (lambda text: text + '{"a": 1}\n', "line 11: it is no row of a study"),
+        (lambda text: text + "[1]\n", "line 11: it is no row of a study"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": true,', 1), "nfe has the wrong type"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": 8.5,', 1), "nfe has the wrong type"),
         (lambda text: text.replace('"strong"', '"wrong"', 1), "its measure or steps are none"),

@@ -143,7 +143,7 @@ def test_no_more_in_flight_than_asked() -> None:
 class Fragile(Executor):
     """As a pool of two processes: a call that is "deadly" breaks it, with all that is in flight."""
 
-    made = 0
+    made, lame = 0, False
 
     def __init__(self) -> None:
         type(self).made += 1
@@ -160,7 +160,7 @@ class Fragile(Executor):
     def _go(self, future: Future, fn, args) -> None:
         if self.broken:
             return
-        if args[0] == "deadly":
+        if "deadly" in args or self.lame:
             self.broken = True
             for other, _, _ in self.held:
                 if not other.done():
@@ -182,12 +182,26 @@ def test_a_dead_worker_costs_one_job() -> None:
     assert 3 <= Fragile.made <= 6
 
 
+class Lame(Fragile):
+    """Breaks with every call."""
+
+    lame = True
+
+
 def test_workers_that_cannot_start() -> None:
-    Fragile.made = 0
-    jobs = [Job(n, double, "deadly") for n in range(50)]
-    with pytest.raises(RuntimeError, match="the worker processes die before any result; a script"):
-        list(run_jobs(jobs, Workers(Fragile(), 4, Fragile)))
-    assert Fragile.made <= 3
+    Lame.made = 0
+    jobs = [Job(n, double, n) for n in range(50)]
+    with pytest.raises(RuntimeError, match="the worker processes die before any work; a script"):
+        list(run_jobs(jobs, Workers(Lame(), 4, Lame)))
+    assert Lame.made == 2
+
+
+def test_a_solver_that_kills_every_worker_comes_first() -> None:
+    """The others are measured all the same."""
+    jobs = [*(Job(n, double, "deadly") for n in range(6)), *(Job(n, double, n) for n in (6, 7))]
+    results = dict(run_jobs(jobs, Workers(Fragile(), 4, Fragile)))
+    assert all(isinstance(results[n].problem, BrokenExecutor) for n in range(6))
+    assert (results[6], results[7]) == (12, 14)
 
 
 def test_an_executor_of_the_users_that_breaks() -> None:

@@ -327,13 +327,13 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
 
 def test_resumed_after_a_stop_between_two_scans(tmp_path: Path, monkeypatch) -> None:
     """What is finished is not measured again, and the result is the same."""
-    from probflow.studies import runner
+    from probflow.studies import work
 
     path = write(tmp_path / "scan.toml", measures=["tv", "kl"])
     jobs = read_study(path).scans
     whole = scans_json(run_scans(jobs))
     count = [0]
-    real = runner.measure_cells
+    real = work.measure_cells
 
     def stop(task, reference=None):
         count[0] += 1
@@ -341,7 +341,7 @@ def test_resumed_after_a_stop_between_two_scans(tmp_path: Path, monkeypatch) -> 
             raise KeyboardInterrupt
         return real(task, reference)
 
-    monkeypatch.setattr(runner, "measure_cells", stop)
+    monkeypatch.setattr(work, "measure_cells", stop)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run_scans(jobs, out=out)

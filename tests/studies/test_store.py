@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probflow.studies.cells import Cell
-from probflow.studies.compare import cell_text
+from probflow.studies.reading import cell_text
 from probflow.studies.rows import COMPLETE, LOCK, MEASURES, NEW, PARTIAL, Row
 from probflow.studies.store import Damaged, Store, cell_line, read_cell
 
