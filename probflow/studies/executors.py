@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["Failure", "Job", "Processes", "Workers", "run_jobs"]
+__all__ = ["Failure", "Job", "Processes", "Untold", "Workers", "run_jobs"]
 
 #: Jobs in flight with an executor of the user's, whose size is not known.
 IN_FLIGHT = 1000
@@ -48,6 +48,10 @@ class Failure:
     """In the place of a result: the exception that a job, or one that it needs, ended with."""
 
     problem: BaseException
+
+
+class Untold(Exception):
+    """In the place of an exception that cannot be sent: its kind and message."""
 
 
 class Workers:
@@ -157,7 +161,14 @@ def _start_worker(watched: Connection) -> None:
 
 def _call(data: bytes) -> Any:
     function, args, kwargs = pickle.loads(data)
-    return function(*args, **kwargs)
+    try:
+        return function(*args, **kwargs)
+    except BaseException as problem:
+        try:
+            pickle.loads(pickle.dumps(problem))
+        except Exception:  # the pool would break where it is read
+            raise Untold(f"{type(problem).__name__}: {problem}") from None
+        raise
 
 
 def _nothing() -> None:

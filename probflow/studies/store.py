@@ -180,7 +180,7 @@ class Store:
                     path, offset = self._places[key]
                     with open(path, "rb") as old:
                         old.seek(offset)
-                        new.write(old.readline())
+                        new.write(old.readline().strip() + b"\n")
                 new.flush()
                 os.fsync(new.fileno())
             os.replace(whole, self.folder / COMPLETE)
