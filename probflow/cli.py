@@ -305,12 +305,10 @@ def _sample(arguments: argparse.Namespace) -> int:
     from probflow.report import save_figure
     from probflow.studies.config import PROCESSES
     from probflow.studies.samples import samples_figure
+    from probflow.words import check_choice
 
     out = Path(arguments.out)
-    if arguments.process not in PROCESSES:
-        raise ValueError(
-            f"--process: got {arguments.process!r}, allowed are {', '.join(PROCESSES)}"
-        )
+    check_choice("--process", arguments.process, PROCESSES)
     if arguments.number < 1:
         raise ValueError(f"--number: need at least 1, got {arguments.number}")
     process = PROCESSES[arguments.process]()

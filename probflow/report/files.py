@@ -1,8 +1,8 @@
 """The files of a report: which folder may be written to, and how a new report takes its place.
 
-A report is written completely into a hidden folder in its destination and moved into place at the
-end, so a failure never leaves half a report. The file ``provenance.json`` marks a folder as a report
-and lists its files; only files on that list are ever replaced or removed.
+A report is written completely into a hidden folder in its destination and moved into place at
+the end, so a failure never leaves half a report. The file ``provenance.json`` marks a folder as a
+report and lists its files; only files on that list are ever replaced or removed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from probflow.solvers.exponential import ddim, dpm_solver_2
 from probflow.solvers.forms import (
     EPS,
     X0,
-    check_choice,
     check_fraction,
     heun_2,
     krogstad_4,
@@ -24,6 +23,7 @@ from probflow.solvers.forms import (
     runge_kutta,
 )
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
 

@@ -33,9 +33,13 @@ from probflow.studies.store import Store
 from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
 from probflow.studies.work import Reference, Work
 from probflow.targets import Target
-from probflow.words import check_whole
+from probflow.words import check_choice, check_whole
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
+
+
+#: Of a grid; its times alone take 80 MB.
+MOST_STEPS = 10**7
 
 
 def study(
@@ -137,12 +141,11 @@ def make_curves(
     settings: Settings,
 ) -> list[Curve]:
     """Check a study's arguments and lay out its curves."""
-    counts = tuple(check_whole("steps", count, 1) for count in steps)
+    counts = tuple(check_whole("steps", count, 1, MOST_STEPS) for count in steps)
     if not counts or any(a >= b for a, b in itertools.pairwise(counts)):
         raise ValueError(f"steps: need increasing step counts, got {list(steps)}")
     for name in measures:
-        if name not in MEASURES:
-            raise ValueError(f"measure: got {name!r}, allowed are {', '.join(MEASURES)}")
+        check_choice("measure", name, MEASURES)
     if not targets or not solvers or not measures:
         raise ValueError("targets, solvers, measure: need at least one of each")
     for target in targets:
