@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .captions import rate_caption, sentences, settings_text
+from .captions import rate_caption, sentences, settings_text, window_sentence
 from .document import (
     Shown,
     footer_text,
@@ -95,6 +95,7 @@ __all__ = [
     "to_markdown",
     "trajectory_plot",
     "verdict_text",
+    "window_sentence",
     "work_precision",
     "write_report",
 ]

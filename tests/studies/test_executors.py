@@ -6,6 +6,7 @@ import importlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import torch
 from small import curves, text
 
 import probflow as pf
+from probflow.studies.cells import named
 from probflow.studies.executors import Failure, Job, Workers, run_jobs
 from probflow.studies.runner import Study, run_curves, study
 
@@ -208,6 +210,59 @@ def test_an_executor_of_the_users_that_breaks() -> None:
     jobs = [Job(n, double, "deadly") for n in range(3)]
     with pytest.raises(RuntimeError, match="executor: it broke"):
         list(run_jobs(jobs, Workers(Fragile(), 4)))
+
+
+def stop_in_place(x: int, _: None) -> int:
+    if x == 1:
+        return x
+    time.sleep(1000)
+    return x
+
+
+class Odd(Exception):
+    """Cannot be made from its arguments, so it cannot be sent."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__("odd")
+
+
+def odd(x: int, _: None) -> None:
+    raise Odd(1, 2)
+
+
+@pytest.mark.slow  # workers import torch
+def test_own_processes() -> None:
+    """What cannot be sent fails alone; a caller who stops does not wait for what hangs."""
+    workers = Workers.of(2)
+    jobs = [
+        Job("odd", odd, 0),
+        Job("local", lambda x, _: x, 0),
+        Job("exit", leave, 3),
+        Job("fine", double, 3),
+    ]
+    try:
+        results = dict(run_jobs(jobs, workers))
+        assert results["fine"] == 6
+        assert named(results["odd"].problem) == "Odd: odd"
+        assert "pickle" in named(results["local"].problem)
+        assert isinstance(results["exit"].problem, SystemExit)
+        start = time.monotonic()
+        for name, outcome in run_jobs([Job(n, stop_in_place, n) for n in (1, 2, 3)], workers):
+            assert (name, outcome) == (1, 1)
+            break
+    finally:
+        workers.close()
+    assert time.monotonic() - start < 60
+
+
+def test_a_solver_that_exits_ends_its_cell() -> None:
+    results = dict(run_jobs([Job(1, leave, 3), Job(2, double, 2)], Workers.of(1)))
+    assert isinstance(results[1].problem, SystemExit)
+    assert results[2] == 4
+
+
+def leave(code: int, _: None) -> None:
+    sys.exit(code)
 
 
 class Deadly(pf.Gaussian):
