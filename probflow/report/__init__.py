@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..studies.rows import CurveKey
 from .captions import rate_caption, sentences, settings_text, window_sentence
 from .document import (
     Shown,
@@ -27,7 +28,6 @@ from .rates import (
 from .scenes import picture_caption, picture_name, picture_plot, plane_plot, trajectory_plot
 from .style import OKABE_ITO, Mark, Marks, figure_params, solver_marks
 from .tables import (
-    CurveKey,
     Table,
     curve_table,
     curve_tables,

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..studies.order import FLOOR_FACTOR, MAX_RELATIVE_SE, Z
-from ..studies.rows import OrderEstimate, Row
+from ..studies.rows import CurveKey, OrderEstimate, Row
 from .style import FLOOR_COMMON, FLOOR_SOME, GREY, Mark, Marks, all_marks
-from .tables import CurveKey, curve_labels, group_curves, order_text, verdict_text
+from .tables import curve_labels, group_curves, order_text, verdict_text
 
 Axis = Literal["T", "h", "nfe"]
 

@@ -278,7 +278,7 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
         },
     }
     check_choice("[target] kind", kind, keys)
-    allowed = {"kind": str, **keys[kind]}
+    allowed = {"kind": str, **keys[str(kind)]}
     required = {"gaussian": ("mean", "covariance"), "empirical": ("data",)}
     required |= {"checkpoint": ("model", "data")}
     _check_keys(table, allowed, "[target]", required=required.get(str(kind), ("weights", "means")))

@@ -26,7 +26,6 @@ from probflow.studies.lines import seal, unseal
 from probflow.studies.measure import Settings
 from probflow.studies.reading import (
     CellName,
-    CurveName,
     Line,
     distinct,
     read_cells,
@@ -39,6 +38,7 @@ from probflow.studies.rows import (
     NEW_DESCRIPTION,
     PARTIAL,
     SCAN_TABLE,
+    CurveKey,
     OrderEstimate,
     Row,
     Timing,
@@ -330,7 +330,7 @@ def _timings(folder: Path, rows: Iterable[Row], notes: list[str]) -> tuple[Timin
 def _wanted(description: Description) -> list[CellName]:
     """The names of all cells of a study, in its order."""
     return [
-        ((curve["target"], curve["solver"], curve["grid"], measure), steps)
+        (CurveKey(curve["target"], curve["solver"], curve["grid"], measure), steps)
         for curve in description.curves
         for measure in curve["claims"]
         for steps in curve["steps"]
@@ -342,17 +342,20 @@ def _finish(
 ) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
     """Rows and estimates of the curves that have cells."""
     known = {
-        (curve["target"], curve["solver"], curve["grid"], measure): (claim, curve["kind"])
+        CurveKey(curve["target"], curve["solver"], curve["grid"], measure): (claim, curve["kind"])
         for curve in description.curves
         for measure, claim in curve["claims"].items()
     }
-    curves: dict[CurveName, list[Cell]] = {}
+    curves: dict[CurveKey, list[Cell]] = {}
     for (name, _), cell in cells.items():
         curves.setdefault(name, []).append(cell)
     rows: list[Row] = []
     estimates = []
     for name, own in curves.items():
-        claim, kind = known.get(name) or (_claim(name[1], name[3]), name[2].split(",")[0])
+        claim, kind = known.get(name) or (
+            _claim(name.solver, name.measure),
+            name.grid.split(",")[0],
+        )
         ordered = sorted(own, key=lambda cell: cell.row.steps)
         finished, estimate = finish_cells(ordered, math.nan if claim is None else claim, kind)
         rows += finished

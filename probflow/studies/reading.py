@@ -12,27 +12,19 @@ from typing import Any, get_args
 
 from probflow.studies.cells import Cell
 from probflow.studies.lines import Damaged, text_of
-from probflow.studies.rows import OrderEstimate, Row, Verdict, row_of
+from probflow.studies.rows import CurveKey, OrderEstimate, Row, Verdict, curve_key, row_of
 from probflow.studies.store import read_cell
 
 __all__ = [
     "CellName",
-    "CurveName",
     "Line",
     "cell_text",
-    "curve_name",
     "distinct",
     "read_cells",
     "read_orders",
 ]
 
-CurveName = tuple[str, str, str, str]  # target, solver, grid, measure
-CellName = tuple[CurveName, int]  # and steps
-
-
-def curve_name(item: Row | OrderEstimate) -> CurveName:
-    """What names a curve."""
-    return (item.target, item.solver, item.grid, item.measure)
+CellName = tuple[CurveKey, int]  # a curve and steps
 
 
 def cell_text(cell: Cell) -> str:
@@ -52,7 +44,7 @@ class Line:
     @property
     def name(self) -> CellName:
         """What names the cell."""
-        return curve_name(self.cell.row), self.cell.row.steps
+        return curve_key(self.cell.row), self.cell.row.steps
 
 
 def read_cells(path: Path, *, damaged: list[int] | None = None) -> list[Line]:
@@ -129,7 +121,7 @@ def _row(line: str) -> Row:
     return row_of(values, [f.name for f in fields])
 
 
-def read_orders(path: Path) -> dict[CurveName, OrderEstimate]:
+def read_orders(path: Path) -> dict[CurveKey, OrderEstimate]:
     """The estimates of ``orders.json``, by curve.
 
     Raises
@@ -144,7 +136,7 @@ def read_orders(path: Path) -> dict[CurveName, OrderEstimate]:
         estimates = [_estimate(entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is no orders.json of a report ({problem})") from None
-    return {curve_name(estimate): estimate for estimate in estimates}
+    return {curve_key(estimate): estimate for estimate in estimates}
 
 
 def _estimate(entry: Any) -> OrderEstimate:

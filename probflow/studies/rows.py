@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
@@ -108,6 +108,20 @@ class Row:
     in_window: bool = False
     status: str = "ok"
     note: str = ""
+
+
+class CurveKey(NamedTuple):
+    """What one error curve belongs to."""
+
+    target: str
+    solver: str
+    grid: str
+    measure: str
+
+
+def curve_key(item: Row | OrderEstimate) -> CurveKey:
+    """The curve that a row or an estimate belongs to."""
+    return CurveKey(item.target, item.solver, item.grid, item.measure)
 
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}

@@ -110,6 +110,29 @@ def test_a_worse_verdict(line, tmp_path: Path, file: str) -> None:
     assert "slower -> consistent" in back.verdicts[0]
 
 
+def test_a_verdict_at_its_edge_is_noise(line) -> None:
+    """Without a change of its errors, steps or claim, it is listed and no failure."""
+    result, out = line
+    base = read_baseline(out / COMPLETE)
+    first, *rest = result.estimates
+
+    def compared(**changed: object):
+        estimates = (replace(first, verdict="inconclusive", **changed), *rest)
+        return compare(base, Study(result.rows, estimates, result.settings))
+
+    for edge in ({}, {"order": float("nan"), "low": float("nan"), "high": float("nan")}):
+        comparison = compared(**edge)
+        assert comparison.worse == ()
+        assert comparison.verdicts[0].endswith("(none of its errors changed beyond noise)")
+    assert len(compared(claim=first.claim + 1).worse) == 1
+    assert len(compared(order=first.order - 1, low=first.low - 1, high=first.high - 1).worse) == 1
+
+
+def test_a_folder_is_no_baseline(line) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; of a run take .*cells\.jsonl"):
+        read_baseline(line[1])
+
+
 def test_verdicts_beside_the_rows(line, tmp_path: Path) -> None:
     """``orders.json`` of the report has the last word, also about the claim."""
     result, out = line
