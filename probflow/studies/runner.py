@@ -141,7 +141,9 @@ def make_curves(
     settings: Settings,
 ) -> list[Curve]:
     """Check a study's arguments and lay out its curves."""
-    counts = tuple(check_whole("steps", count, 1, MOST_STEPS) for count in steps)
+    counts = tuple(check_whole("steps", count, 1) for count in steps)
+    if max(counts, default=1) > MOST_STEPS:
+        raise ValueError(f"steps: need at most {MOST_STEPS}, got {max(counts)}")
     if not counts or any(a >= b for a, b in itertools.pairwise(counts)):
         raise ValueError(f"steps: need increasing step counts, got {list(steps)}")
     for name in measures:

@@ -131,7 +131,7 @@ def test_one_thing_wrong(tmp_path: Path, place, value, delete: bool, rename: boo
         (("grid", "kind"), "restart", "kind: got 'restart', allowed are uniform"),
         (("grid", "kind"), "log_snr", "near names: log-snr; allowed are uniform"),
         (("grid", "start"), "3", "start: need a number, got '3'"),
-        (("grid", "steps"), [10**30], "steps: need a whole number from 1 to 10000000"),
+        (("grid", "steps"), [10**30], "steps: need at most 10000000, got 10000"),
     ],
 )
 def test_messages_name_the_key_the_value_and_what_is_allowed(
