@@ -104,7 +104,7 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
         (
             '"exponential"',
             '"expo"',
-            "[grid] kind: got 'expo'; near names: exponential; allowed are",
+            "[grid] kind: got 'expo'; near names: exponential; allowed",
         ),
         ("stds    = [0.30, 0.45]", "stds = [0.3]", "stds: need shape (2,) or (2, 1), got (1,)"),
         ('"gaussian-mixture"', '"cauchy"', "[target] kind: got 'cauchy', allowed are"),
@@ -112,7 +112,7 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
         (
             "[grid]",
             '[process]\nkind = "vq"\n[grid]',
-            "[process] kind: got 'vq'; near names: ve; allowed are",
+            "[process] kind: got 'vq'; near names: ve",
         ),
         ("[grid]", "[grid", "is not valid TOML"),
         ("solvers ", 'name = ""\nsolvers ', "name: must not be empty, got ''"),

@@ -231,7 +231,7 @@ def test_checkpoints_in_a_file(tmp_path: Path) -> None:
         ({"scan": {"axis": "dimension", "values": [1, 2.5]}}, "d: need a whole number"),
         (
             {"scan": {"axis": "dimension", "values": [1, 2], "decay": 1}},
-            "decay: need true or false, got 1",
+            "need true or false, got 1",
         ),
         ({"scan": {"axis": "learned", "values": [1.0, 2.0]}}, r"needs checkpoints .*, not values"),
         ({"scan": {"axis": "learned", "checkpoints": ["no.pt", "n.pt"]}}, "there is no file"),
