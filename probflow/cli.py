@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 1 if ``--compare`` finds a verdict that got worse, 2 for bad input, 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a dash where the locale has none is a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return arguments.run(arguments)
     except (ValueError, TypeError, OSError) as problem:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -336,7 +338,7 @@ def test_rates_compare_says_what_got_worse(
     assert "5 changed beyond noise, 1 verdicts worse" in text
     assert "consistent -> inconclusive" in text
     (tmp_path / "torn.jsonl").write_text(old.read_text()[:-5])
-    for wrong, message in ((tmp_path / "torn.jsonl", "line 5 is torn"), (out, "cannot be read")):
+    for wrong, message in ((tmp_path / "torn.jsonl", "line 5: torn"), (out, "cannot be read")):
         assert run(*common, "--compare", wrong) == 2
         assert message in capsys.readouterr().err
 
@@ -410,7 +412,7 @@ def test_report_of_what_is_none(tmp_path: Path, capsys) -> None:
     for folder, message in (
         ("nowhere", f"run folder: there is no folder {tmp_path / 'nowhere'}"),
         ("empty", f"run folder: {tmp_path / 'empty'} holds no cells of a study"),
-        ("torn", f"run folder: {tmp_path / 'torn' / 'cells.jsonl'}, line 1 is torn"),
+        ("torn", f"run folder: {tmp_path / 'torn' / 'cells.jsonl'}, line 1: torn"),
     ):
         assert run("report", tmp_path / folder) == 2
         captured = capsys.readouterr()
@@ -418,3 +420,12 @@ def test_report_of_what_is_none(tmp_path: Path, capsys) -> None:
         assert captured.err.count("\n") == 1
     assert run("report", tmp_path, "--venue", "jlmr") == 2
     assert "venue: got 'jlmr'; near names: jmlr" in capsys.readouterr().err
+
+
+def test_a_terminal_without_dashes(study_file: Path, tmp_path: Path, monkeypatch) -> None:
+    """The summary has signs that some locales lack; the report is written, and the exit code 0."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
+    assert run("rates", study_file, "--out", tmp_path / "r", "--jobs", 1, "--no-progress") == 0
+    sys.stdout.flush()
+    assert b"| 8?128 |" in screen.getvalue()

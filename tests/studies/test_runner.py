@@ -340,7 +340,7 @@ def test_plots_on_given_axes() -> None:
     assert len(result.plot(kind="work-precision").axes) == 2
     assert "largest step $h$" in result.plot(axis="h", ax=Figure().subplots()).get_xlabel()
     for arguments, message in (
-        ({"kind": "rate"}, "kind: got 'rate'; near names: rates, allowed are rates"),
+        ({"kind": "rate"}, "kind: got 'rate'; near names: rates; allowed are rates"),
         ({"measure": "kl"}, "no rows of measure 'kl' to plot; there are: tv"),
         ({"axis": "x"}, "axis must be one of T, h, nfe"),
         ({"venue": "nips"}, "venue: got 'nips'; near names: neurips, "),
