@@ -338,7 +338,7 @@ def test_rates_compare_says_what_got_worse(
     assert "5 changed beyond noise, 1 verdicts worse" in text
     assert "consistent -> inconclusive" in text
     (tmp_path / "torn.jsonl").write_text(old.read_text()[:-5])
-    for wrong, message in ((tmp_path / "torn.jsonl", "line 5: torn"), (out, "cannot be read")):
+    for wrong, message in ((tmp_path / "torn.jsonl", "line 5: torn"), (out, "is a folder")):
         assert run(*common, "--compare", wrong) == 2
         assert message in capsys.readouterr().err
 
