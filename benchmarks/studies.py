@@ -14,15 +14,13 @@ import argparse
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 import probflow as pf
 from probflow.studies.cells import Curve, Task, measure_cells
-from probflow.studies.executors import _start_worker
+from probflow.studies.executors import Processes
 from probflow.studies.measure import Settings
 from probflow.studies.runner import default_grid, make_curves, run_curves
 
@@ -74,8 +72,7 @@ def run(
     curves: list[Curve], workers: int, out: str | None
 ) -> tuple[float, float, float, list[float]]:
     """Seconds of the study, of plain loops, of this process's CPU; memory before and after."""
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+    with Processes(workers) as pool:
         while len(set(pool.map(warm, range(2 * workers)))) < workers:
             pass
         memory = [resident()]

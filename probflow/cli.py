@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 1 if ``--compare`` finds a verdict that got worse, 2 for bad input, 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a dash where the locale has none is a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return arguments.run(arguments)
     except (ValueError, TypeError, OSError) as problem:
@@ -305,12 +309,10 @@ def _sample(arguments: argparse.Namespace) -> int:
     from probflow.report import save_figure
     from probflow.studies.config import PROCESSES
     from probflow.studies.samples import samples_figure
+    from probflow.words import check_choice
 
     out = Path(arguments.out)
-    if arguments.process not in PROCESSES:
-        raise ValueError(
-            f"--process: got {arguments.process!r}, allowed are {', '.join(PROCESSES)}"
-        )
+    check_choice("--process", arguments.process, PROCESSES)
     if arguments.number < 1:
         raise ValueError(f"--number: need at least 1, got {arguments.number}")
     process = PROCESSES[arguments.process]()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from probflow.processes import VP, Process
-from probflow.words import check_whole, near
+from probflow.words import check_choice, check_whole, near
 
 __all__ = [
     "GRIDS",
@@ -78,10 +78,8 @@ class Grid:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in GRIDS:
-            raise ValueError(f"kind: got {self.kind!r}, allowed are {', '.join(GRIDS)}")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit: got {self.unit!r}, allowed are {', '.join(UNITS)}")
+        check_choice("kind", self.kind, GRIDS)
+        check_choice("unit", self.unit, UNITS)
         allowed = {
             "karras": {"rho"},
             "paper": {"c0", "c1"},
@@ -92,6 +90,11 @@ class Grid:
         if unknown:
             hint = near(unknown[0], allowed.get(self.kind, ()))
             raise ValueError(f"{self.kind} grid: unknown option {unknown[0]!r}{hint}")
+        if self.kind == "restart" and set(self.options) != allowed["restart"]:
+            raise ValueError(
+                "base, intervals: a restart grid needs both; "
+                "make one with probflow.grids.restart(base, *intervals)"
+            )
         if self.kind == "explicit":
             if (self.start, self.end) != (None, None):
                 raise ValueError("start, end: an explicit grid has its own; leave them out")

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["UnfitError", "check_flags", "check_whole", "dictionary", "near", "no_option"]
+__all__ = [
+    "UnfitError",
+    "check_choice",
+    "check_flags",
+    "check_whole",
+    "dictionary",
+    "near",
+    "no_option",
+]
 
 
 class UnfitError(TypeError, ValueError):
@@ -36,6 +44,16 @@ def dictionary(options: Any, argument: str = "options") -> dict[str, Any]:
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"{argument}: need a dictionary, got {options!r}")
     return dict(options or {})
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the allowed ones; it says which are near."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        names = [one for one in allowed if isinstance(one, str)]
+        hint = near(value, names) if isinstance(value, str) else ""
+        every = ", ".join(map(str, allowed))
+        raise ValueError(f"{name}: got {value!r}{hint}{';' if hint else ','} allowed are {every}")
 
 
 def check_flags(settings: Mapping[str, Any], names: Collection[str]) -> None:

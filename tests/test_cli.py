@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,18 +96,26 @@ def test_paper_grid_is_fitted_in_steps(tmp_path: Path) -> None:
     [
         ("solvers ", "solvrs ", "unknown key 'solvrs'; near names: solvers"),
         ('"ddim"', '"dimm"', "no solver is named 'dimm'; near names: ddim"),
-        ('"tv"', '"tvv"', "measures: got 'tvv', allowed are tv, kl, w2"),
+        ('"tv"', '"tvv"', "measures: got 'tvv'; near names: tv; allowed are tv, kl, w2"),
         ("[8, 16", "[0, 16", "steps: need a whole number >= 1, got 0"),
         ("[8, 16", "[16, 16", "steps: need increasing step counts"),
         ("steps = [8, 16, 32, 64, 128]", "", "[grid] needs steps"),
         ("start = 3.0", "start = 0.001", "start must be the noisier"),
         ("start = 3.0", "start = 300.0", "outside the process"),
-        ("start = 3.0", 'start = "x"', "[grid]: start has the wrong type"),
-        ('"exponential"', '"expo"', "[grid] kind: got 'expo', allowed are"),
+        ("start = 3.0", 'start = "x"', "[grid]: start: need a number, got 'x'"),
+        (
+            '"exponential"',
+            '"expo"',
+            "[grid] kind: got 'expo'; near names: exponential; allowed",
+        ),
         ("stds    = [0.30, 0.45]", "stds = [0.3]", "stds: need shape (2,) or (2, 1), got (1,)"),
         ('"gaussian-mixture"', '"cauchy"', "[target] kind: got 'cauchy', allowed are"),
         ("weights = [0.35, 0.65]\n", "", "[target] needs the key 'weights'"),
-        ("[grid]", '[process]\nkind = "vq"\n[grid]', "[process] kind: got 'vq', allowed are"),
+        (
+            "[grid]",
+            '[process]\nkind = "vq"\n[grid]',
+            "[process] kind: got 'vq'; near names: ve",
+        ),
         ("[grid]", "[grid", "is not valid TOML"),
         ("solvers ", 'name = ""\nsolvers ', "name: must not be empty, got ''"),
     ],
@@ -248,9 +258,9 @@ def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
         (("--steps", 0), "steps: need a whole number >= 1"),
         (("-n", 0), "--number: need at least 1"),
         (("--solver", "dimm"), "near names: ddim"),
-        (("--process", "vq"), "--process: got 'vq', allowed are"),
+        (("--process", "vq"), "--process: got 'vq'; near names: ve; allowed are"),
         (("--checkpoint", "none.pt"), "--checkpoint: there is no file"),
-        (("--grid", "expo"), "kind: got 'expo', allowed are"),
+        (("--grid", "expo"), "kind: got 'expo'; near names: exponential, explicit; allowed are"),
     ],
 )
 def test_sample_bad_input(tmp_path: Path, capsys, arguments, message: str) -> None:
@@ -328,7 +338,7 @@ def test_rates_compare_says_what_got_worse(
     assert "5 changed beyond noise, 1 verdicts worse" in text
     assert "consistent -> inconclusive" in text
     (tmp_path / "torn.jsonl").write_text(old.read_text()[:-5])
-    for wrong, message in ((tmp_path / "torn.jsonl", "line 5 is torn"), (out, "cannot be read")):
+    for wrong, message in ((tmp_path / "torn.jsonl", "line 5: torn"), (out, "is a folder")):
         assert run(*common, "--compare", wrong) == 2
         assert message in capsys.readouterr().err
 
@@ -402,7 +412,7 @@ def test_report_of_what_is_none(tmp_path: Path, capsys) -> None:
     for folder, message in (
         ("nowhere", f"run folder: there is no folder {tmp_path / 'nowhere'}"),
         ("empty", f"run folder: {tmp_path / 'empty'} holds no cells of a study"),
-        ("torn", f"run folder: {tmp_path / 'torn' / 'cells.jsonl'}, line 1 is torn"),
+        ("torn", f"run folder: {tmp_path / 'torn' / 'cells.jsonl'}, line 1: torn"),
     ):
         assert run("report", tmp_path / folder) == 2
         captured = capsys.readouterr()
@@ -410,3 +420,12 @@ def test_report_of_what_is_none(tmp_path: Path, capsys) -> None:
         assert captured.err.count("\n") == 1
     assert run("report", tmp_path, "--venue", "jlmr") == 2
     assert "venue: got 'jlmr'; near names: jmlr" in capsys.readouterr().err
+
+
+def test_a_terminal_without_dashes(study_file: Path, tmp_path: Path, monkeypatch) -> None:
+    """The summary has signs that some locales lack; the report is written, and the exit code 0."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
+    assert run("rates", study_file, "--out", tmp_path / "r", "--jobs", 1, "--no-progress") == 0
+    sys.stdout.flush()
+    assert b"| 8?128 |" in screen.getvalue()

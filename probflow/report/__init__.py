@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from .captions import rate_caption, sentences, settings_text
+from ..studies.rows import CurveKey
+from .captions import rate_caption, sentences, settings_text, window_sentence
 from .document import (
     Shown,
-    check_writable,
     footer_text,
     order_dict,
     results_text,
     row_dict,
     write_report,
 )
+from .files import check_writable
 from .latex import latex_figure, to_latex
 from .page import save_figure
 from .pictures import density_plot, image_grid
@@ -27,7 +28,6 @@ from .rates import (
 from .scenes import picture_caption, picture_name, picture_plot, plane_plot, trajectory_plot
 from .style import OKABE_ITO, Mark, Marks, figure_params, solver_marks
 from .tables import (
-    CurveKey,
     Table,
     curve_table,
     curve_tables,
@@ -95,6 +95,7 @@ __all__ = [
     "to_markdown",
     "trajectory_plot",
     "verdict_text",
+    "window_sentence",
     "work_precision",
     "write_report",
 ]

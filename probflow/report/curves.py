@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..studies.order import FLOOR_FACTOR, MAX_RELATIVE_SE, Z
-from ..studies.rows import OrderEstimate, Row
+from ..studies.rows import CurveKey, OrderEstimate, Row
 from .style import FLOOR_COMMON, FLOOR_SOME, GREY, Mark, Marks, all_marks
-from .tables import CurveKey, curve_labels, group_curves, order_text, verdict_text
+from .tables import curve_labels, group_curves, order_text, verdict_text
 
 Axis = Literal["T", "h", "nfe"]
 
@@ -24,6 +24,11 @@ X_VALUE: dict[str, Callable[[Row], float]] = {
     "nfe": lambda row: row.nfe,
 }
 X_NAME = {"T": "steps $T$", "h": "largest step $h$", "nfe": "model calls per sample (NFE)"}
+
+#: Times the largest error in a fit window, above which others leave the panel.
+WILD = 1e3
+#: Between the ends of the axis of errors, so that it has more than one tick.
+LEAST_SPAN = 12.0
 
 _ARROW_KEY: dict[str, Any] = {"markersize": 5.0, "markeredgewidth": 0.2}
 
@@ -72,29 +77,43 @@ def is_censored(row: Row) -> bool:
 def error_limits(rows: Iterable[Row]) -> tuple[float, float]:
     """Limits of a log axis that hold errors, bars and floors that are not far below.
 
-    Far is more than what the errors span themselves, so that they never stand in a corner.
+    Far is more than what the errors span themselves, so that they never stand in a corner. Errors
+    before the fit windows that are ``WILD`` times those within leave the panel at the top: a bound
+    of 1e13 would flatten all others.
     """
     rows = list(rows)
     values = [value for value in map(shown_error, rows) if not math.isnan(value)]
     if not values:
         return 0.1, 1.0
-    low, high = min(values), max(values)
+    inside = [row.error for row in rows if row.in_window]
+    top = WILD * max(inside, default=math.inf)
+    low, high = min(values), max(value for value in values if value <= top)
     for row in rows:
-        if row.status == "ok" and row.se > 0 and math.isfinite(row.error):
+        if row.status == "ok" and row.se > 0 and math.isfinite(row.error) and row.error <= top:
             high = max(high, row.error + Z * row.se)
             low = min(low, max(row.error - Z * row.se, min(values) / 3.0))
     far = min(max(high / low, 3.0), 30.0)
     near = [row.floor for row in rows if row.floor > low / far]
     if near:
         low = min(low, min(near) / (high / min(near)) ** 0.08)  # room for the word "floor"
-    pad = (high / low) ** 0.06 * 1.1
+    pad = max((high / low) ** 0.06 * 1.1, (LEAST_SPAN * low / high) ** 0.5)
     return low / pad, high * pad
+
+
+def _falls(curves: Iterable[Sequence[Row]], x_of: Callable[[Row], float]) -> bool:
+    """Whether errors are smaller on the right than on the left."""
+    points = [(x_of(row), shown_error(row)) for curve in curves for row in curve]
+    points = sorted(point for point in points if not math.isnan(point[1]))
+    middle = len(points) // 2
+    left, right = points[:middle], points[-middle:]
+    return not middle or min(e for _, e in right) <= min(e for _, e in left)
 
 
 def draw_floor(
     ax: Axes, curves: Iterable[Sequence[Row]], x_of: Callable[[Row], float], low: float
 ) -> None:
     """Grey band below the floor: dark below the floors of all curves, light below some."""
+    curves = list(curves)
     by_x: dict[float, list[float]] = {}
     for row in (row for curve in curves for row in curve):
         if row.floor > 0 and math.isfinite(row.floor):
@@ -109,7 +128,8 @@ def draw_floor(
         text = f"floor {lowest.min():.0e} to {highest.max():.0e}, below this panel"
         if lowest.min() == highest.max():
             text = f"floor {highest.max():.0e}, below this panel"
-        ax.text(0.02, 0.015, text, transform=ax.transAxes, ha="left", va="bottom", **look)
+        at, side = (0.02, "left") if _falls(curves, x_of) else (0.98, "right")
+        ax.text(at, 0.015, text, transform=ax.transAxes, ha=side, va="bottom", **look)
         return
     left, right = ax.get_xlim()
     x = np.array([left, *places, right])

@@ -1,27 +1,20 @@
-"""The report of a study: a folder with a readable page, the data behind it, figures and tables.
-
-A report is written completely into a temporary folder beside its destination and moved into place
-at the end, so a failure never leaves half a report. The file ``provenance.json`` marks a folder as
-a report and lists its files; only files on that list are ever replaced or removed.
-"""
+"""The report of a study: a folder with a readable page, the data behind it, figures and tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ..studies.rows import MEASURES, STORE_FILES, OrderEstimate, Row
+from ..studies.rows import MEASURES, OrderEstimate, Row
 from .blocks import Block, Bullets, Heading, Picture, Tabular, Text, to_html, to_text
 from .captions import settings_text
+from .files import REPORT_FORMAT, check_writable, replace_report, write_text
 from .latex import latex_figure, to_latex
 from .page import save_figure
 from .tables import (
@@ -40,15 +33,10 @@ from .tables import (
 )
 from .venues import page_width
 
-#: Value of ``"format"`` in ``provenance.json``: how a report knows its own folder.
-REPORT_FORMAT = "probflow-report/1"
-
 _ORDER_KEYS = (
     *("target", "solver", "grid", "measure", "axis", "order", "low", "high"),
     *("claim", "verdict", "reason", "window", "eoc"),
 )
-
-_PROVENANCE = "provenance.json"
 
 #: Suffixes of a table's files; those of a figure's.
 _TABLES = ("md", "tex", "csv", "json")
@@ -64,39 +52,6 @@ class Shown(NamedTuple):
     caption: str
     figure: Figure
     narrow: Figure | None = None
-
-
-def check_writable(out_dir: str | Path) -> None:
-    """Raise unless a report can be written to ``out_dir``; change nothing on disk.
-
-    Call this before a long study, so that its results do not get lost at the end.
-
-    Parameters
-    ----------
-    out_dir
-        Folder of the report; it and its parents need not exist.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be made or written to.
-    ValueError
-        If it holds files and no earlier report: nothing foreign is ever overwritten.
-    """
-    out = Path(out_dir)
-    place = out
-    try:
-        while not os.path.lexists(place) and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise NotADirectoryError(f"{place} is not a folder")
-        for folder in {place, out.resolve().parent if place == out else place}:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise OSError(f"cannot write a report to {out}: {error}") from error
-    if out.is_dir() and any(out.iterdir()):
-        _own_files(out)
 
 
 def write_report(
@@ -153,18 +108,10 @@ def write_report(
     if provenance.get("format", REPORT_FORMAT) != REPORT_FORMAT or "files" in provenance:
         raise ValueError("the provenance keys 'format' and 'files' are the report's own")
 
-    real = out.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    # The folder that is moved lies inside the private one, so that it has ordinary permissions.
-    private = Path(tempfile.mkdtemp(prefix=f".{real.name}-", dir=real.parent))
-    try:
-        new = private / "report"
-        new.mkdir()
-        _write_all(new, rows, orders, provenance, shown, notes, title, venue)
-        files = _move_into_place(new, real)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
-    return [out / file for file in files]
+    def write(folder: Path) -> None:
+        _write_all(folder, rows, orders, provenance, shown, notes, title, venue)
+
+    return [out / name for name in replace_report(out, write, provenance)]
 
 
 def footer_text(
@@ -226,22 +173,19 @@ def _write_all(
     for name, caption, figure, narrow in figures:
         save_figure(figure, folder / "figures" / name)
         drawings[name] = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        _write(folder / "figures" / f"{name}.tex", latex_figure(name, caption, venue=venue))
+        write_text(folder / "figures" / f"{name}.tex", latex_figure(name, caption, venue=venue))
         if narrow is not None:
             column = f"{name}-column"
             save_figure(narrow, folder / "figures" / column, ("pdf",))
             text = latex_figure(column, caption, columns=1, venue=venue)
-            _write(folder / "figures" / f"{column}.tex", text)
+            write_text(folder / "figures" / f"{column}.tex", text)
     stems = _table_stems(rows)
     _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
-    _write(folder / "results.jsonl", results_text(rows))
-    _write(folder / "orders.json", json_text([order_dict(order) for order in orders]))
+    write_text(folder / "results.jsonl", results_text(rows))
+    write_text(folder / "orders.json", json_text([order_dict(order) for order in orders]))
     blocks = _page(rows, orders, provenance, figures, notes, title, stems)
-    _write(folder / "report.md", to_text(blocks))
-    _write(folder / "report.html", to_html(blocks, title, drawings))
-    files = sorted([*_files_below(folder), _PROVENANCE])
-    own_keys = {"format": REPORT_FORMAT, "files": files}
-    _write(folder / _PROVENANCE, json_text(dict(sorted({**plain(provenance), **own_keys}.items()))))
+    write_text(folder / "report.md", to_text(blocks))
+    write_text(folder / "report.html", to_html(blocks, title, drawings))
 
 
 def _write_tables(
@@ -260,13 +204,15 @@ def _write_tables(
         tables[stem] = curve_tables(own, orders), curve_tables(numbered(own), orders)
     for stem, (written, printed) in tables.items():
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
-            _write(folder / f"{stem}.{suffix}", write(*written))
-        _write(folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue, labels=labels))
+            write_text(folder / f"{stem}.{suffix}", write(*written))
+        write_text(
+            folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue, labels=labels)
+        )
         if page_width(1, venue) < page_width(2, venue):
             text = to_latex(
                 *printed, note=note, columns=1, venue=venue, labels=labels, suffix="-column"
             )
-            _write(folder / f"{stem}-column.tex", text)
+            write_text(folder / f"{stem}-column.tex", text)
 
 
 def _page(
@@ -339,71 +285,3 @@ def _table_stems(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
                 stem, count = f"{base}-{count}", count + 1
             stems[row.target, row.measure] = stem
     return stems
-
-
-# --- files ----------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _files_below(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
-    )
-
-
-def _own_files(out: Path) -> list[str]:
-    """Files of the earlier report in ``out``, from its provenance; raise if there is none.
-
-    Without a report, a folder may hold the cells of a study that is running or was killed.
-    """
-    if all(path.name in STORE_FILES for path in out.iterdir()):
-        return []
-    try:
-        known = json.loads((out / _PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = None
-    if not isinstance(known, dict) or known.get("format") != REPORT_FORMAT:
-        raise ValueError(
-            f"{out} holds files but no earlier report (no {_PROVENANCE} of probflow), so nothing "
-            "there is overwritten; choose a new or an empty folder"
-        )
-    files = known.get("files")
-    files = files if isinstance(files, list) else []
-    # A list that was edited must not lead out of the folder.
-    safe = [name for name in files if isinstance(name, str) and _is_inside(name)]
-    return sorted({*safe, _PROVENANCE})
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-
-
-def _move_into_place(new: Path, out: Path) -> list[str]:
-    """Move a finished report: as a whole if ``out`` is new, else file by file."""
-    files = _files_below(new)
-    if not out.exists() or not any(out.iterdir()):
-        if out.exists():
-            out.rmdir()
-        os.replace(new, out)
-        return files
-    old = _own_files(out)
-    foreign = [name for name in files if name not in old and os.path.lexists(out / name)]
-    if foreign:
-        raise ValueError(
-            f"{out} holds files in the way of the report that are not of an earlier one: "
-            f"{', '.join(foreign)}; move them or choose another folder"
-        )
-    for name in files:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-    # The list of files comes first: should the machine stop here, the folder is still known as
-    # a report and the next run completes it.
-    for name in sorted(files, key=lambda name: name != _PROVENANCE):
-        os.replace(new / name, out / name)
-    for name in old:
-        if name not in files:
-            (out / name).unlink(missing_ok=True)
-    return files

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..studies.rows import OrderEstimate, Row, Timing
-from ..words import near
+from ..words import check_choice
 from .page import finish_figure, new_figure
 from .precision import draw_times, work_precision
 from .rates import draw_local_orders, draw_rates, rate_plot
@@ -91,6 +91,5 @@ def plot_study(
 
 
 def _checked(kind: str) -> str:
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}{near(kind, KINDS)}, allowed are {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     return kind

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -165,13 +166,16 @@ def draw_local_orders(
     every = [row for curve in curves.values() for row in curve]
     values = [row.eoc for row in every if math.isfinite(row.eoc)]
     centres = claims or [c[-1].eoc for c in curves.values() if math.isfinite(c[-1].eoc)] or [1.0]
-    low = max(min([*values, *centres]), min(centres) - 1.25) - 0.2
-    high = min(max([*values, *centres]), max(centres) + 1.25) + 0.2
+    low = min(max(min([*values, *centres]), min(centres) - 1.25) - 0.2, min(centres) - 0.55)
+    high = max(min(max([*values, *centres]), max(centres) + 1.25) + 0.2, max(centres) + 0.55)
     ax.set_xscale("log")
     ax.set_ylim(low, high)
     steps = [float(row.steps) for row in every]
     pad = (max(steps) / min(steps)) ** 0.05 if max(steps) > min(steps) else 2.0
     ax.set_xlim(min(steps) / pad, max(steps) * pad)
+    if not values:
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.0, "color": GREY}
+        ax.text(0.5, 0.75, "no two neighbouring values", transform=ax.transAxes, **look)
     for claim in claims:
         ax.axhline(claim, color=GREY, linewidth=0.8, linestyle=(0, (4, 2.5)), zorder=1.5)
     for key, curve in curves.items():

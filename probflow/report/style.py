@@ -33,7 +33,8 @@ FLOOR_SOME = "#E4E4E4"
 # lightness, too, so that the first few curves stay apart in a grey print.
 _COLOURS = ("blue", "orange", "black", "sky blue", "vermillion", "reddish purple", "bluish green")
 # Markers that can be filled or hollow, because hollow means "outside the fit window".
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "*", ">", "h")
+# At this size a filled plus is hardly told from a diamond, nor a hexagon from a circle: last.
+_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*", "p", "X", "h", "P")
 _LINES: tuple[str | tuple[float, tuple[float, ...]], ...] = (
     "-",
     (0.0, (5.0, 1.5)),

@@ -13,21 +13,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..studies.rows import MEASURES, OrderEstimate, Row
+from ..studies.rows import MEASURES, CurveKey, OrderEstimate, Row, curve_key
 
 #: Stands wherever there is no number.
 DASH = "\N{EN DASH}"
-
-
-class CurveKey(NamedTuple):
-    """What one error curve belongs to."""
-
-    target: str
-    solver: str
-    grid: str
-    measure: str
 
 
 @dataclass(frozen=True)
@@ -68,11 +59,6 @@ class Table:
 
 
 # --- curves and their estimates -------------------------------------------------------------
-
-
-def curve_key(item: Row | OrderEstimate) -> CurveKey:
-    """Return the curve that a row or an estimate belongs to."""
-    return CurveKey(item.target, item.solver, item.grid, item.measure)
 
 
 def group_curves(rows: Iterable[Row]) -> dict[CurveKey, list[Row]]:

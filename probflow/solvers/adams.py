@@ -12,9 +12,10 @@ from collections.abc import Callable
 from math import ceil, exp, expm1, log
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import EPS, check_choice, lowered, starting_step
+from probflow.solvers.forms import EPS, lowered, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _DEIS = "Zhang, Chen 2023 (arXiv 2204.13902)"
 

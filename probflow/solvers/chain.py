@@ -15,8 +15,8 @@ from __future__ import annotations
 from math import cos, exp, expm1, sin, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _PAPER = "Li, Huang, Efimov, Wei, Chi, Chen 2024 (arXiv 2403.03852)"
 _CODE = "TimofeyEfimov/AcceleratedDiffusionSamplers"

@@ -11,8 +11,8 @@ from math import exp, inf, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 
 def _no_sde(options: Mapping[str, Any]) -> None:

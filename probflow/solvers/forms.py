@@ -30,8 +30,9 @@ from math import exp, expm1, inf, sqrt
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.phi import adams, moments, phi, phis
+from probflow.words import check_choice
 
-__all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "check_choice", "kutta_3", "runge_kutta"]
+__all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "kutta_3", "runge_kutta"]
 
 #: From z to the weights of the stages after the first, and of the update.
 Tableau = Callable[[float], tuple[Sequence[Sequence[float]], Sequence[float]]]
@@ -247,12 +248,6 @@ def lowered(order: int, step: StepBuilder, final: str) -> int:
     """The order, or the number of steps left where that is less and ``final`` is "lower"."""
     check_choice("final", final, ("keep", "lower"))
     return min(order, step.remaining) if final == "lower" else order
-
-
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ``ValueError`` unless an option has one of its values."""
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(map(str, allowed))}")
 
 
 def check_fraction(name: str, value: float) -> float:

@@ -16,9 +16,10 @@ first step of error h^(q + 1) leaves the lesser of p and q + 1.
 from __future__ import annotations
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import EPS, X0, Form, adams_step, check_choice, lowered
+from probflow.solvers.forms import EPS, X0, Form, adams_step, lowered
 from probflow.solvers.phi import phis
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _HO = "Hochbruck, Ostermann 2010 (Exponential integrators, Acta Numerica 19), section 2.5"
 _LU = "Lu et al. 2022 (arXiv 2211.01095)"

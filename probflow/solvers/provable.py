@@ -16,10 +16,10 @@ import numpy as np
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.chain import alpha_ratio, b_of
-from probflow.solvers.forms import EPS, check_choice
+from probflow.solvers.forms import EPS
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
-from probflow.words import check_whole
+from probflow.words import check_choice, check_whole
 
 
 def _tau(t: Point) -> float:

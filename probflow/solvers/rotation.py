@@ -29,10 +29,10 @@ from collections.abc import Sequence
 from math import cos, log, sin, tan
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import check_choice
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
 from probflow.tableaus import HEUN3, MIDPOINT, Tableau
+from probflow.words import check_choice
 
 _REFERENCE = "Salimans, Ho 2022 (arXiv 2202.00512), appendix D, eq. 27 for constant v"
 

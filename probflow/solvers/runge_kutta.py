@@ -12,9 +12,9 @@ from __future__ import annotations
 from math import log
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import check_choice
 from probflow.solvers.registry import register
 from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
+from probflow.words import check_choice
 
 _KUTTA = "Hairer, Norsett, Wanner, Solving ODEs I, section II.1"
 

@@ -15,7 +15,6 @@ from probflow.solvers.forms import (
     EPS,
     X0,
     Tableau,
-    check_choice,
     check_fraction,
     euler_1,
     heun_2,
@@ -25,6 +24,7 @@ from probflow.solvers.forms import (
     runge_kutta,
 )
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
 

@@ -11,11 +11,11 @@ from math import ceil, exp, isfinite, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import X0, Form, check_choice, check_s_noise, starting_step
+from probflow.solvers.forms import X0, Form, check_s_noise, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
-from probflow.words import check_whole
+from probflow.words import check_choice, check_whole
 
 # SA-Solver ---------------------------------------------------------------------------------------
 

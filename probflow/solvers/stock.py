@@ -20,10 +20,10 @@ from functools import lru_cache
 from typing import Any
 
 from probflow.plan import Linear, StepBuilder
-from probflow.solvers.forms import EPS, X0, Form, check_choice, heun_2, midpoint_2
+from probflow.solvers.forms import EPS, X0, Form, heun_2, midpoint_2
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
-from probflow.words import check_whole
+from probflow.words import check_choice, check_whole
 
 _STOCK = "diffusers' DPMSolverSinglestepScheduler"
 

@@ -17,9 +17,10 @@ The authors' code takes a wrong row of the inverse matrix in its corrector, and 
 from __future__ import annotations
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.solvers.forms import X0, check_choice, lowered, starting_step
+from probflow.solvers.forms import X0, lowered, starting_step
 from probflow.solvers.phi import adams, moments, phi
 from probflow.solvers.registry import register
+from probflow.words import check_choice
 
 _UNIPC = "Zhao et al. 2023 (arXiv 2302.04867)"
 

@@ -23,6 +23,7 @@ from probflow.studies.runner import make_curves, run_curves
 from probflow.studies.sampled import generator
 from probflow.studies.verdict import MAX_HALF_WIDTH
 from probflow.targets import Target
+from probflow.words import check_choice
 
 __all__ = ["AXES", "Scan", "scan"]
 
@@ -158,8 +159,7 @@ def scan(
     TypeError, ValueError
         For unknown names and values that are out of range.
     """
-    if axis not in AXES:
-        raise ValueError(f"axis: got {axis!r}, allowed are {', '.join(AXES)}")
+    check_choice("axis", axis, AXES)
     if not len(values):
         raise ValueError("values: need at least one")
     kind, settings = AXES[axis], Settings(seed, samples, reference_steps)

@@ -19,6 +19,7 @@ from probflow.laws.registers import Refusal
 from probflow.plan import Plan
 from probflow.processes import VP, Process
 from probflow.solvers import Solver
+from probflow.studies.executors import Untold
 from probflow.studies.fingerprint import digest, source_digest
 from probflow.studies.measure import (
     REFINEMENT,
@@ -279,6 +280,8 @@ def _status(problem: BaseException) -> str:
 
 def named(problem: BaseException) -> str:
     """Kind and message of an exception that was not foreseen."""
+    if isinstance(problem, Untold):
+        return str(problem)
     return f"{type(problem).__name__}: {problem}".rstrip(": ")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from probflow.studies.cells import Cell
 from probflow.studies.curves import fit_cells, unfitted
 from probflow.studies.points import FLOOR_FACTOR
-from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
-from probflow.studies.rows import OrderEstimate, Row
+from probflow.studies.reading import distinct, read_cells, read_orders
+from probflow.studies.rows import COMPLETE, CurveKey, OrderEstimate, Row, curve_key
 from probflow.studies.runner import Study
 
 __all__ = ["Baseline", "Comparison", "compare", "read_baseline"]
@@ -40,8 +40,8 @@ class Baseline:
     """
 
     rows: tuple[Row, ...]
-    samples: Mapping[tuple[CurveName, int], Cell] = field(default_factory=dict)
-    verdicts: Mapping[CurveName, OrderEstimate] = field(default_factory=dict)
+    samples: Mapping[tuple[CurveKey, int], Cell] = field(default_factory=dict)
+    verdicts: Mapping[CurveKey, OrderEstimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,9 @@ def read_baseline(path: str | Path) -> Baseline:
     """
     path = Path(path)
     try:
-        lines, _ = read_cells(path)
-        cells: dict[tuple[CurveName, int], Cell] = {}
-        for number, cell in enumerate(lines, 1):
-            name = (curve_name(cell.row), cell.row.steps)
-            if name in cells and cell_text(cells[name]) != cell_text(cell):
-                raise ValueError(f"{path}, line {number}: a second, different result of a cell")
-            cells[name] = cell
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; of a run take {path / COMPLETE}")
+        cells = distinct(read_cells(path))
         if not cells:
             raise ValueError(f"{path} holds no rows")
         rows = tuple(cell.row for cell in cells.values())
@@ -121,8 +117,10 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     An error has changed if the two differ by more than 3 standard errors of both, 20 floors and
     1e-6 of the error together, or if one of the two has no number. A verdict is worse if
     ``consistent`` or ``faster`` became ``inconclusive`` or ``slower``, or ``inconclusive`` became
-    ``slower``. Where a baseline has no verdicts of its own, its rows are judged as the study's
-    are, against the study's claims.
+    ``slower``, and an error, the steps or the claim of the curve changed, too, or each order lies
+    outside the interval of the other: without that it is noise at the edge of a verdict. Where a
+    baseline has no verdicts of its own, its rows are judged as the study's are, against the study's
+    claims.
 
     Parameters
     ----------
@@ -136,14 +134,15 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     Comparison
         Its ``worse`` is empty if no verdict got worse.
     """
-    old = {(curve_name(row), row.steps): row for row in baseline.rows}
-    new = {(curve_name(row), row.steps): row for row in study.rows}
+    old = {(curve_key(row), row.steps): row for row in baseline.rows}
+    new = {(curve_key(row), row.steps): row for row in study.rows}
     common = [key for key in new if key in old]
-    cells = [text for key in common if (text := _changed(old[key], new[key]))]
+    changes = {key: text for key in common if (text := _changed(old[key], new[key]))}
+    other = {name for name, _ in (*changes, *(new.keys() ^ old.keys()))}  # not the same curve
     worse, others = [], []
     for estimate in study.estimates:
-        name = curve_name(estimate)
-        rows = [row for row in baseline.rows if curve_name(row) == name]
+        name = curve_key(estimate)
+        rows = [row for row in baseline.rows if curve_key(row) == name]
         if not rows:
             continue
         before, now = _estimates(baseline, rows, estimate, study)
@@ -152,17 +151,21 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
             f"{before.order:.2f} -> claim {now.claim:g}, order {now.order:.2f}): {now.reason}"
         )
         if _RANK[now.verdict] < _RANK[before.verdict]:
-            worse.append(text)
+            if name in other or not _same(now.claim, before.claim) or _apart(before, now):
+                worse.append(text)
+            else:
+                others.append(f"{text} (none of its errors changed beyond noise)")
         elif now.verdict != before.verdict or not _same(now.claim, before.claim):
             others.append(text)
     missing = [f"{_cell_label(k)}: not in the baseline" for k in new if k not in old]
     missing += [f"{_cell_label(k)}: in the baseline only" for k in old if k not in new]
-    return Comparison(len(common), tuple(cells), tuple(worse), tuple(others), tuple(missing))
+    lines = tuple(changes.values())
+    return Comparison(len(common), lines, tuple(worse), tuple(others), tuple(missing))
 
 
 def _changed(old: Row, new: Row) -> str:
     """What changed in a cell; empty if nothing did."""
-    label = _cell_label((curve_name(new), new.steps))
+    label = _cell_label((curve_key(new), new.steps))
     if (old.status == "ok") != (new.status == "ok"):
         return f"{label}: {old.status} -> {new.status}"
     if old.status != "ok":
@@ -177,14 +180,14 @@ def _estimates(
     baseline: Baseline, rows: Sequence[Row], now: OrderEstimate, study: Study
 ) -> tuple[OrderEstimate, OrderEstimate]:
     """Estimates of the baseline and of the study that may be compared."""
-    name = curve_name(now)
+    name = curve_key(now)
     if name in baseline.verdicts:
         return baseline.verdicts[name], now
     cells = [baseline.samples[name, r.steps] for r in rows if (name, r.steps) in baseline.samples]
     if len(cells) == len(rows):
         return _judge(cells, now.claim), now
     # Rows alone know standard errors, not what correlates them: judge both sides by these.
-    own = [row for row in study.rows if curve_name(row) == name]
+    own = [row for row in study.rows if curve_key(row) == name]
     return _judge(map(Cell, rows), now.claim), _judge(map(Cell, own), now.claim)
 
 
@@ -198,10 +201,17 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _label(name: CurveName) -> str:
+def _apart(one: OrderEstimate, other: OrderEstimate) -> bool:
+    """Whether each of two orders lies outside the interval of the other; no for one without."""
+    return not (one.low <= other.order <= one.high or other.low <= one.order <= other.high) and (
+        math.isfinite(one.order) and math.isfinite(other.order)
+    )
+
+
+def _label(name: CurveKey) -> str:
     target, solver, grid, measure = name
     return f"{solver}, {measure} on {target}, {grid}"
 
 
-def _cell_label(key: tuple[CurveName, int]) -> str:
+def _cell_label(key: tuple[CurveKey, int]) -> str:
     return f"{_label(key[0])}, T = {key[1]}"

@@ -23,7 +23,7 @@ from probflow.studies.rows import MEASURES
 from probflow.studies.runner import make_curves
 from probflow.studies.scans import ScanJob
 from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
-from probflow.words import near
+from probflow.words import check_choice, near
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,20 +125,19 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     process_table = table.get("process", {})
     _check_keys(process_table, {"kind": str}, "[process]")
     kind = process_table.get("kind")
-    if kind is not None and kind not in PROCESSES:
-        raise ValueError(f"[process] kind: got {kind!r}, allowed are {', '.join(PROCESSES)}")
+    if kind is not None:
+        check_choice("[process] kind", kind, PROCESSES)
     defaults = Settings()
     settings = Settings(
         table.get("seed", defaults.seed),
         table.get("samples", defaults.samples),
         table.get("reference_steps", defaults.reference_steps),
     )
-    for name in (*table["solvers"], *table["measures"]):
-        if not isinstance(name, str):
-            raise ValueError(f"solvers, measures: need names, got {name!r}")
+    for key in ("solvers", "measures"):
+        if not table[key] or not all(isinstance(name, str) for name in table[key]):
+            raise ValueError(f"{key}: need a list of names, got {table[key]!r}")
     for name in table["measures"]:
-        if name not in MEASURES:
-            raise ValueError(f"measures: got {name!r}, allowed are {', '.join(MEASURES)}")
+        check_choice("measures", name, MEASURES)
     process = None if kind is None else PROCESSES[kind]()
     name = table.get("name", path.stem)
     if not name.strip():
@@ -180,8 +179,7 @@ def _scans(
     allowed |= {"checkpoints": list, "prediction": str, "time_scale": number}
     _check_keys(own, allowed, "[scan]", required=("axis",))
     axis = own["axis"]
-    if axis not in AXES:
-        raise ValueError(f"[scan] axis: got {axis!r}, allowed are {', '.join(AXES)}")
+    check_choice("[scan] axis", axis, AXES)
     needed = "checkpoints" if axis == "learned" else "values"
     options = {"dimension": {"correlation", "decay"}, "learned": {"prediction", "time_scale"}}
     for key in sorted(set(own) - {"axis", needed} - options.get(axis, set())):
@@ -247,14 +245,16 @@ def _along(axis: str, own: Mapping[str, Any], table: Mapping[str, Any], folder: 
     return lambda d: correlated(target, d, correlation, decay=decay)
 
 
+#: Kinds of grids whose parts do not fit a table.
+_WITH_PARTS = ("explicit", "restart")
+
+
 def _grid(table: Mapping[str, Any]) -> Grid:
     number = (int, float)
     allowed: dict[str, Any] = {"kind": str, "start": number, "end": number}
     allowed |= {"rho": number, "c0": number, "c1": number}
     _check_keys(table, allowed, "[grid]", required=("kind",))
-    kinds = [kind for kind in GRIDS if kind != "explicit"]
-    if table["kind"] not in kinds:
-        raise ValueError(f"[grid] kind: got {table['kind']!r}, allowed are {', '.join(kinds)}")
+    check_choice("[grid] kind", table["kind"], [k for k in GRIDS if k not in _WITH_PARTS])
     options = {key: float(table[key]) for key in ("rho", "c0", "c1") if key in table}
     ends = {key: float(table[key]) for key in ("start", "end") if key in table}
     if table["kind"] != "paper" and len(ends) < 2:
@@ -278,7 +278,7 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
         For unknown kinds, keys or values, or a data file that is missing or not numeric.
     """
     kind = table.get("kind")
-    keys: dict[Any, dict[str, Any]] = {
+    keys: dict[str, dict[str, Any]] = {
         "gaussian": {"mean": list, "covariance": (list, int, float)},
         "gaussian-mixture": {
             "weights": list,
@@ -294,13 +294,15 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
             "time_scale": (int, float),
         },
     }
-    if kind not in keys:
-        raise ValueError(f"[target] kind: got {kind!r}, allowed are {', '.join(keys)}")
-    allowed = {"kind": str, **keys[kind]}
+    check_choice("[target] kind", kind, keys)
+    allowed = {"kind": str, **keys[str(kind)]}
     required = {"gaussian": ("mean", "covariance"), "empirical": ("data",)}
     required |= {"checkpoint": ("model", "data")}
     _check_keys(table, allowed, "[target]", required=required.get(str(kind), ("weights", "means")))
     values = {key: value for key, value in table.items() if key != "kind"}
+    for key, value in values.items():
+        if isinstance(value, list):
+            _shape(f"[target] {key}", value)
     if kind == "empirical":
         return _empirical(values["data"], folder)
     if kind == "checkpoint":
@@ -346,6 +348,36 @@ def digits() -> Empirical:
     return Empirical(images / 8.0 - 1.0, name="digits")
 
 
+def _shape(where: str, value: Any) -> tuple[int, ...]:
+    """Shape of nested lists of numbers."""
+    if isinstance(value, list):
+        shapes = {_shape(where, item) for item in value}
+        if len(shapes) == 1:
+            return (len(value), *shapes.pop())
+        raise ValueError(
+            f"{where}: {'rows differ in length' if value else 'is empty'}, got {value}"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where}: need numbers, got {value!r}")
+    return ()
+
+
+_WORDS: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _kinds(kinds: Any) -> str:
+    """What a value may be, in words."""
+    every = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join(_WORDS[kind] for kind in every if not (kind is int and float in every))
+
+
 def _check_keys(
     table: Any, allowed: Mapping[str, Any], where: str, required: tuple[str, ...] = ()
 ) -> None:
@@ -358,7 +390,7 @@ def _check_keys(
                 f"(allowed: {', '.join(allowed)})"
             )
         if not isinstance(value, allowed[key]) or isinstance(value, bool) != (allowed[key] is bool):
-            raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")
+            raise ValueError(f"{where}: {key}: need {_kinds(allowed[key])}, got {value!r}")
     for key in required:
         if key not in table:
             raise ValueError(f"{where} needs the key {key!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -11,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["Failure", "Job", "Workers", "run_jobs"]
+__all__ = ["Failure", "Job", "Processes", "Untold", "Workers", "run_jobs"]
 
 #: Jobs in flight with an executor of the user's, whose size is not known.
 IN_FLIGHT = 1000
@@ -48,6 +50,10 @@ class Failure:
     problem: BaseException
 
 
+class Untold(Exception):
+    """In the place of an exception that cannot be sent: its kind and message."""
+
+
 class Workers:
     """An executor, how many jobs it is given at a time, and how to replace it when it breaks."""
 
@@ -64,11 +70,7 @@ class Workers:
         if jobs == 1:
             return cls(_Here(), 1)
 
-        def make() -> Executor:
-            spawn = multiprocessing.get_context("spawn")
-            return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker)
-
-        return cls(make(), 2 * jobs, make)
+        return cls(Processes(jobs), 2 * jobs, lambda: Processes(jobs))
 
     def replace(self, problem: BaseException) -> None:
         """A new pool of processes after one of them died.
@@ -76,7 +78,7 @@ class Workers:
         Raises
         ------
         RuntimeError
-            For an executor of the user's.
+            For an executor of the user's, or if the new ones die without any work.
         """
         if self._make is None:
             raise RuntimeError(
@@ -85,6 +87,19 @@ class Workers:
             ) from problem
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.executor = self._make()
+        # Whether it was a job that killed the process, or the start: then this ends, too.
+        try:
+            self.executor.submit(_nothing).result()
+        except BrokenExecutor:
+            raise RuntimeError(
+                "the worker processes die before any work; a script needs the usual "
+                "if __name__ == '__main__' guard"
+            ) from problem
+
+    def abandon(self) -> None:
+        """End own processes whatever they are doing."""
+        if isinstance(self.executor, Processes):
+            self.executor.kill()
 
     def close(self) -> None:
         """End own processes; an executor of the user's is left running."""
@@ -99,22 +114,65 @@ class _Here(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # also sys.exit(), as in any other executor
             future.set_exception(problem)
         return future
 
 
-def _start_worker() -> None:
-    """Ctrl-C ends a worker without a traceback, and so does the death of its parent."""
+class Processes(ProcessPoolExecutor):
+    """A pool of new processes that end when this one says so, or dies, whatever they are doing.
+
+    Calls travel as bytes: one that cannot be read there fails, and kills no process.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        watched, self._held = spawn.Pipe(duplex=False)
+        super().__init__(jobs, mp_context=spawn, initializer=_start_worker, initargs=(watched,))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As in any executor; what cannot be sent is the future's exception."""
+        try:
+            data = pickle.dumps((fn, args, kwargs))
+        except Exception as problem:
+            future: Future[Any] = Future()
+            future.set_exception(problem)
+            return future
+        return super().submit(_call, data)
+
+    def kill(self) -> None:
+        """End the processes at once."""
+        self._held.close()
+
+
+def _start_worker(watched: Connection) -> None:
+    """Ctrl-C ends a worker without a traceback, and so do a closed pipe and the parent's death."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        wait([watched] if parent is None else [watched, parent.sentinel])
+        os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _call(data: bytes) -> Any:
+    function, args, kwargs = pickle.loads(data)
+    try:
+        return function(*args, **kwargs)
+    except BaseException as problem:
+        try:
+            pickle.loads(pickle.dumps(problem))
+        except Exception:  # the pool would break where it is read
+            raise Untold(f"{type(problem).__name__}: {problem}") from None
+        raise
+
+
+def _nothing() -> None:
+    """A call that is over at once."""
 
 
 def run_jobs(jobs: Sequence[Job], workers: Workers) -> Iterator[tuple[Any, Any]]:
@@ -122,12 +180,13 @@ def run_jobs(jobs: Sequence[Job], workers: Workers) -> Iterator[tuple[Any, Any]]
 
     Jobs that others need come first, and no worker waits for them as long as there are others.
     If a process dies, which of the jobs in flight killed it is found by running these one by one;
-    that one's failure is the death, and the others go on.
+    that one's failure is the death, and the others go on. Own processes are not waited for when
+    the caller stops early.
 
     Raises
     ------
     RuntimeError
-        If an executor of the user's breaks, or processes die before any job has ended well.
+        If an executor of the user's breaks, or own processes cannot start.
     """
     run = _Run(jobs, workers)
     try:
@@ -136,8 +195,8 @@ def run_jobs(jobs: Sequence[Job], workers: Workers) -> Iterator[tuple[Any, Any]]
             if run.flying:
                 yield from run.next_results()
     finally:
-        for future in run.flying:
-            future.cancel()
+        if not all([future.cancel() or future.done() for future in run.flying]):
+            workers.abandon()
 
 
 class _Run:
@@ -158,19 +217,12 @@ class _Run:
         self.suspects: deque[Job] = deque()  # in flight when a process died
         self.solo = False  # a suspect is in flight, alone
         self.broken: BaseException | None = None
-        self.deaths, self.healthy = 0, False
 
     def left(self) -> bool:
         return bool(self.ready or self.suspects or self.flying)
 
     def submit_some(self) -> None:
         if self.broken is not None and not self.flying:
-            self.deaths += 1
-            if self.deaths >= 3 and not self.healthy:
-                raise RuntimeError(
-                    "the worker processes die before any result; a script needs the usual "
-                    "if __name__ == '__main__' guard, and its solvers must be importable"
-                ) from self.broken
             self.workers.replace(self.broken)
             self.broken, self.solo = None, False
         if self.suspects and not self.flying:
@@ -204,7 +256,6 @@ class _Run:
                 self.suspects.append(job)
                 return
         self.solo = False
-        self.healthy = self.healthy or problem is None
         outcome = future.result() if problem is None else Failure(problem)
         yield job.name, outcome
         if job.name in self.needed:

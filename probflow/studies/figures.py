@@ -26,6 +26,7 @@ from probflow.report import (
     sentences,
     settings_text,
     solver_marks,
+    window_sentence,
     work_precision,
     write_report,
 )
@@ -209,9 +210,11 @@ def builtin_figures(
 
     def figure(name: str, caption: str, panels: list[Panel]) -> Shown:
         rows = [row for p in panels for row in p.rows]
+        windows = (f"{p.title}: {window_sentence(p.orders)}" for p in panels)
+        known = sentences(f"grid {rows[0].grid}", *windows, settings_text(provenance))
         return Shown(
             name,
-            f"{caption} {sentences(f'grid {rows[0].grid}', settings_text(provenance))}",
+            f"{caption} {known}",
             rate_panels(panels, footer=footer_text(provenance, rows, venue), venue=venue),
         )
 

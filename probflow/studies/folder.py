@@ -24,7 +24,13 @@ from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
 from probflow.studies.lines import seal, unseal
 from probflow.studies.measure import Settings
-from probflow.studies.reading import CurveName, cell_text, curve_name, read_cells, read_orders
+from probflow.studies.reading import (
+    CellName,
+    Line,
+    distinct,
+    read_cells,
+    read_orders,
+)
 from probflow.studies.result import Study
 from probflow.studies.rows import (
     COMPLETE,
@@ -32,6 +38,7 @@ from probflow.studies.rows import (
     NEW_DESCRIPTION,
     PARTIAL,
     SCAN_TABLE,
+    CurveKey,
     OrderEstimate,
     Row,
     Timing,
@@ -39,11 +46,18 @@ from probflow.studies.rows import (
 from probflow.studies.shown import Picture, read_pictures
 from probflow.studies.timing import read_timings
 
-__all__ = ["FORMAT", "Description", "Run", "describe", "load", "provenance", "write_description"]
+__all__ = [
+    "FORMAT",
+    "Description",
+    "Run",
+    "describe",
+    "load",
+    "provenance",
+    "says_the_same",
+    "write_description",
+]
 
-CellName = tuple[CurveName, int]
-
-FORMAT = "probflow-study/1"
+FORMAT = "probflow-study/2"
 TITLE, PLAIN, BUILT_IN = "Orders of convergence", "plain", "built-in"
 
 
@@ -67,6 +81,8 @@ class Description:
     found
         Keys of the cells that lay in the folder and are the study's own; ``offset`` is the size of
         ``cells.partial.jsonl`` when the study began. Those behind it are its own, too.
+    complete
+        Whether the study has ended: then its cells come first in ``cells.jsonl``.
     """
 
     title: str = TITLE
@@ -76,6 +92,7 @@ class Description:
     curves: Sequence[Mapping[str, Any]] = ()
     found: Sequence[str] = ()
     offset: int = 0
+    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,22 @@ def write_description(folder: Path, description: Description) -> None:
 # Reading ----------------------------------------------------------------------------------------
 
 
+def says_the_same(folder: Path, description: Description) -> bool:
+    """Whether captions say of the run in a folder what they would say of another: seed, versions.
+
+    A folder without a description says nothing else.
+    """
+    try:
+        known = _read_description(folder / DESCRIPTION)
+    except ValueError:
+        return False
+
+    def said(about: Description) -> tuple[Any, Any]:
+        return about.settings, {k: v for k, v in about.provenance.items() if k != "samples"}
+
+    return known is None or said(known) == said(description)
+
+
 def load(folder: str | Path) -> Run:
     """Read a run, finished or partial, from its folder; only order estimates are made anew.
 
@@ -211,9 +244,9 @@ def load(folder: str | Path) -> Run:
     try:
         description = _read_description(folder / DESCRIPTION)
         notes: list[str] = []
-        lines = _stored(folder)
+        lines = _stored(folder, notes)
         if lines:
-            cells = _distinct(lines) if description is None else _own(lines, description, notes)
+            cells = distinct(lines) if description is None else _own(lines, description, notes)
             if not cells:
                 raise ValueError(f"{folder} holds no cell of its study yet")
             rows, estimates = _finish(cells, description or Description())
@@ -244,53 +277,26 @@ def _read_description(path: Path) -> Description | None:
     return Description(**content)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A cell and where it stands."""
-
-    cell: Cell
-    path: Path
-    number: int
-    offset: int
-
-    @property
-    def name(self) -> CellName:
-        return curve_name(self.cell.row), self.cell.row.steps
-
-
-def _stored(folder: Path) -> list[_Line]:
+def _stored(folder: Path, notes: list[str]) -> list[Line]:
     """The cells of a folder: those of the complete file, then those of the partial one."""
-    lines: list[_Line] = []
-    for path in (folder / COMPLETE, folder / PARTIAL):
-        if path.is_file():
-            cells, offsets = read_cells(path, torn=path.name == PARTIAL)
-            pairs = zip(cells, offsets, strict=True)
-            lines += [_Line(cell, path, i, offset) for i, (cell, offset) in enumerate(pairs, 1)]
+    lines: list[Line] = []
+    if (folder / COMPLETE).is_file():
+        lines += read_cells(folder / COMPLETE)
+    if (folder / PARTIAL).is_file():
+        damaged: list[int] = []
+        lines += read_cells(folder / PARTIAL, damaged=damaged)
+        if damaged:
+            notes.append(f"Damaged lines of {PARTIAL}, left out: {', '.join(map(str, damaged))}.")
     return lines
 
 
-def _distinct(lines: Iterable[_Line]) -> dict[CellName, Cell]:
-    """Cells by name; an error where two of one name differ, since nobody says which one counts."""
-    cells: dict[CellName, Cell] = {}
-    for line in lines:
-        if cell_text(cells.setdefault(line.name, line.cell)) != cell_text(line.cell):
-            raise ValueError(
-                f"{line.path}, line {line.number}: a second, different result of a cell"
-            )
-    return cells
-
-
-def _own(
-    lines: Sequence[_Line], description: Description, notes: list[str]
-) -> dict[CellName, Cell]:
+def _own(lines: Sequence[Line], description: Description, notes: list[str]) -> dict[CellName, Cell]:
     """The cells of the study that is described, in its order; notes say what there is beside."""
     cells: dict[CellName, Cell] = {}
     found = set(description.found)
-    partial = any(line.path.name == PARTIAL for line in lines)
     for line in lines:
         new = line.path.name == PARTIAL and line.offset >= description.offset
-        # A complete file begins with the study's own cells; before that, keys tell them.
-        if new or not partial or line.cell.key in found:
+        if new or description.complete or line.cell.key in found:
             cells.setdefault(line.name, line.cell)
     wanted = _wanted(description)
     own = {name: cells[name] for name in wanted if name in cells}
@@ -310,11 +316,9 @@ def _results(folder: Path) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
         raise ValueError(
             f"{folder} holds no cells of a study ({COMPLETE}, {PARTIAL}) and no {path.name}"
         )
-    cells, _ = read_cells(path)
-    if not cells:
+    rows = tuple(cell.row for cell in distinct(read_cells(path)).values())
+    if not rows:
         raise ValueError(f"{path} holds no rows")
-    lines = [_Line(cell, path, number, 0) for number, cell in enumerate(cells, 1)]
-    rows = tuple(cell.row for cell in _distinct(lines).values())
     return rows, tuple(read_orders(orders).values()) if orders.is_file() else ()
 
 
@@ -331,7 +335,7 @@ def _timings(folder: Path, rows: Iterable[Row], notes: list[str]) -> tuple[Timin
 def _wanted(description: Description) -> list[CellName]:
     """The names of all cells of a study, in its order."""
     return [
-        ((curve["target"], curve["solver"], curve["grid"], measure), steps)
+        (CurveKey(curve["target"], curve["solver"], curve["grid"], measure), steps)
         for curve in description.curves
         for measure in curve["claims"]
         for steps in curve["steps"]
@@ -343,17 +347,20 @@ def _finish(
 ) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
     """Rows and estimates of the curves that have cells."""
     known = {
-        (curve["target"], curve["solver"], curve["grid"], measure): (claim, curve["kind"])
+        CurveKey(curve["target"], curve["solver"], curve["grid"], measure): (claim, curve["kind"])
         for curve in description.curves
         for measure, claim in curve["claims"].items()
     }
-    curves: dict[CurveName, list[Cell]] = {}
+    curves: dict[CurveKey, list[Cell]] = {}
     for (name, _), cell in cells.items():
         curves.setdefault(name, []).append(cell)
     rows: list[Row] = []
     estimates = []
     for name, own in curves.items():
-        claim, kind = known.get(name) or (_claim(name[1], name[3]), name[2].split(",")[0])
+        claim, kind = known.get(name) or (
+            _claim(name.solver, name.measure),
+            name.grid.split(",")[0],
+        )
         ordered = sorted(own, key=lambda cell: cell.row.steps)
         finished, estimate = finish_cells(ordered, math.nan if claim is None else claim, kind)
         rows += finished

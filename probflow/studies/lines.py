@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Damaged", "plain", "seal", "unseal"]
+__all__ = ["Damaged", "plain", "seal", "text_of", "unseal"]
 
 
 class Damaged(ValueError):
@@ -50,6 +50,22 @@ def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, An
     if set(content) != {"format", *keys} or checksum != _checksum(content):
         raise Damaged("wrong checksum")
     return content
+
+
+def text_of(line: bytes) -> str:
+    """The text of a whole line.
+
+    Raises
+    ------
+    Damaged
+        If it has no end, or is no UTF-8.
+    """
+    if not line.endswith(b"\n"):
+        raise Damaged("torn: it has no end")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Damaged("no text") from None
 
 
 def plain(value: Any) -> Any:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from probflow.studies.cells import Cell
-from probflow.studies.rows import MEASURES, OrderEstimate, Row, Verdict
+from probflow.studies.lines import Damaged, text_of
+from probflow.studies.rows import CurveKey, OrderEstimate, Row, Verdict, curve_key, row_of
 from probflow.studies.store import read_cell
 
-__all__ = ["CurveName", "cell_text", "curve_name", "read_cells", "read_orders"]
+__all__ = [
+    "CellName",
+    "Line",
+    "cell_text",
+    "distinct",
+    "read_cells",
+    "read_orders",
+]
 
-CurveName = tuple[str, str, str, str]  # target, solver, grid, measure
-
-
-def curve_name(item: Row | OrderEstimate) -> CurveName:
-    """What names a curve."""
-    return (item.target, item.solver, item.grid, item.measure)
+CellName = tuple[CurveKey, int]  # a curve and steps
 
 
 def cell_text(cell: Cell) -> str:
@@ -27,17 +32,32 @@ def cell_text(cell: Cell) -> str:
     return repr(cell.row) + repr(None if cell.samples is None else cell.samples.tolist())
 
 
-def read_cells(path: Path, *, torn: bool = False) -> tuple[list[Cell], list[int]]:
-    """The cells of a file, one for every line of it, and where each line begins.
+@dataclass(frozen=True)
+class Line:
+    """A cell, and where it stands: the file, the line's number from 1, the offset in bytes."""
+
+    cell: Cell
+    path: Path
+    number: int
+    offset: int
+
+    @property
+    def name(self) -> CellName:
+        """What names the cell."""
+        return curve_key(self.cell.row), self.cell.row.steps
+
+
+def read_cells(path: Path, *, damaged: list[int] | None = None) -> list[Line]:
+    """The cells of a file, one for every line of it.
 
     Parameters
     ----------
     path
         ``cells.jsonl``, ``cells.partial.jsonl``, or ``results.jsonl``: those of the last have no
         key and no samples.
-    torn
-        Whether a last line without an end is left out, as a killed study leaves it, in the place
-        of being an error.
+    damaged
+        Takes the numbers of lines whose checksum is wrong; a torn end is left out without a word.
+        A study that is resumed measures these again. Without the list they are an error.
 
     Raises
     ------
@@ -46,26 +66,46 @@ def read_cells(path: Path, *, torn: bool = False) -> tuple[list[Cell], list[int]
         names file and line.
     """
     try:
-        data = path.read_bytes()
-        lines = data.decode("utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as problem:
+        with open(path, "rb") as file:
+            data = list(file)
+    except OSError as problem:
         raise ValueError(f"{path} cannot be read ({problem})") from None
-    if lines and not data.endswith(b"\n"):
-        if not torn:
-            raise ValueError(f"{path}, line {len(lines)} is torn: it has no end")
-        lines.pop()
-    cells, offsets, stored = [], [0], False
-    for number, line in enumerate(lines, 1):
+    lines: list[Line] = []
+    offset, stored = 0, False
+    for number, line in enumerate(data, 1):
+        if damaged is not None and not line.endswith(b"\n"):
+            break
         try:
-            stored = stored or '"format"' in line
-            cells.append(read_cell(line) if stored else Cell(_row(line)))
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ValueError(f"{path}, line {number}: {problem}") from None
-        offsets.append(offsets[-1] + len(line.encode("utf-8")))
-    return cells, offsets[:-1]
+            stored = stored or b'"format"' in line
+            lines.append(Line(_cell(line, stored), path, number, offset))
+        except ValueError as problem:
+            if damaged is None or not isinstance(problem, Damaged):
+                raise ValueError(f"{path}, line {number}: {problem}") from None
+            damaged.append(number)
+        offset += len(line)
+    return lines
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+def _cell(line: bytes, stored: bool) -> Cell:
+    text = text_of(line)
+    return read_cell(text) if stored else Cell(_row(text))
+
+
+def distinct(lines: Iterable[Line]) -> dict[CellName, Cell]:
+    """Cells by name.
+
+    Raises
+    ------
+    ValueError
+        Where two of one name differ, since nobody says which one counts.
+    """
+    cells: dict[CellName, Cell] = {}
+    for line in lines:
+        if cell_text(cells.setdefault(line.name, line.cell)) != cell_text(line.cell):
+            raise ValueError(
+                f"{line.path}, line {line.number}: a second, different result of a cell"
+            )
+    return cells
 
 
 def _row(line: str) -> Row:
@@ -73,22 +113,15 @@ def _row(line: str) -> Row:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError("no JSON") from None
+        raise Damaged("no JSON") from None
     fields = dataclasses.fields(Row)
-    if not isinstance(values, dict) or set(values) != {f.name for f in fields}:
-        raise ValueError("it is no row of results.jsonl")
-    for f in fields:
-        if f.type == "float" and values[f.name] is None:
-            values[f.name] = math.nan
-        value, kind = values[f.name], _TYPES[str(f.type)]
-        if not isinstance(value, kind) or (isinstance(value, bool) and f.type != "bool"):
-            raise ValueError(f"{f.name} has the wrong type, got {value!r}")
-    if values["measure"] not in MEASURES or values["steps"] < 1:
-        raise ValueError("its measure or steps are none of a study")
-    return Row(**values)
+    if isinstance(values, dict):
+        numbers = {f.name for f in fields if f.type == "float"}
+        values = {k: "nan" if v is None and k in numbers else v for k, v in values.items()}
+    return row_of(values, [f.name for f in fields])
 
 
-def read_orders(path: Path) -> dict[CurveName, OrderEstimate]:
+def read_orders(path: Path) -> dict[CurveKey, OrderEstimate]:
     """The estimates of ``orders.json``, by curve.
 
     Raises
@@ -103,7 +136,7 @@ def read_orders(path: Path) -> dict[CurveName, OrderEstimate]:
         estimates = [_estimate(entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is no orders.json of a report ({problem})") from None
-    return {curve_name(estimate): estimate for estimate in estimates}
+    return {curve_key(estimate): estimate for estimate in estimates}
 
 
 def _estimate(entry: Any) -> OrderEstimate:

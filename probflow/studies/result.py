@@ -9,6 +9,7 @@ from typing import Any
 
 from probflow.studies.measure import Settings
 from probflow.studies.rows import OrderEstimate, Row, Timing
+from probflow.words import check_choice
 
 __all__ = ["Study"]
 
@@ -141,10 +142,8 @@ class Study:
             "csv": report.to_csv,
             "json": report.to_json,
         }
-        if style not in writers:
-            raise ValueError(f"style: got {style!r}, allowed are {', '.join(writers)}")
-        if what not in ("orders", "errors"):
-            raise ValueError(f"what: got {what!r}, allowed are orders, errors")
+        check_choice("style", style, writers)
+        check_choice("what", what, ("orders", "errors"))
         if what == "errors":
             rows = report.numbered(self.rows) if style == "latex" else self.rows
             tables = report.curve_tables(rows, self.estimates)
@@ -184,8 +183,7 @@ class Study:
             "orders": (OrderEstimate, self.estimates),
             "timings": (Timing, self.timings),
         }
-        if what not in contents:
-            raise ValueError(f"what: got {what!r}, allowed are {', '.join(contents)}")
+        check_choice("what", what, contents)
         try:
             import pandas
         except ImportError:

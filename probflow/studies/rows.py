@@ -6,8 +6,9 @@ Reports, files and tests all read these types; nothing else travels between meas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["consistent", "slower", "faster", "inconclusive"]
 
@@ -107,6 +108,54 @@ class Row:
     in_window: bool = False
     status: str = "ok"
     note: str = ""
+
+
+class CurveKey(NamedTuple):
+    """What one error curve belongs to."""
+
+    target: str
+    solver: str
+    grid: str
+    measure: str
+
+
+def curve_key(item: Row | OrderEstimate) -> CurveKey:
+    """The curve that a row or an estimate belongs to."""
+    return CurveKey(item.target, item.solver, item.grid, item.measure)
+
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+
+
+def row_of(values: Any, names: Collection[str]) -> Row:
+    """The row of what a file holds.
+
+    Parameters
+    ----------
+    values
+        A mapping with the keys ``names``; NaN and infinity are texts, as
+        :func:`~probflow.studies.lines.plain` writes them.
+
+    Raises
+    ------
+    ValueError
+        If the keys are others, or a value is none of its field.
+    """
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError("it is no row of a study")
+    found = dict(values)
+    for field in fields(Row):
+        if field.name not in found:
+            continue
+        kind, value = str(field.type), found[field.name]
+        if kind == "float" and value in ("nan", "inf", "-inf"):
+            value = float(value)
+        if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise ValueError(f"{field.name} has the wrong type, got {value!r}")
+        found[field.name] = float(value) if kind == "float" else value
+    if found["measure"] not in MEASURES or found["steps"] < 1:
+        raise ValueError("its measure or steps are none of a study")
+    return Row(**found)
 
 
 @dataclass(frozen=True)

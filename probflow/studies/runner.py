@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,24 @@ from probflow.grids import Grid, as_grid
 from probflow.integrate.noise import check_seed
 from probflow.processes import Process
 from probflow.solvers import Solver
-from probflow.studies.cells import (
-    Cell,
-    Curve,
-    Task,
-    cell_keys,
-    h_max,
-    measure_cells,
-    named,
-    reference_of,
-    unmeasured,
-    wants_reference,
-)
-from probflow.studies.curves import finish_curve
-from probflow.studies.executors import Failure, Job, Workers, run_jobs
-from probflow.studies.fingerprint import digest
-from probflow.studies.folder import PLAIN, TITLE, describe, write_description
+from probflow.studies.cells import Curve, h_max
+from probflow.studies.executors import Workers, run_jobs
+from probflow.studies.folder import PLAIN, TITLE, describe, says_the_same, write_description
 from probflow.studies.labels import check_distinct, labelled
 from probflow.studies.measure import Settings
 from probflow.studies.result import Study
-from probflow.studies.rows import MEASURES, PARTIAL, PICTURES, TIMINGS, OrderEstimate, Row, Timing
+from probflow.studies.rows import MEASURES, PICTURES, TIMINGS, Timing
 from probflow.studies.store import Store
 from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
+from probflow.studies.work import Reference, Work
 from probflow.targets import Target
-from probflow.words import check_whole
+from probflow.words import check_choice, check_whole
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
+
+
+#: Of a grid; its times alone take 80 MB.
+MOST_STEPS = 10**7
 
 
 def study(
@@ -153,11 +147,12 @@ def make_curves(
 ) -> list[Curve]:
     """Check a study's arguments and lay out its curves."""
     counts = tuple(check_whole("steps", count, 1) for count in steps)
+    if max(counts, default=1) > MOST_STEPS:
+        raise ValueError(f"steps: need at most {MOST_STEPS}, got {max(counts)}")
     if not counts or any(a >= b for a, b in itertools.pairwise(counts)):
         raise ValueError(f"steps: need increasing step counts, got {list(steps)}")
     for name in measures:
-        if name not in MEASURES:
-            raise ValueError(f"measure: got {name!r}, allowed are {', '.join(MEASURES)}")
+        check_choice("measure", name, MEASURES)
     if not targets or not solvers or not measures:
         raise ValueError("targets, solvers, measure: need at least one of each")
     for target in targets:
@@ -224,11 +219,11 @@ def run_curves(
         store = None
         if out is not None:
             store = stack.enter_context(Store(out, resume=resume, notify=notify))
-        run = _Run(curves, store)
+        run = Work(curves, store)
         about = describe(curves, title=title, layout=layout)
         if store is not None:
-            if not resume:
-                (store.folder / PICTURES).unlink(missing_ok=True)  # of the study that is replaced
+            if not (resume and says_the_same(store.folder, about)):
+                (store.folder / PICTURES).unlink(missing_ok=True)  # of another study
             write_description(store.folder, replace(about, **run.there()))
         bar = tqdm(total=run.cells, unit="cell", disable=not progress, initial=run.found)
         stack.callback(bar.close)
@@ -236,14 +231,14 @@ def run_curves(
         stack.callback(workers.close)
         try:
             for task, outcome in run_jobs(run.jobs(), workers):
-                if isinstance(task, _Reference):
+                if isinstance(task, Reference):
                     continue
                 run.take(task, outcome)
                 bar.set_postfix_str(f"{run.failed} failed", refresh=False)
                 bar.update(len(run.tasks[task].measures))
             if store is not None:
-                store.complete(run.keys())
-                write_description(store.folder, about)  # they come first in the file: no keys
+                done = replace(about, complete=True)
+                store.complete(run.keys(), partial(write_description, store.folder, done))
             bar.close()
             return replace(run.study(), timings=_timings(run, timing, progress, notify))
         except KeyboardInterrupt:
@@ -251,7 +246,7 @@ def run_curves(
 
 
 def _timings(
-    run: _Run, repeats: int, progress: bool, notify: Callable[[str], None]
+    run: Work, repeats: int, progress: bool, notify: Callable[[str], None]
 ) -> tuple[Timing, ...]:
     """The wall times of a study whose cells are measured: new ones, or those that were kept."""
     folder = None if run.store is None else run.store.folder
@@ -274,133 +269,23 @@ class StudyInterrupted(KeyboardInterrupt):
         self.study = finished
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Name of the job that computes a reference: what curves with the same one share."""
-
-    target: int
-    process: int
-    grid: Grid
-    settings: Settings
-    eta: Any
-    largest: int  # step count, for a path
-
-
-class _Run:
-    """A study on its way: tasks to do, cells of curves that are not complete, finished curves.
-
-    Only incomplete curves hold their cells (with the samples), so memory does not grow with the
-    number of cells.
-    """
-
-    def __init__(self, curves: Sequence[Curve], store: Store | None) -> None:
-        self.curves, self.store = curves, store
-        self.tasks: dict[tuple[int, int], Task] = {}  # by curve and steps
-        self.cells = sum(len(c.steps) * len(c.measures) for c in curves)
-        self.found = self.failed = 0
-        self._open: list[dict[tuple[str, int], Cell]] = [{} for _ in curves]
-        self._done: dict[int, tuple[list[Row], list[OrderEstimate]]] = {}
-        self._keys: dict[tuple[int, str, int], str] = {}  # by curve, measure and steps
-        self._targets: dict[int, str] = {}
-        for index, curve in enumerate(curves):
-            key = "" if store is None else self.target_key(curve)
-            # Fine grids take longest: they go first, so that no worker is left with one at the end.
-            for steps in reversed(curve.steps):
-                self._plan_task(index, Task(curve, steps, curve.measures, key))
-
-    def _plan_task(self, index: int, task: Task) -> None:
-        missing = list(task.measures)
-        if self.store is not None and len(self.store):
-            for name, key in cell_keys(task).items():
-                cell = self.store.get(key)
-                if cell is not None:
-                    missing.remove(name)
-                    self.found += 1
-                    self._add(index, cell)
-        if missing:
-            self.tasks[index, task.steps] = replace(task, measures=tuple(missing))
-
-    def target_key(self, curve: Curve) -> str:
-        """Digest of a curve's target, computed once."""
-        name = id(curve.target)
-        if name not in self._targets:
-            self._targets[name] = digest(curve.target)
-        return self._targets[name]
-
-    def there(self) -> dict[str, Any]:
-        """The keys of the cells that need not be measured, and the size of the unfinished file."""
-        assert self.store is not None
-        size = (self.store.folder / PARTIAL).stat().st_size
-        return {"found": tuple(sorted(self._keys.values())), "offset": size}
-
-    def keys(self) -> list[str]:
-        """The keys of all cells, in the study's order."""
-        return [
-            self._keys[index, name, steps]
-            for index, curve in enumerate(self.curves)
-            for name in curve.measures
-            for steps in curve.steps
-        ]
-
-    def jobs(self) -> list[Job]:
-        """The tasks, and the references that some of them need."""
-        first: dict[_Reference, Job] = {}
-        jobs = []
-        for name, task in self.tasks.items():
-            reference = None
-            if "strong" in task.measures and wants_reference(task.curve):
-                curve = task.curve
-                eta = curve.solver.eta
-                largest = curve.steps[-1] if eta else 0
-                ids = id(curve.target), id(curve.process)
-                reference = _Reference(*ids, curve.grid, curve.settings, eta, largest)
-                first.setdefault(reference, Job(reference, reference_of, curve))
-            jobs.append(Job(name, measure_cells, task, reference))
-        return [*first.values(), *jobs]
-
-    def take(self, name: tuple[int, int], outcome: Any) -> None:
-        """Store what a task ended with."""
-        if isinstance(outcome, Failure):
-            status = f"failed: {named(outcome.problem)}"
-            outcome = unmeasured(self.tasks[name], status)
-        for cell in outcome:
-            if self.store is not None and cell.lasting:
-                self.store.append(cell)
-            self._add(name[0], cell)
-
-    def _add(self, index: int, cell: Cell) -> None:
-        curve, cells = self.curves[index], self._open[index]
-        cells[cell.row.measure, cell.row.steps] = cell
-        self.failed += cell.row.status.startswith("failed")
-        self._keys[index, cell.row.measure, cell.row.steps] = cell.key
-        if len(cells) < len(curve.steps) * len(curve.measures):
-            return
-        rows: list[Row] = []
-        estimates = []
-        for name in curve.measures:
-            own, estimate = finish_curve(curve, name, [cells[name, T] for T in curve.steps])
-            rows += own
-            estimates.append(estimate)
-        self._done[index] = rows, estimates
-        self._open[index] = {}
-
-    def study(self) -> Study:
-        """The curves that are complete, in the study's order."""
-        done = [self._done[index] for index in sorted(self._done)]
-        return Study(
-            tuple(row for rows, _ in done for row in rows),
-            tuple(order for _, orders in done for order in orders),
-            self.curves[0].settings,
-        )
-
-
 def _check_picklable(curves: Iterable[Curve]) -> None:
     """Processes import a solver's function by name; one that has none cannot be sent."""
+    sent: set[int] = set()
     for curve in curves:
-        try:
-            pickle.dumps((curve.solver, curve.process))
-        except (pickle.PicklingError, AttributeError, TypeError) as problem:
-            raise ValueError(
-                f"jobs: {curve.solver.name} and its process cannot be sent to another process "
-                f"({problem}); define their functions at the top level of a module, or use jobs=1"
-            ) from None
+        solver = f"{curve.solver.name} and its process"
+        for name, parts in (
+            (solver, (curve.solver, curve.process)),
+            (f"the target {curve.target.name}", (curve.target,)),
+        ):
+            if sent.issuperset(map(id, parts)):
+                continue
+            sent.update(map(id, parts))
+            try:
+                with open(os.devnull, "wb") as nowhere:
+                    pickle.dump(parts, nowhere)
+            except Exception as problem:
+                raise ValueError(
+                    f"jobs: {name} cannot be sent to another process ({problem}); define their "
+                    "functions at the top level of a module, or use jobs=1"
+                ) from None

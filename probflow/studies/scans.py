@@ -12,7 +12,7 @@ from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
-from probflow.report.document import check_writable
+from probflow.report.files import check_writable
 from probflow.report.latex import to_latex
 from probflow.report.page import save_figure
 from probflow.report.scans import scan_plot, scan_table

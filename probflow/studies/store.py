@@ -28,21 +28,21 @@ from typing import Any
 import numpy as np
 
 from probflow.studies.cells import Cell
-from probflow.studies.lines import Damaged, plain, seal, unseal
+from probflow.studies.lines import Damaged, plain, seal, text_of, unseal
 from probflow.studies.lock import FolderLock
-from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row
+from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row, row_of
 
 __all__ = ["FORMAT", "Damaged", "Store", "cell_line", "read_cell"]
 
 FORMAT = "probflow-cells/2"
 
-_ROW_FIELDS = [f for f in dataclasses.fields(Row) if f.name not in ("eoc", "in_window")]
+_ROW_FIELDS = [f.name for f in dataclasses.fields(Row) if f.name not in ("eoc", "in_window")]
 _KEYS = ("key", "row", "samples", "power")
 
 
 def cell_line(cell: Cell) -> str:
     """A cell as one line of JSON with a checksum; floats keep every bit."""
-    row = {field.name: plain(getattr(cell.row, field.name)) for field in _ROW_FIELDS}
+    row = {name: plain(getattr(cell.row, name)) for name in _ROW_FIELDS}
     samples = None if cell.samples is None else [plain(float(v)) for v in cell.samples]
     content = {"key": cell.key, "row": row, "samples": samples, "power": cell.power}
     return seal(FORMAT, content)
@@ -59,18 +59,15 @@ def read_cell(line: str) -> Cell:
         If it is something else than a cell, or one of another format.
     """
     content = unseal(line, FORMAT, _KEYS, "cell")
-    row = {field.name: _number(field.type, content["row"][field.name]) for field in _ROW_FIELDS}
-    samples = content["samples"]
-    return Cell(
-        Row(**row),
-        None if samples is None else np.array([float(v) for v in samples]),
-        content["power"],
-        content["key"],
-    )
-
-
-def _number(kind: Any, value: Any) -> Any:
-    return float(value) if kind == "float" else value
+    key, samples, power = content["key"], content["samples"], content["power"]
+    numbers = samples is None or isinstance(samples, list)
+    if not isinstance(key, str) or not numbers or not isinstance(power, (int, float)):
+        raise ValueError("it is no cell of a study")
+    try:
+        values = None if samples is None else np.array([float(value) for value in samples])
+    except (TypeError, ValueError):
+        raise ValueError("its samples are no numbers") from None
+    return Cell(row_of(content["row"], _ROW_FIELDS), values, power, key)
 
 
 class Store:
@@ -103,6 +100,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.folder)
         self._places: dict[str, tuple[Path, int]] = {}
+        self._sums: dict[str, str] = {}
         self._file = -1
         try:
             if self._lock.note:
@@ -161,10 +159,17 @@ class Store:
             ) from problem
         self._places[cell.key] = (self.folder / PARTIAL, end)
 
-    def complete(self, keys: Iterable[str]) -> None:
+    def complete(self, keys: Iterable[str], told: Callable[[], None] = lambda: None) -> None:
         """Write the cells of ``keys`` to ``cells.jsonl``, all of it or nothing, and tidy up.
 
         Cells of other studies in that file stay, behind these, if the study was resumed.
+
+        Parameters
+        ----------
+        keys
+            Keys of the study's cells, in its order.
+        told
+            Called when the file is there, before the partial one is removed.
         """
         own = dict.fromkeys(key for key in keys if key in self._places)
         others = [key for key in self._places if key not in own]
@@ -175,25 +180,29 @@ class Store:
                     path, offset = self._places[key]
                     with open(path, "rb") as old:
                         old.seek(offset)
-                        new.write(old.readline())
+                        new.write(old.readline().strip() + b"\n")
                 new.flush()
                 os.fsync(new.fileno())
             os.replace(whole, self.folder / COMPLETE)
         except BaseException:
             whole.unlink(missing_ok=True)
             raise
+        told()
         (self.folder / PARTIAL).unlink()
         self._places.clear()
 
     def close(self) -> None:
         """Let go of the folder; a partial file without a line is removed."""
-        if self._file >= 0:
-            os.fsync(self._file)
-            if os.fstat(self._file).st_size == 0:
-                (self.folder / PARTIAL).unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = -1
-        self._lock.release()
+        try:
+            if self._file >= 0:
+                os.fsync(self._file)
+                if os.fstat(self._file).st_size == 0:
+                    (self.folder / PARTIAL).unlink(missing_ok=True)
+        finally:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+            self._lock.release()
 
     def __enter__(self) -> Store:
         return self
@@ -205,7 +214,7 @@ class Store:
 
     def _read(self, path: Path) -> None:
         """Note where each cell of a file is; cut off a torn end."""
-        sums: dict[str, str] = {}
+        seen: set[str] = set()
         damaged, repeated, good, offset = [], 0, 0, 0
         with open(path, "rb") as file:
             for number, data in enumerate(file, 1):
@@ -217,8 +226,9 @@ class Store:
                     raise ValueError(f"{path}, line {number}: {problem}") from None
                 else:
                     good += 1
-                    repeated += key in sums
-                    if sums.setdefault(key, checksum) != checksum:
+                    repeated += key in seen
+                    seen.add(key)
+                    if self._sums.setdefault(key, checksum) != checksum:
                         raise ValueError(
                             f"{path}, line {number}: a second, different result of the cell "
                             f"{key}; remove one of them"
@@ -245,12 +255,7 @@ class Store:
 
 def _key_of(data: bytes) -> tuple[str, str]:
     """Key and checksum of a line that holds a sound cell."""
-    if not data.endswith(b"\n"):
-        raise Damaged("no end of line")
-    try:
-        line = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise Damaged("no text") from None
+    line = text_of(data)
     return read_cell(line).key, json.loads(line)["sum"]
 
 

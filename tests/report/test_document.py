@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from probflow.report import document
+from probflow.report import document, files
 from probflow.report.document import Shown, check_writable, footer_text, row_dict, write_report
 from probflow.report.rates import rate_plot
 from probflow.studies.rows import OrderEstimate, Row
@@ -243,6 +243,56 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             report(folder, rows=ROWS[:3])
     assert contents(out) == before
     assert os.listdir(tmp_path) == ["r"]
+
+
+@pytest.mark.parametrize("end", range(1, 6))
+def test_a_stop_while_files_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int
+) -> None:
+    """At every file: the folder stays a report's, and the next report leaves nothing behind."""
+
+    def put(out: Path, *names: str) -> dict[str, bytes]:
+        def write(folder: Path) -> None:
+            for name in names:
+                (folder / name).write_text(f"{name} of {len(names)}")
+
+        files.replace_report(out, write, {})
+        return contents(out)
+
+    wide, narrow = put(tmp_path / "wide", *"abcd"), put(tmp_path / "narrow", *"ab")
+    out, real, moves = tmp_path / "r", os.replace, [0]
+    put(out, *"abcd")
+
+    def stop(source: Any, target: Any) -> None:
+        moves[0] += 1
+        if moves[0] == end:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        if end < 5:
+            with pytest.raises(KeyboardInterrupt):
+                put(out, *"ab")
+        else:
+            assert put(out, *"ab") == narrow
+    check_writable(out)
+    assert put(out, *"abcd") == wide
+    assert put(out, *"ab") == narrow
+
+
+def test_what_a_killed_report_leaves_behind(tmp_path: Path) -> None:
+    report(tmp_path / "r")
+    out = tmp_path / "s"
+    (out / ".report" / "report" / "tables").mkdir(parents=True)
+    (out / ".report" / "study.lock").write_text('{"pid": 1, "host": "here"}')
+    (out / ".report" / "report" / "old.md").write_text("half")
+    with pytest.raises(ValueError, match="being written to by process 1 on here"):
+        report(out)
+    (out / ".report" / "study.lock").unlink()
+    report(out)
+    assert contents(out) == contents(tmp_path / "r")
+    assert os.listdir(out) == os.listdir(tmp_path / "r")
 
 
 def test_an_edited_list_of_files_cannot_lead_outside(tmp_path: Path) -> None:

@@ -216,3 +216,37 @@ def test_curves_without_a_fit_fill_their_panel() -> None:
     texts = legend_texts(fig)
     assert "no fit" in texts
     assert "outside the fit window" not in texts
+
+
+def test_an_outlier_before_the_window_leaves_the_panel() -> None:
+    """A bound of 1e13 does not flatten the errors of the fit; within, nothing is cut."""
+    wild = [dataclasses.replace(ROWS[0], error=1e13), *ROWS[1:]]
+    left, _ = rate_plot(wild, ORDERS, measure="tv").axes
+    assert max(row.error for row in ROWS[1:]) < left.get_ylim()[1] < 1e3
+    inside = [dataclasses.replace(row, in_window=True) for row in wild]
+    assert rate_plot(inside, ORDERS, measure="tv").axes[0].get_ylim()[1] > 1e13
+
+
+def test_one_point() -> None:
+    """An axis with ticks around it, and a word where local orders would stand."""
+    row = dataclasses.replace(ROWS[3], eoc=math.nan)
+    left, right = rate_plot([row], measure="tv").axes
+    low, high = left.get_ylim()
+    assert low < row.error < high
+    assert high / low > 10
+    assert [text.get_text() for text in right.texts] == ["no two neighbouring values"]
+
+
+def test_equal_local_orders_have_room() -> None:
+    rows = [dataclasses.replace(row, eoc=1.0) for row in curve("ddpm", DDPM)]
+    _, right = rate_plot(rows, ORDERS[:1], measure="tv").axes
+    low, high = right.get_ylim()
+    assert low < 0.5 < 1.5 < high
+
+
+@pytest.mark.parametrize(("axis", "side"), [("T", "left"), ("h", "right")])
+def test_the_word_about_the_floor_stands_where_errors_are_large(axis: Any, side: str) -> None:
+    rows = [dataclasses.replace(row, floor=1e-14) for row in ROWS]
+    left = rate_plot(rows, ORDERS, measure="tv", axis=axis).axes[0]
+    [word] = [text for text in left.texts if "floor" in text.get_text()]
+    assert word.get_ha() == side

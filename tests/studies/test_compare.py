@@ -110,6 +110,28 @@ def test_a_worse_verdict(line, tmp_path: Path, file: str) -> None:
     assert "slower -> consistent" in back.verdicts[0]
 
 
+def test_a_verdict_at_its_edge_is_noise(line) -> None:
+    """Without a change of its errors, steps or claim, it is listed and no failure."""
+    result, out = line
+    base = read_baseline(out / COMPLETE)
+    first, *rest = result.estimates
+
+    def compared(**changed: object):
+        estimates = (replace(first, verdict="inconclusive", **changed), *rest)
+        return compare(base, Study(result.rows, estimates, result.settings))
+
+    for edge in ({}, {"order": float("nan"), "low": float("nan"), "high": float("nan")}):
+        comparison = compared(**edge)
+        assert comparison.worse == ()
+        assert comparison.verdicts[0].endswith("(none of its errors changed beyond noise)")
+    assert len(compared(order=first.order - 1, low=first.low - 1, high=first.high - 1).worse) == 1
+
+
+def test_a_folder_is_no_baseline(line) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; of a run take .*cells\.jsonl"):
+        read_baseline(line[1])
+
+
 def test_verdicts_beside_the_rows(line, tmp_path: Path) -> None:
     """``orders.json`` of the report has the last word, also about the claim."""
     result, out = line
@@ -152,12 +174,12 @@ def test_cells_on_one_side_and_without_numbers(line) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-9], "line 10 is torn"),
+        (lambda text: text[:-9], "line 10: torn"),
         (lambda text: text[:-9] + "\n", "line 10: no JSON"),
         (lambda text: "", "holds no rows"),
         (lambda text: "\n" + text, "line 1: no JSON"),
-        (lambda text: text + '{"a": 1}\n', "line 11: it is no row of results.jsonl"),
-        (lambda text: text + "[1]\n", "line 11: it is no row of results.jsonl"),
+        (lambda text: text + '{"a": 1}\n', "line 11: it is no row of a study"),
+        (lambda text: text + "[1]\n", "line 11: it is no row of a study"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": true,', 1), "nfe has the wrong type"),
         (lambda text: text.replace('"nfe": 8,', '"nfe": 8.5,', 1), "nfe has the wrong type"),
         (lambda text: text.replace('"strong"', '"wrong"', 1), "its measure or steps are none"),
@@ -189,7 +211,7 @@ def test_cells_that_are_refused(line, tmp_path: Path) -> None:
             read_baseline(path)
     path.write_text(text + text)
     assert len(read_baseline(path).rows) == 2 * len(STEPS)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is a folder"):
         read_baseline(tmp_path)
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import torch
 from small import curves, text
 
 import probflow as pf
+from probflow.studies.cells import named
 from probflow.studies.executors import Failure, Job, Workers, run_jobs
 from probflow.studies.runner import Study, run_curves, study
 
@@ -143,7 +145,7 @@ def test_no_more_in_flight_than_asked() -> None:
 class Fragile(Executor):
     """As a pool of two processes: a call that is "deadly" breaks it, with all that is in flight."""
 
-    made = 0
+    made, lame = 0, False
 
     def __init__(self) -> None:
         type(self).made += 1
@@ -160,7 +162,7 @@ class Fragile(Executor):
     def _go(self, future: Future, fn, args) -> None:
         if self.broken:
             return
-        if args[0] == "deadly":
+        if "deadly" in args or self.lame:
             self.broken = True
             for other, _, _ in self.held:
                 if not other.done():
@@ -182,18 +184,85 @@ def test_a_dead_worker_costs_one_job() -> None:
     assert 3 <= Fragile.made <= 6
 
 
+class Lame(Fragile):
+    """Breaks with every call."""
+
+    lame = True
+
+
 def test_workers_that_cannot_start() -> None:
-    Fragile.made = 0
-    jobs = [Job(n, double, "deadly") for n in range(50)]
-    with pytest.raises(RuntimeError, match="the worker processes die before any result; a script"):
-        list(run_jobs(jobs, Workers(Fragile(), 4, Fragile)))
-    assert Fragile.made <= 3
+    Lame.made = 0
+    jobs = [Job(n, double, n) for n in range(50)]
+    with pytest.raises(RuntimeError, match="the worker processes die before any work; a script"):
+        list(run_jobs(jobs, Workers(Lame(), 4, Lame)))
+    assert Lame.made == 2
+
+
+def test_a_solver_that_kills_every_worker_comes_first() -> None:
+    """The others are measured all the same."""
+    jobs = [*(Job(n, double, "deadly") for n in range(6)), *(Job(n, double, n) for n in (6, 7))]
+    results = dict(run_jobs(jobs, Workers(Fragile(), 4, Fragile)))
+    assert all(isinstance(results[n].problem, BrokenExecutor) for n in range(6))
+    assert (results[6], results[7]) == (12, 14)
 
 
 def test_an_executor_of_the_users_that_breaks() -> None:
     jobs = [Job(n, double, "deadly") for n in range(3)]
     with pytest.raises(RuntimeError, match="executor: it broke"):
         list(run_jobs(jobs, Workers(Fragile(), 4)))
+
+
+def stop_in_place(x: int, _: None) -> int:
+    if x == 1:
+        return x
+    time.sleep(1000)
+    return x
+
+
+class Odd(Exception):
+    """Cannot be made from its arguments, so it cannot be sent."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__("odd")
+
+
+def odd(x: int, _: None) -> None:
+    raise Odd(1, 2)
+
+
+@pytest.mark.slow  # workers import torch
+def test_own_processes() -> None:
+    """What cannot be sent fails alone; a caller who stops does not wait for what hangs."""
+    workers = Workers.of(2)
+    jobs = [
+        Job("odd", odd, 0),
+        Job("local", lambda x, _: x, 0),
+        Job("exit", leave, 3),
+        Job("fine", double, 3),
+    ]
+    try:
+        results = dict(run_jobs(jobs, workers))
+        assert results["fine"] == 6
+        assert named(results["odd"].problem) == "Odd: odd"
+        assert "pickle" in named(results["local"].problem)
+        assert isinstance(results["exit"].problem, SystemExit)
+        start = time.monotonic()
+        for name, outcome in run_jobs([Job(n, stop_in_place, n) for n in (1, 2, 3)], workers):
+            assert (name, outcome) == (1, 1)
+            break
+    finally:
+        workers.close()
+    assert time.monotonic() - start < 60
+
+
+def test_a_solver_that_exits_ends_its_cell() -> None:
+    results = dict(run_jobs([Job(1, leave, 3), Job(2, double, 2)], Workers.of(1)))
+    assert isinstance(results[1].problem, SystemExit)
+    assert results[2] == 4
+
+
+def leave(code: int, _: None) -> None:
+    sys.exit(code)
 
 
 class Deadly(pf.Gaussian):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,55 @@ def test_cells_of_other_settings_are_never_taken(whole, tmp_path: Path, monkeypa
     assert load(out).study.rows == other.rows
 
 
+def test_a_study_that_never_began_is_no_other(whole, tmp_path: Path, monkeypatch) -> None:
+    """Killed before its first cell, where a finished study of another seed lies."""
+    out = copy(whole, tmp_path)
+    stopped(out, 0, monkeypatch, samples=16, seed=4)
+    assert not (out / PARTIAL).exists()
+    with pytest.raises(ValueError, match="holds no cell of its study yet"):
+        load(out)
+    (out / PARTIAL).touch()  # as kill -9 leaves it
+    with pytest.raises(ValueError, match="holds no cell of its study yet"):
+        load(out)
+    run(out, samples=16, seed=3, resume=True)
+    assert load(out).study.rows == whole[0].rows
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_stop_at_the_very_end(whole, tmp_path: Path, monkeypatch, told: bool) -> None:
+    """All cells are in both files, before and after study.json says so."""
+    from probflow.studies import runner
+
+    def write(folder: Path, description) -> None:
+        if told or not description.complete:
+            write_description(folder, description)
+        if description.complete:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_description", write)
+        with pytest.raises(Stop):
+            run(tmp_path, samples=16, seed=3)
+    assert (tmp_path / PARTIAL).exists()
+    found = load(tmp_path)
+    assert (found.study.rows, found.complete, found.notes) == (whole[0].rows, True, ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path, samples=16, seed=3, resume=True)
+    assert (tmp_path / COMPLETE).read_bytes() == (whole[1] / COMPLETE).read_bytes()
+
+
+def test_damaged_lines_of_an_unfinished_study(whole, tmp_path: Path, monkeypatch) -> None:
+    """A resumed study measures them again; a report says that they are left out."""
+    stopped(tmp_path, 7, monkeypatch, samples=16, seed=3)
+    lines = (tmp_path / PARTIAL).read_bytes().split(b"\n")
+    lines[2] = b"\0" * 40
+    (tmp_path / PARTIAL).write_bytes(b"\n".join(lines))
+    found = load(tmp_path)
+    assert len(found.study.rows) == 6
+    assert found.notes[0] == f"Damaged lines of {PARTIAL}, left out: 3."
+
+
 def test_an_interrupted_study_can_be_read(tmp_path: Path, monkeypatch) -> None:
     from probflow.studies import runner
     from probflow.studies.runner import make_curves
@@ -216,5 +266,11 @@ def test_pictures_belong_to_the_run(whole, tmp_path: Path) -> None:
     (out / PICTURES).write_text(text.replace("0.", "1.", 1))
     with pytest.raises(ValueError, match=r"run folder: .*pictures\.jsonl, line 1: wrong checksum"):
         load(out)
+    (out / PICTURES).write_text(text)
+    run(out, samples=16, seed=3, resume=True)
+    assert len(load(out).pictures) == len(made)
+    run(out, samples=16, seed=4, resume=True)
+    assert load(out).pictures == ()  # captions would give them another seed
+    (out / PICTURES).write_text(text)
     run(out, samples=16)
     assert load(out).pictures == ()  # the study was replaced

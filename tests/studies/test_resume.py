@@ -18,7 +18,7 @@ from small import STEPS, curves, text
 import probflow as pf
 from probflow.plan import Linear, StepBuilder
 from probflow.solvers import Solver
-from probflow.studies import executors, lock, runner
+from probflow.studies import executors, lock, work
 from probflow.studies.cells import Task, cell_keys, measure_cells
 from probflow.studies.fingerprint import digest
 from probflow.studies.measure import Settings
@@ -31,12 +31,12 @@ SLOW = """
 import sys, time
 sys.path.insert(0, {here!r})
 from small import curves
-from probflow.studies import runner
-real = runner.measure_cells
+from probflow.studies import runner, work
+real = work.measure_cells
 def slow(task, reference=None):
     time.sleep(0.2)
     return real(task, reference)
-runner.measure_cells = slow
+work.measure_cells = slow
 runner.run_curves(curves(), out={out!r}, resume=True)
 """
 
@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, tuple[str, 
         seen.append((task.curve.solver.name, task.steps, task.measures))
         return measure_cells(task, reference)
 
-    monkeypatch.setattr(runner, "measure_cells", count)
+    monkeypatch.setattr(work, "measure_cells", count)
     return seen
 
 
@@ -159,7 +159,7 @@ def test_interrupted_by_ctrl_c(tmp_path: Path, whole: list[str], monkeypatch) ->
             os.kill(os.getpid(), signal.SIGINT)
         return measure_cells(task, reference)
 
-    monkeypatch.setattr(runner, "measure_cells", stop)
+    monkeypatch.setattr(work, "measure_cells", stop)
     with pytest.raises(StudyInterrupted) as caught:
         run_curves(curves(), out=tmp_path)
     finished = text(caught.value.study)

@@ -262,7 +262,11 @@ def test_determinism() -> None:
         ({"steps": (8, 8)}, ValueError, "steps: need increasing step counts"),
         ({"steps": (0, 8)}, ValueError, "steps: need a whole number >= 1"),
         ({"steps": (8.5,)}, TypeError, "steps: need a whole number"),
-        ({"measure": "hellinger"}, ValueError, "measure: got 'hellinger', allowed are tv"),
+        (
+            {"measure": "hellinger"},
+            ValueError,
+            "measure: got 'hellinger'; near names: energy; allowed",
+        ),
         ({"measure": ()}, ValueError, "need at least one of each"),
         ({"grid": "quardatic"}, ValueError, "grid: got 'quardatic'; near names: quadratic"),
         ({"grid": 3}, TypeError, "grid: need a Grid"),
@@ -336,7 +340,7 @@ def test_plots_on_given_axes() -> None:
     assert len(result.plot(kind="work-precision").axes) == 2
     assert "largest step $h$" in result.plot(axis="h", ax=Figure().subplots()).get_xlabel()
     for arguments, message in (
-        ({"kind": "rate"}, "kind: got 'rate'; near names: rates, allowed are rates"),
+        ({"kind": "rate"}, "kind: got 'rate'; near names: rates; allowed are rates"),
         ({"measure": "kl"}, "no rows of measure 'kl' to plot; there are: tv"),
         ({"axis": "x"}, "axis must be one of T, h, nfe"),
         ({"venue": "nips"}, "venue: got 'nips'; near names: neurips, "),
@@ -361,7 +365,7 @@ def test_latex_tables() -> None:
     assert errors.count(r"\begin{table}") == 2
     assert "order in $T$" in errors
     assert result.table("csv", what="errors").count("\n") > 4 * len(STEPS)
-    with pytest.raises(ValueError, match="what: got 'rows', allowed are orders, errors"):
+    with pytest.raises(ValueError, match="what: got 'rows'; near names: errors; allowed"):
         result.table(what="rows")
 
 

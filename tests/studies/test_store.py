@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probflow.studies.cells import Cell
-from probflow.studies.compare import cell_text
+from probflow.studies.lines import seal
+from probflow.studies.reading import cell_text
 from probflow.studies.rows import COMPLETE, LOCK, MEASURES, NEW, PARTIAL, Row
 from probflow.studies.store import Damaged, Store, cell_line, read_cell
 
@@ -151,6 +152,48 @@ def test_repeated_lines_are_used_once(tmp_path: Path) -> None:
     found, notes = reopen(tmp_path)
     assert found == ["key1", "key2"]
     assert "2 repeated lines" in notes[0]
+
+
+def test_line_ends_of_an_editor(tmp_path: Path) -> None:
+    """They change nothing, and are gone when the study is complete."""
+    whole = fill(tmp_path, 1, 2)
+    (tmp_path / PARTIAL).write_bytes(b"  " + whole.replace(b"\n", b"\r\n"))
+    assert reopen(tmp_path) == (["key1", "key2"], [])
+    assert fill(tmp_path, 1, 2, complete=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": None}, "it is no row of a study"),
+        ({"row": {"target": "t"}}, "it is no row of a study"),
+        ({"row": {"steps": "8"}}, "steps has the wrong type, got '8'"),
+        ({"row": {"nfe": True}}, "nfe has the wrong type, got True"),
+        ({"row": {"error": [1]}}, r"error has the wrong type, got \[1\]"),
+        ({"row": {"measure": "loss"}}, "its measure or steps are none of a study"),
+        ({"samples": ["many"]}, "its samples are no numbers"),
+        ({"samples": 3}, "it is no cell of a study"),
+        ({"key": None}, "it is no cell of a study"),
+    ],
+)
+def test_sound_lines_with_other_content(tmp_path: Path, change, message: str) -> None:
+    """A right checksum does not make a cell."""
+    content = json.loads(cell_line(cell(1)))
+    del content["sum"]
+    kind = content.pop("format")
+    row = change.get("row", ...)
+    if isinstance(row, dict) and "target" not in row:
+        change = {"row": content["row"] | row}
+    (tmp_path / PARTIAL).write_text(seal(kind, content | change))
+    with pytest.raises(ValueError, match=f"line 1: {message}"):
+        reopen(tmp_path)
+
+
+def test_two_results_in_two_files_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 1, complete=True)
+    (tmp_path / PARTIAL).write_text(cell_line(cell(1, error=0.25)))
+    with pytest.raises(ValueError, match=r"line 1: a second, different result of the cell key1"):
+        reopen(tmp_path)
 
 
 def test_two_results_of_one_cell_are_refused(tmp_path: Path) -> None:

@@ -115,6 +115,39 @@ def test_one_thing_wrong(tmp_path: Path, place, value, delete: bool, rename: boo
         assert not read
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("solvers",), [], r"solvers: need a list of names, got \[\]"),
+        (("solvers",), ["ddin"], "no solver is named 'ddin'; near names: ddim"),
+        (("measures",), ["TV"], "measures: got 'TV'; near names: tv; allowed are tv, kl"),
+        (("seed",), 1.5, "seed: need a whole number, got 1.5"),
+        (("process", "kind"), "vp_liner", "kind: got 'vp_liner'; near names: vp-linear"),
+        (("target", "kind"), [1], r"kind: got \[1\], allowed are gaussian"),
+        (("target", "weights"), ["a", "b"], "weights: need numbers, got 'a'"),
+        (("target", "means"), [True, False], "means: need numbers, got True"),
+        (("target", "means"), [[1.0], [2.0, 3.0]], "means: rows differ in length"),
+        (("target", "stds"), [], r"stds: is empty, got \[\]"),
+        (("grid", "kind"), "restart", "kind: got 'restart', allowed are uniform"),
+        (("grid", "kind"), "log_snr", "near names: log-snr; allowed are uniform"),
+        (("grid", "start"), "3", "start: need a number, got '3'"),
+        (("grid", "steps"), [10**30], "steps: need at most 10000000, got 10000"),
+    ],
+)
+def test_messages_name_the_key_the_value_and_what_is_allowed(
+    tmp_path: Path, place, value, message: str
+) -> None:
+    study = copy.deepcopy(GOOD)
+    table = study
+    for key in place[:-1]:
+        table = table[key]
+    table[place[-1]] = value
+    path = tmp_path / "study.toml"
+    path.write_text(text_of(study))
+    with pytest.raises(ValueError, match=message):
+        read_study(path)
+
+
 @quick
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=12))
 def test_damaged_files(tmp_path: Path, cut: int, junk: bytes) -> None:
