@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from probflow.studies.cells import Cell
-from probflow.studies.rows import MEASURES, OrderEstimate, Row, Verdict
+from probflow.studies.rows import LATER, MEASURES, OrderEstimate, Row, Verdict
 from probflow.studies.store import read_cell
 
 __all__ = ["CurveName", "cell_text", "curve_name", "read_cells", "read_orders"]
@@ -75,6 +75,8 @@ def _row(line: str) -> Row:
     except (ValueError, RecursionError):
         raise ValueError("no JSON") from None
     fields = dataclasses.fields(Row)
+    if isinstance(values, dict):
+        values = {**dict.fromkeys(LATER), **values}
     if not isinstance(values, dict) or set(values) != {f.name for f in fields}:
         raise ValueError("it is no row of results.jsonl")
     for f in fields:

@@ -91,6 +91,8 @@ class Row:
         ``"ok"``, or ``"refused: <reason>"`` / ``"failed: <reason>"``.
     note
         What else there is to say of the number; mostly empty.
+    h_lambda
+        Largest step in log-SNR, of those that are finite; NaN where it is not known.
     """
 
     target: str
@@ -107,6 +109,11 @@ class Row:
     in_window: bool = False
     status: str = "ok"
     note: str = ""
+    h_lambda: float = math.nan
+
+
+#: Fields of a row that files of earlier versions do not have; their default stands for them.
+LATER = frozenset({"h_lambda"})
 
 
 @dataclass(frozen=True)

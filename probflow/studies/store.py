@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 from probflow.studies.cells import Cell
 from probflow.studies.lines import Damaged, plain, seal, unseal
 from probflow.studies.lock import FolderLock
-from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row
+from probflow.studies.rows import COMPLETE, LATER, NEW, PARTIAL, Row
 
 __all__ = ["FORMAT", "Damaged", "Store", "cell_line", "read_cell"]
 
@@ -59,7 +60,11 @@ def read_cell(line: str) -> Cell:
         If it is something else than a cell, or one of another format.
     """
     content = unseal(line, FORMAT, _KEYS, "cell")
-    row = {field.name: _number(field.type, content["row"][field.name]) for field in _ROW_FIELDS}
+    row = {
+        field.name: _number(field.type, content["row"][field.name])
+        for field in _ROW_FIELDS
+        if field.name in content["row"] or field.name not in LATER
+    }
     samples = content["samples"]
     return Cell(
         Row(**row),
@@ -70,7 +75,10 @@ def read_cell(line: str) -> Cell:
 
 
 def _number(kind: Any, value: Any) -> Any:
-    return float(value) if kind == "float" else value
+    if kind != "float":
+        return value
+    number = float(value)
+    return math.nan if math.isnan(number) else number  # the one that is equal to itself in tuples
 
 
 class Store:
