@@ -1,6 +1,6 @@
 """Errors of the founding paper's samplers along axes other than T: the tables of docs/studies.md.
 
-python benchmarks/axes.py [--samples 2000] [--points 400]
+python benchmarks/axes.py [--samples 2000] [--points 1000] [--only AXIS ...]
 """
 
 from __future__ import annotations
@@ -50,6 +50,20 @@ def two_covariances(d: int) -> pf.GaussianMixture:
     return pf.GaussianMixture([0.4, 0.6], means, covariances)
 
 
+def low_rank(d: int) -> pf.GaussianMixture:
+    """Three components, each with its own long direction, none along a coordinate or another's."""
+    turned = np.random.default_rng(0).standard_normal((6, max(DIMENSIONS)))[:, :d]
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    covariances = [0.2 * np.eye(d) + 0.8 * np.outer(long, long) for long in turned[:3]]
+    return pf.GaussianMixture([0.3, 0.3, 0.4], 1.5 * turned[3:], covariances)
+
+
+def normal_law(d: int) -> pf.Gaussian:
+    """A normal law of correlation 0.8^|i - j|."""
+    index = np.arange(d)
+    return pf.Gaussian(np.zeros(d), 0.3 * 0.8 ** np.abs(index[:, None] - index))
+
+
 def show(label: str, result: Scan) -> None:
     """One line of a table."""
     errors = " | ".join(f"{row.error:.2e}" for row in result.rows)
@@ -59,28 +73,41 @@ def show(label: str, result: Scan) -> None:
     print(f"| {label} | `{solver}`, {measure}, T = {steps} | {errors} | {text} |", flush=True)
 
 
-def main() -> None:
-    """Print the tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--points", type=int, default=400, help="of the ratios in chi2")
-    arguments = parser.parse_args()
+def dimension(samples: int, points: int) -> None:
+    """The founding paper's samplers in 1 to 32 dimensions (1 to 1024 for normal laws)."""
     print("dimension", *DIMENSIONS)
     for family in (independent, equicorrelated, markov, one_direction):
-        name = family.__name__
-        result = scan("dimension", DIMENSIONS, family, "accelerated-sde", 64, "path-kl")
-        show(name, result)
-        result = scan("dimension", DIMENSIONS, family, "accelerated-ode", 64, "kl")
-        show(name, result)
-    for family in (independent, two_covariances):
-        options = {"samples": arguments.samples}
-        result = scan("dimension", DIMENSIONS, family, "accelerated-ode", 64, "tv", **options)
-        show(family.__name__, result)
+        for solver, measure in (("accelerated-sde", "path-kl"), ("accelerated-ode", "kl")):
+            result = scan("dimension", DIMENSIONS, family, solver, 64, measure)
+            show(family.__name__, result)
+    for family in (two_covariances, low_rank):
+        for solver, measure in (
+            ("accelerated-sde", "path-kl"),
+            ("accelerated-sde-half-noise", "path-kl"),
+            ("ddpm", "path-kl"),
+            ("accelerated-ode", "kl"),
+            ("accelerated-ode", "tv"),
+        ):
+            options = {"samples": samples * (1 if measure == "path-kl" else 2)}
+            result = scan("dimension", DIMENSIONS, family, solver, 64, measure, **options)
+            show(family.__name__, result)
+    result = scan(
+        "dimension", DIMENSIONS, independent, "accelerated-ode", 64, "tv", samples=samples
+    )
+    show("independent", result)
     few = [1, 2, 3, 4, 6, 8]
     print("dimension", *few)
-    options = {"samples": arguments.points}
-    result = scan("dimension", few, two_covariances, "accelerated-sde", 32, "chi2", **options)
-    show("two_covariances", result)
+    for family in (two_covariances, low_rank):
+        result = scan("dimension", few, family, "accelerated-sde", 32, "chi2", samples=points)
+        show(family.__name__, result)
+    many = [4**k for k in range(6)]
+    print("dimension", *many)
+    for solver in ("accelerated-sde", "accelerated-ode"):
+        show("normal_law", scan("dimension", many, normal_law, solver, 64, "kl"))
+
+
+def score(**_: int) -> None:
+    """Errors of the score, by a shift and by waves."""
     for solver, axis, first in (
         ("rk4", "score", 0.001),
         ("rk4", "jacobian", 0.001),
@@ -100,23 +127,46 @@ def main() -> None:
         print(
             f"| `{solver}` | " + " | ".join(f"{error:.2e}" for error in errors) + " |", flush=True
         )
+
+
+def ends(**_: int) -> None:
+    """N(0, I) in the place of the law at the start; the data in that of the law at the end."""
     starts = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     print("initial", *starts)
     show("initial", scan("initial", starts, LINE, "rk4", 128))
-    ends = [0.0005 * 4**k for k in range(6)]
-    print("early", *ends)
-    show("early", scan("early", ends, LINE, "rk4", 128))
+    stops = [0.0005 * 4**k for k in range(6)]
+    print("early", *stops)
+    show("early", scan("early", stops, LINE, "rk4", 128))
+
+
+def smoothness(**_: int) -> None:
+    """Both components of the mixture as narrow as s."""
     lengths = [0.025 * 2**k for k in range(5)]
     print("smoothness", *lengths)
-    for solver in ("ddim", "accelerated-ode"):
-        result = scan(
-            "smoothness",
-            lengths,
-            lambda s: pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[s, s]),
-            solver,
-            512,
-        )
-        show("smoothness", result)
+    show("smoothness", scan("smoothness", lengths, narrow, "accelerated-ode", 512))
+    lengths, deep = [0.0125, *lengths], pf.grids.log_snr(3.0, 1e-6, unit="neg_log_ab")
+    print("smoothness, to sigma = 0.001", *lengths)
+    for measure in ("tv", "w2"):
+        show(measure, scan("smoothness", lengths, narrow, "ddim", 256, measure, grid=deep))
+
+
+def narrow(s: float) -> pf.GaussianMixture:
+    """The mixture with both standard deviations s."""
+    return pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[s, s])
+
+
+PARTS = {part.__name__: part for part in (dimension, score, ends, smoothness)}
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--points", type=int, default=1000, help="of the ratios in chi2")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        PARTS[name](samples=arguments.samples, points=arguments.points)
 
 
 if __name__ == "__main__":

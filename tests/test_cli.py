@@ -54,7 +54,7 @@ def test_rates_writes_the_whole_report(study_file: Path, tmp_path: Path, capsys)
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 5
     keys = "target solver grid steps nfe h_max measure error se floor eoc in_window status note"
-    assert set(rows[0]) == set(keys.split())
+    assert set(rows[0]) == {*keys.split(), "h_lambda"}
     refused = [row for row in rows if row["solver"] == "ddim" and row["measure"] == "path-kl"]
     assert all(row["status"].startswith("refused: ddim is deterministic") for row in refused)
     assert all(row["error"] is None for row in refused)

@@ -7,7 +7,7 @@ densities alone: by Bayes, :math:`q(x'|x) = q_s(x') N(x; a x', v I)/q_t(x)` with
 :math:`a = \alpha/\alpha'` and :math:`v = \sigma^2 - a^2 \sigma'^2`.
 
 In one dimension everything is quadrature; in d dimensions the expectation is a Monte Carlo mean
-over exact pairs (x, x') with exact log-densities, and has a standard error.
+over exact pairs (x, x') and has a standard error (:mod:`probflow.laws.transition`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import logsumexp
-from torch import Tensor
 
-from probflow.integrate.brownian import BrownianInterval
 from probflow.laws.distances import excess
 from probflow.laws.line import _KernelDensity
 from probflow.laws.quadrature import (
@@ -31,21 +29,17 @@ from probflow.laws.quadrature import (
     support,
     true_log_density,
 )
-from probflow.laws.registers import (
-    BentNormal,
-    ExactModel,
-    Kernel,
-    NormalKernel,
-    Refusal,
-    kernels,
-)
+from probflow.laws.registers import ExactModel, Kernel, NormalKernel, Refusal
+from probflow.laws.transition import chain, exact_paths, log_weights, reverse_pair
 from probflow.plan import Plan, Point, Step
 from probflow.targets import Target
 
+__all__ = ["path_kl", "path_kl_samples"]
+
 #: Standard deviation of the log-ratio of a step up to which ``e^l - 1 - l`` is averaged.
 SPREAD = 0.5
-
-__all__ = ["chain", "log_kernel", "log_normal", "path_kl", "path_kl_samples", "reverse_pair"]
+#: Weights for the density of a step that is a product of two kernels, two draws each.
+PAIRS = 4
 
 # Spacing of the trapezoidal sums, in standard deviations of the narrowest component. Normal
 # densities would be summed to round-off; what limits the accuracy is where the posterior passes
@@ -53,25 +47,6 @@ __all__ = ["chain", "log_kernel", "log_normal", "path_kl", "path_kl_samples", "r
 SPACING = 0.4
 # Noise before the score, in one dimension: relative error below 1e-7, at 4 steps.
 _HERMITE = np.polynomial.hermite_e.hermegauss(32)
-
-
-def chain(plan: Plan) -> list[tuple[Step, tuple[Kernel, ...]]]:
-    """The steps of a stochastic plan with their kernels."""
-    if not plan.stochastic:
-        raise Refusal(
-            f"{plan.solver} is deterministic: its kernel is a point mass, so the path KL is "
-            "infinite"
-        )
-    return [(step, kernels(step, plan.solver)) for step in plan.steps]
-
-
-def reverse_pair(process: Any, step: Step) -> tuple[Point, Point, float, float]:
-    """Points t and s of a step, and (a, v) with ``x_t | x_s ~ N(a x_s, v I)``."""
-    t, s = Point.many(process, [step.start, step.stop])
-    a = t.alpha / s.alpha
-    # v = sigma^2 (1 - e^{-2h}), h the gain of log-SNR: no cancellation.
-    v = -(t.sigma**2) * math.expm1(2 * (t.lambda_ - s.lambda_))
-    return t, s, a, v
 
 
 def path_kl(plan: Plan, process: Any, target: Target) -> float:
@@ -174,18 +149,21 @@ def path_kl_samples(
 ) -> np.ndarray:
     """Per-path contributions whose mean is the path KL(q || p), in any dimension.
 
-    Exact paths ``x/alpha = x_0 + W(sigma^2/alpha^2)`` are read off one Brownian path W, which all
-    plans share. With ``l = ln p(x'|x) - ln q(x'|x)`` both ``-l`` and ``e^l - 1 - l`` have the KL
-    as mean, because ``E[e^l - 1] = 0``. The second is non-negative and far less noisy where l is
-    small; where l spreads over more than :data:`SPREAD`, ``e^l`` has a heavy tail, and the step
-    takes the first.
+    They are read off exact paths, which all plans share. With ``l = ln p(x'|x) - ln q(x'|x)`` both
+    ``-l`` and ``e^l - 1 - l`` have the KL as mean, because ``E[e^l - 1] = 0``. The second is
+    non-negative and far less noisy where l is small; where l spreads over more than
+    :data:`SPREAD`, ``e^l`` has a heavy tail, and the step takes the first.
+
+    Of a step with a noise before the score and one after it, ``e^l`` is known as the mean of
+    :data:`PAIRS` weights. The logarithm of such a mean is biased; leaving out one weight at a time
+    takes off the bias up to the square of their number (jackknife).
 
     Parameters
     ----------
     n
         Number of paths.
     generator
-        CPU generator; the draws depend on neither solver nor step count.
+        CPU generator; the paths depend on neither solver nor step count.
 
     Returns
     -------
@@ -195,70 +173,34 @@ def path_kl_samples(
     Raises
     ------
     Refusal
-        For deterministic plans, and steps whose kernel has no closed form in d dimensions: a
-        product of two kernels is a convolution through the score.
+        For deterministic plans, times that rise, and steps whose kernel is neither known in d
+        dimensions nor a product of two normal ones.
     """
     steps = chain(plan)
-    for _, factors in steps:
-        if len(factors) > 1:
-            raise Refusal(
-                f"{plan.solver} adds noise before and after the score: in {target.dim} dimensions "
-                "its kernel is an integral over all of them, without closed form"
-            )
     model = ExactModel(plan, process, target)
-    start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
-    x_next = target.sample(n, stop.alpha, stop.sigma, generator=generator)
-    log_next = target.log_prob(x_next, stop.alpha, stop.sigma)
+    [stop] = Point.many(process, [plan.times[-1]])
+    end = target.sample(n, stop.alpha, stop.sigma, generator=generator)
+    log_next = target.log_prob(end, stop.alpha, stop.sigma)
     seed = int(torch.randint(2**62, (), generator=generator))
-    ends = stop.rho**2, start.rho**2
-    finest = (ends[1] - ends[0]) * 2.0**-40
-    w = BrownianInterval(*ends, x_next.shape, x_next.dtype, entropy=seed, tol=finest)
     total = np.zeros(n)
-    for step, (kernel,) in reversed(steps):
-        t, s, a, v = reverse_pair(process, step)
-        noise = t.alpha * w(s.rho**2, t.rho**2)
-        x = a * x_next + noise
-        log_here = target.log_prob(x, t.alpha, t.sigma)
-        log_q = log_next + log_normal(noise, v) - log_here
-        ell = (log_kernel(kernel, model, x, x_next) - log_q).numpy()
-        total += excess(ell) if ell.std() < SPREAD else -ell
-        x_next, log_next = x, log_here
+    for step in exact_paths(plan, process, steps, end, seed):
+        log_here = target.log_prob(step.x, step.start.alpha, step.start.sigma)
+        log_q = log_next + step.log_forward - log_here
+        log_p = log_weights(
+            *(step.factors, model, step.x, step.y, PAIRS), generator=generator, solver=plan.solver
+        )
+        total += _divergence((log_p - log_q[:, None]).numpy())
+        log_next = log_here
     return total
 
 
-def log_normal(residual: Tensor, variance: float) -> Tensor:
-    """Log-density of N(0, variance I) at residuals (n, d)."""
-    d = residual.shape[1]
-    return -0.5 * (residual.square().sum(1) / variance + d * math.log(2 * math.pi * variance))
-
-
-def log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tensor:
-    """Log-density of one step from x to y, both (n, d)."""
-    if isinstance(kernel, NormalKernel):
-        return log_normal(y - kernel.means(x, model)[0], kernel.std**2)
-    if isinstance(kernel, BentNormal):
-        factors = kernel.factors(x, model)
-        root = torch.linalg.cholesky((factors @ factors.mT).sum(0))
-        residual = (y - kernel.means(x, model)[0])[:, :, None]
-        z = torch.linalg.solve_triangular(root, residual, upper=False)[:, :, 0]
-        return log_normal(z, 1.0) - root.diagonal(dim1=1, dim2=2).log().sum(1)
-    if kernel.outer is not None:
-        raise Refusal(
-            f"a step with a second noise inside the model: in {x.shape[1]} dimensions its kernel "
-            "is an integral over that noise, without closed form"
-        )
-    wanted = y - kernel.shift * x - kernel.added(x, torch.zeros_like(x), model)
-    u = kernel.r * x
-    # Newton on H(u) = wanted with the first Jacobian kept: H is nearly linear over one step, and
-    # its Jacobian is what costs.
-    jacobian = kernel.inner_jacobian(u, model)
-    for _ in range(200):
-        step = torch.linalg.solve(jacobian, wanted - kernel.inner(u, model))
-        u = u + step
-        if float(step.abs().max()) <= 1e-11 * (1.0 + float(u.abs().max())):
-            break
-    else:
-        raise Refusal("the density of a half-noise step: Newton's method did not converge")
-    log_det = torch.linalg.slogdet(kernel.inner_jacobian(u, model)).logabsdet
-    z = (u - kernel.r * x) / kernel.e
-    return log_normal(z, 1.0) - log_det - x.shape[1] * math.log(abs(kernel.e))
+def _divergence(ell: np.ndarray) -> np.ndarray:
+    """Contributions (n,) of a step from logs of weights (n, m) with the mean e^l."""
+    m = ell.shape[1]
+    whole = logsumexp(ell, axis=1) - math.log(m)
+    form = excess if whole.std() < SPREAD else np.negative
+    if m == 1:
+        return form(whole)
+    rests = np.stack([np.delete(ell, i, axis=1) for i in range(m)])
+    left = logsumexp(rests, axis=2) - math.log(m - 1)
+    return m * form(whole) - (m - 1) * form(left).mean(axis=0)

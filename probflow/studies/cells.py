@@ -22,12 +22,12 @@ from probflow.solvers import Solver
 from probflow.studies.executors import Untold
 from probflow.studies.fingerprint import digest, source_digest
 from probflow.studies.measure import (
-    REFINEMENT,
     Measurement,
     Reference,
     Settings,
     measure,
     needs_reference,
+    path_steps,
     reference_flow,
     reference_path,
 )
@@ -40,6 +40,7 @@ __all__ = [
     "Curve",
     "Task",
     "cell_keys",
+    "h_lambda",
     "h_max",
     "measure_cells",
     "reference_of",
@@ -128,6 +129,12 @@ def h_max(plan: Plan, process: Process) -> float:
     return float(-np.expm1(np.diff(levels)).min())
 
 
+def h_lambda(plan: Plan, process: Process) -> float:
+    """Largest step in log-SNR of a plan, of those that are finite and towards the data."""
+    steps = np.diff(np.asarray(process.lambda_(np.asarray(plan.times)), dtype=np.float64))
+    return float(np.max(steps, where=np.isfinite(steps), initial=0.0)) or math.nan
+
+
 # Keys -------------------------------------------------------------------------------------------
 
 
@@ -154,12 +161,20 @@ def _keys(task: Task, process: Process | None, plan: Plan | str) -> dict[str, st
     )
     own: dict[str, Any] = {
         "strong": _reference_levels,
-        "weak": lambda c: [repr(finer(c, task.steps))],
+        "weak": lambda c: [_finer_text(c, task.steps)],
     }
     return {
         name: digest(name, *common, *(own[name](curve) if name in own else ()))
         for name in task.measures
     }
+
+
+def _finer_text(curve: Curve, steps: int) -> str:
+    """What a weak difference depends on beside the plan: the finer one, or why there is none."""
+    try:
+        return repr(finer(curve, steps))
+    except LASTING as problem:
+        return _status(problem)
 
 
 def _plan_times(plan: Any) -> np.ndarray:
@@ -177,7 +192,7 @@ def _reference_levels(curve: Curve) -> list[list[np.ndarray]]:
         return []
     largest, steps = curve.steps[-1], curve.settings.reference_steps
     process = curve.process_at(largest)
-    counts = (steps // 2, steps) if curve.solver.eta == 0 else (REFINEMENT * largest,)
+    counts = (steps // 2, steps) if curve.solver.eta == 0 else (path_steps(largest),)
     try:
         grids = [curve.grid.times(process, count) for count in counts]
     except ValueError:  # the reference fails for the same reason
@@ -214,7 +229,8 @@ def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
     torch.set_num_threads(1)
     try:
         process, plan = task.curve.plan(task.steps)
-        known = replace(_empty(task), nfe=plan.nfe, h_max=h_max(plan, process))
+        longest = h_max(plan, process), h_lambda(plan, process)
+        known = replace(_empty(task), nfe=plan.nfe, h_max=longest[0], h_lambda=longest[1])
     except Exception as problem:
         return unmeasured(task, _status(problem), lasting=isinstance(problem, LASTING))
     keys = _keys(task, process, plan) if task.target_key else {}

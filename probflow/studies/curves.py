@@ -13,7 +13,7 @@ from probflow.studies.measure import log_covariance
 from probflow.studies.order import OrderFit, fit_order
 from probflow.studies.rows import OrderEstimate, Row
 
-__all__ = ["finish_cells", "finish_curve", "fit_cells"]
+__all__ = ["finish_cells", "finish_curve", "fit_cells", "not_resolved"]
 
 
 def log_power(grid: str, measure: str, claim: float) -> float:
@@ -45,6 +45,29 @@ def fit_cells(cells: Sequence[Cell], claim: float, grid: str) -> OrderFit | None
     )
 
 
+#: Steps in log-SNR from where on a grid is fine enough for errors to contradict an order.
+FINE = 0.25
+_FALLING = 0.9
+
+
+def not_resolved(rows: Sequence[Row]) -> str:
+    """Why the rows that an estimate used contradict no order; empty if they may.
+
+    A grid may have steps that stay long in log-SNR, near the data, while all others are short: over
+    a factor of 16 in T an error of order 1 then falls as T^-0.75, on a straight line. Exact errors
+    betray that by their bends; noise of a few per cent hides them. Where the longest step no longer
+    falls with T, as towards sigma = 0, what is measured is the grid's own order.
+    """
+    used = [row for row in rows if row.in_window and math.isfinite(row.h_lambda)]
+    sizes = [row.h_lambda for row in used]
+    if len(sizes) < 2 or sizes[-1] <= FINE or sizes[-1] > _FALLING * sizes[-2]:
+        return ""
+    return (
+        f"but the longest step in log-SNR, {sizes[-1]:.2f} at T = {used[-1].steps}, is not short "
+        f"enough to contradict an order ({FINE:g} at most)"
+    )
+
+
 def unfitted(cells: Sequence[Cell], claim: float) -> OrderEstimate:
     """The estimate of a curve without numbers: the reason of its first cell."""
     statuses = (cell.row.status for cell in cells)
@@ -68,8 +91,12 @@ def finish_cells(cells: Sequence[Cell], claim: float, grid: str) -> tuple[list[R
             adjacent = position > 0 and measured[position - 1] == i - 1
             eoc = fit.local_orders[position] if adjacent else math.nan
             rows[i] = replace(rows[i], eoc=eoc, in_window=fit.in_window[position])
+    found = unfitted(cells, claim) if fit is None else fit.estimate
+    coarse = not_resolved(rows) if found.verdict == "slower" else ""
+    if coarse:
+        found = replace(found, verdict="inconclusive", reason=f"{found.reason}; {coarse}")
     estimate = replace(
-        unfitted(cells, claim) if fit is None else fit.estimate,
+        found,
         target=rows[0].target,
         solver=rows[0].solver,
         grid=rows[0].grid,

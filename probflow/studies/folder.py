@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -245,14 +245,16 @@ def load(folder: str | Path) -> Run:
         description = _read_description(folder / DESCRIPTION)
         notes: list[str] = []
         lines = _stored(folder, notes)
+        keys: set[str] = set()  # the rows of an earlier report have none
         if lines:
             cells = distinct(lines) if description is None else _own(lines, description, notes)
             if not cells:
                 raise ValueError(f"{folder} holds no cell of its study yet")
             rows, estimates = _finish(cells, description or Description())
+            keys = {cell.key for cell in cells.values()}
         else:
             rows, estimates = _results(folder)
-        timings = _timings(folder, rows, notes)
+        timings = _timings(folder, keys, notes)
         pictures = read_pictures(folder)
     except ValueError as problem:
         raise ValueError(f"run folder: {problem}") from None
@@ -322,14 +324,10 @@ def _results(folder: Path) -> tuple[tuple[Row, ...], tuple[OrderEstimate, ...]]:
     return rows, tuple(read_orders(orders).values()) if orders.is_file() else ()
 
 
-def _timings(folder: Path, rows: Iterable[Row], notes: list[str]) -> tuple[Timing, ...]:
-    """The wall times of plans that have rows."""
-    plans = {(row.target, row.solver, row.grid, row.steps, row.nfe) for row in rows}
-    return tuple(
-        t
-        for t in read_timings(folder, notes.append).values()
-        if (t.target, t.solver, t.grid, t.steps, t.nfe) in plans
-    )
+def _timings(folder: Path, keys: set[str], notes: list[str]) -> tuple[Timing, ...]:
+    """The wall times of the plans that the cells with these keys are of."""
+    timed = read_timings(folder, notes.append).values()
+    return tuple(item.timing for item in timed if not keys.isdisjoint(item.cells))
 
 
 def _wanted(description: Description) -> list[CellName]:

@@ -8,11 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Damaged", "plain", "seal", "text_of", "unseal"]
+__all__ = ["Damaged", "OtherFormat", "plain", "seal", "text_of", "unseal"]
 
 
 class Damaged(ValueError):
     """A line that was not written in full, or changed since: its content is measured again."""
+
+
+class OtherFormat(ValueError):
+    """A line of another format, ``found``, than the one that is read."""
+
+    def __init__(self, found: str, wanted: str) -> None:
+        super().__init__(f"its format is {found!r}, this version reads {wanted!r}")
+        self.found = found
 
 
 def seal(kind: str, content: Mapping[str, Any]) -> str:
@@ -35,8 +43,10 @@ def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, An
     ------
     Damaged
         If the line is no JSON, or its checksum is wrong.
+    OtherFormat
+        If it has another format.
     ValueError
-        If it is something else, or has another format.
+        If it is something else.
     """
     try:
         content = json.loads(line)
@@ -45,7 +55,7 @@ def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, An
     if not isinstance(content, dict) or not isinstance(content.get("format"), str):
         raise ValueError(f"it is no {noun} of a study")
     if content["format"] != kind:
-        raise ValueError(f"its format is {content['format']!r}, this version reads {kind!r}")
+        raise OtherFormat(content["format"], kind)
     checksum = content.pop("sum", None)
     if set(content) != {"format", *keys} or checksum != _checksum(content):
         raise Damaged("wrong checksum")

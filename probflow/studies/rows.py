@@ -92,6 +92,8 @@ class Row:
         ``"ok"``, or ``"refused: <reason>"`` / ``"failed: <reason>"``.
     note
         What else there is to say of the number; mostly empty.
+    h_lambda
+        Largest step in log-SNR, of those that are finite; NaN where it is not known.
     """
 
     target: str
@@ -108,6 +110,11 @@ class Row:
     in_window: bool = False
     status: str = "ok"
     note: str = ""
+    h_lambda: float = math.nan
+
+
+#: Fields of a row that files of earlier versions do not have; their default stands for them.
+LATER = frozenset({"h_lambda"})
 
 
 class CurveKey(NamedTuple):
@@ -133,15 +140,15 @@ def row_of(values: Any, names: Collection[str]) -> Row:
     Parameters
     ----------
     values
-        A mapping with the keys ``names``; NaN and infinity are texts, as
-        :func:`~probflow.studies.lines.plain` writes them.
+        A mapping with the keys ``names``, of which those of :data:`LATER` may be missing; NaN and
+        infinity are texts, as :func:`~probflow.studies.lines.plain` writes them.
 
     Raises
     ------
     ValueError
         If the keys are others, or a value is none of its field.
     """
-    if not isinstance(values, dict) or set(values) != set(names):
+    if not isinstance(values, dict) or set(values) | LATER != set(names) | LATER:
         raise ValueError("it is no row of a study")
     found = dict(values)
     for field in fields(Row):
@@ -149,7 +156,8 @@ def row_of(values: Any, names: Collection[str]) -> Row:
             continue
         kind, value = str(field.type), found[field.name]
         if kind == "float" and value in ("nan", "inf", "-inf"):
-            value = float(value)
+            # math.nan itself is equal to itself within a row.
+            value = math.nan if value == "nan" else float(value)
         if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise ValueError(f"{field.name} has the wrong type, got {value!r}")
         found[field.name] = float(value) if kind == "float" else value

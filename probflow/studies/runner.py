@@ -30,7 +30,7 @@ from probflow.studies.measure import Settings
 from probflow.studies.result import Study
 from probflow.studies.rows import MEASURES, PICTURES, TIMINGS, Timing
 from probflow.studies.store import Store
-from probflow.studies.timing import kept_timings, read_timings, time_curves, write_timings
+from probflow.studies.timing import keep_timings, time_curves, write_timings
 from probflow.studies.work import Reference, Work
 from probflow.targets import Target
 from probflow.words import check_choice, check_whole
@@ -253,12 +253,13 @@ def _timings(
     if run.store is not None and not run.store.resumed:
         (run.store.folder / TIMINGS).unlink(missing_ok=True)  # of the study that was replaced
     if not repeats:
-        kept = {} if folder is None else read_timings(folder, notify)
-        return kept_timings(run.curves, kept, run.target_key)
-    timed = time_curves(run.curves, repeats, progress=progress)
+        if folder is None:
+            return ()
+        return keep_timings(folder, run.curves, run.target_key, notify)
+    timed = time_curves(run.curves, repeats, run.target_key, progress=progress)
     if folder is not None:
-        write_timings(folder, timed, run.target_key)
-    return tuple(row for _, row in timed)
+        write_timings(folder, timed)
+    return tuple(item.timing for item in timed)
 
 
 class StudyInterrupted(KeyboardInterrupt):

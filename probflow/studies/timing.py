@@ -4,9 +4,11 @@ What is timed is the tensor loop on the target's exact model, as :func:`probflow
 once its plan is made: float64 like every cell, one thread of torch, the noises drawn inside. The
 plans of one target take turns, so that whatever else the machine does falls on all of them alike.
 
-``timings.jsonl`` has one line a timing (:mod:`probflow.studies.lines`), with a ``key`` like that of
-a cell. Times are taken anew, all of them, whenever a study asks for some: only those of one machine
-in one state can be compared. A resumed study that asks for none keeps those whose keys are its own.
+``timings.jsonl`` has one line a timing (:mod:`probflow.studies.lines`): the ``key`` of the plan,
+made like that of a cell, and the keys of the ``cells`` that were measured of it, so that no plan is
+given the time of another of the same name. Times are taken anew, all of them, whenever a study asks
+for some: only those of one machine in one state can be compared. A resumed study that asks for none
+keeps those whose keys are its own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +30,71 @@ from probflow.integrate.noise import SeededNoise
 from probflow.models import Model
 from probflow.plan import Plan, Point
 from probflow.studies.cells import LASTING, Curve, Task, cell_keys
-from probflow.studies.lines import Damaged, seal, unseal
+from probflow.studies.lines import Damaged, OtherFormat, seal, unseal
 from probflow.studies.rows import NEW_TIMINGS, TIMINGS, Timing
 
-__all__ = ["BATCH", "FORMAT", "kept_timings", "read_timings", "time_curves", "write_timings"]
+__all__ = ["BATCH", "FORMAT", "Timed", "keep_timings", "read_timings", "time_curves"]
+__all__ += ["write_timings"]
 
 TargetKey = Callable[[Curve], str]
 
 #: Number of samples that are run at once.
 BATCH = 128
-FORMAT = "probflow-timings/1"
+FORMAT = "probflow-timings/2"
+#: It had no keys of cells: which plan of a name was timed, nobody knows.
+OLD_FORMAT = "probflow-timings/1"
 
 _FIELDS = [field.name for field in dataclasses.fields(Timing)]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A timing and what it is of.
+
+    Parameters
+    ----------
+    key
+        Hash of the plan and of what else its time depends on, but for the machine.
+    cells
+        Keys of the cells that were measured of that plan.
+    timing
+        The times.
+    """
+
+    key: str
+    cells: tuple[str, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A plan of some curves: one of them, its number of steps, the keys of its cells."""
+
+    curve: Curve
+    steps: int
+    cells: tuple[str, ...]
+
+
+def _plans(curves: Iterable[Curve], target_key: TargetKey) -> dict[str, _Plan]:
+    """The different plans of the curves by their keys, in their order."""
+    plans: dict[str, _Plan] = {}
+    for curve in curves:
+        for steps in curve.steps:
+            task = Task(curve, steps, (*curve.measures, "timing"), target_key(curve))
+            keys = cell_keys(task)
+            key = keys.pop("timing", "")
+            known = plans.get(key, _Plan(curve, steps, ()))
+            cells = tuple(dict.fromkeys((*known.cells, *keys.values())))
+            plans[key] = replace(known, cells=cells)
+    return plans
 
 
 # Measuring --------------------------------------------------------------------------------------
 
 
 def time_curves(
-    curves: Sequence[Curve], repeats: int, *, progress: bool = False
-) -> list[tuple[Curve, Timing]]:
+    curves: Sequence[Curve], repeats: int, target_key: TargetKey, *, progress: bool = False
+) -> list[Timed]:
     """Time every plan of the curves, in this process; each once, whatever its measures.
 
     Plans that cannot be made or run are left out: the rows of the study say why.
@@ -57,29 +105,29 @@ def time_curves(
         What a study consists of.
     repeats
         Runs of each plan, >= 1, after one that is not counted.
+    target_key
+        The digest of a curve's target.
     progress
         Show a progress bar of runs.
     """
     torch.set_num_threads(1)
-    groups: dict[int, dict[tuple[str, str, int], Curve]] = {}
-    for curve in curves:
-        group = groups.setdefault(id(curve.target), {})
-        for steps in curve.steps:
-            group.setdefault((curve.solver.name, curve.grid.label, steps), curve)
+    groups: dict[int, dict[str, _Plan]] = {}
+    for key, plan in _plans(curves, target_key).items():
+        groups.setdefault(id(plan.curve.target), {})[key] = plan
     total = sum(map(len, groups.values())) * (repeats + 1)
-    timed: list[tuple[Curve, Timing]] = []
+    timed: list[Timed] = []
     with tqdm(total=total, unit="run", disable=not progress) as bar, torch.no_grad():
         for group in groups.values():
-            runs: list[tuple[Curve, _Run]] = []
-            for (_, _, steps), curve in group.items():
+            runs: list[tuple[str, _Run]] = []
+            for key, plan in group.items():
                 try:
-                    run = _Run(curve, steps)
+                    run = _Run(plan.curve, plan.steps)
                     run()
                 except LASTING:
                     total -= repeats
                     bar.total = total
                 else:
-                    runs.append((curve, run))
+                    runs.append((key, run))
                 bar.update()
             seconds = np.empty((repeats, len(runs)))
             for repeat in range(repeats):
@@ -87,8 +135,8 @@ def time_curves(
                     seconds[repeat, index] = run()
                     bar.update()
             timed += [
-                (curve, run.timing(curve, seconds[:, index]))
-                for index, (curve, run) in enumerate(runs)
+                Timed(key, group[key].cells, run.timing(group[key].curve, seconds[:, index]))
+                for index, (key, run) in enumerate(runs)
             ]
     return timed
 
@@ -128,9 +176,7 @@ class _Run:
 # Files ------------------------------------------------------------------------------------------
 
 
-def write_timings(
-    folder: Path, timed: Iterable[tuple[Curve, Timing]], target_key: TargetKey
-) -> None:
+def write_timings(folder: Path, timed: Iterable[Timed]) -> None:
     """Put ``timings.jsonl`` in the place of an earlier one, whole or not at all.
 
     Parameters
@@ -139,8 +185,6 @@ def write_timings(
         Where it lies.
     timed
         What :func:`time_curves` returned.
-    target_key
-        The digest of a curve's target.
 
     Raises
     ------
@@ -150,9 +194,8 @@ def write_timings(
     new = folder / NEW_TIMINGS
     try:
         with open(new, "w", encoding="utf-8", newline="\n") as file:
-            for curve, timing in timed:
-                key = _key(curve, timing.steps, target_key)
-                file.write(seal(FORMAT, {"key": key, "timing": dataclasses.asdict(timing)}))
+            for item in timed:
+                file.write(seal(FORMAT, dataclasses.asdict(item)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, folder / TIMINGS)
@@ -161,8 +204,17 @@ def write_timings(
         raise
 
 
-def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timing]:
+def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timed]:
     """The timings of a folder by key; none if it has none.
+
+    Those of the earlier format, which does not say of which cells they are, are left out.
+
+    Parameters
+    ----------
+    folder
+        Where they lie.
+    notify
+        Called with a sentence for everything that was left out.
 
     Raises
     ------
@@ -170,34 +222,51 @@ def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timin
         If the file holds lines that are no timings, or timings of another format.
     """
     path = folder / TIMINGS
-    found: dict[str, Timing] = {}
-    damaged = []
+    found: dict[str, Timed] = {}
+    damaged, old = [], 0
     for number, line in enumerate(_lines(path), 1):
         try:
-            content = unseal(line, FORMAT, ("key", "timing"), "timing")
-            found[content["key"]] = Timing(*(content["timing"][name] for name in _FIELDS))
+            content = unseal(line, FORMAT, ("key", "cells", "timing"), "timing")
+            timing = Timing(*(content["timing"][name] for name in _FIELDS))
+            found[content["key"]] = Timed(content["key"], tuple(content["cells"]), timing)
         except Damaged:
             damaged.append(str(number))
         except ValueError as problem:
-            raise ValueError(f"{path}, line {number}: {problem}") from None
+            if not isinstance(problem, OtherFormat) or problem.found != OLD_FORMAT:
+                raise ValueError(f"{path}, line {number}: {problem}") from None
+            old += 1
     if damaged:
         notify(f"{path}: damaged in line {', '.join(damaged)}; what stood there is left out")
+    if old:
+        notify(
+            f"{path}: {old} times of an earlier version, which do not say of which cells they are, "
+            "are left out; take them anew (timing, --timing)"
+        )
     return found
 
 
-def kept_timings(
-    curves: Sequence[Curve], found: Mapping[str, Timing], target_key: TargetKey
+def keep_timings(
+    folder: Path,
+    curves: Sequence[Curve],
+    target_key: TargetKey,
+    notify: Callable[[str], None],
 ) -> tuple[Timing, ...]:
-    """Those of the timings ``found`` that belong to plans of the curves, in their order."""
+    """The timings of a folder that belong to plans of the curves, in their order.
+
+    In the file they are noted to be of the curves' cells, too. Arguments and errors are those of
+    the functions above.
+    """
+    found = read_timings(folder, notify)
     if not found:
         return ()
-    keys = (_key(curve, steps, target_key) for curve in curves for steps in curve.steps)
-    return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
-
-
-def _key(curve: Curve, steps: int, target_key: TargetKey) -> str:
-    """What a timing depends on, but for the machine."""
-    return cell_keys(Task(curve, steps, ("timing",), target_key(curve))).get("timing", "")
+    plans = {key: plan for key, plan in _plans(curves, target_key).items() if key in found}
+    noted = {
+        key: replace(found[key], cells=tuple(dict.fromkeys((*found[key].cells, *plan.cells))))
+        for key, plan in plans.items()
+    }
+    if any(noted[key] != found[key] for key in noted):
+        write_timings(folder, {**found, **noted}.values())
+    return tuple(item.timing for item in noted.values())
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -111,6 +111,7 @@ def test_results_have_exactly_the_keys(tmp_path: Path) -> None:
         "in_window",
         "status",
         "note",
+        "h_lambda",
     ]
     for line in lines:
         assert list(json.loads(line)) == keys

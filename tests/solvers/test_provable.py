@@ -151,6 +151,21 @@ def test_the_certificate_bounds_the_divergence() -> None:
         assert tv < math.sqrt(certificate(made, VP, TARGET) / 2) + last["tv"]
 
 
+def test_the_certificate_on_a_normal_law() -> None:
+    """Map and exact flow are affine: slopes e^H - (e^H - 1)/v_t and (v_r/v_t)^(1/2), in OU time."""
+    target, made = pf.Gaussian([0.7], [0.25]), plan("two-interval", 12)
+    total = 0.0
+    for step in made.steps[:-1]:
+        t, s = (0.5 * float(VP.neg_log_ab(time)) for time in (step.start, step.stop))
+        variance = sum(weight**2 for register, weight in step.update if register.kind == "z")
+        r = s + 0.5 * math.log1p(-variance)  # the noise is that of the forward process from r to s
+        v_t, v_r = (1 + (0.25 - 1) * math.exp(-2 * time) for time in (t, r))
+        grown = math.exp(t - r)
+        gap = math.exp(r - s) * (grown - (grown - 1) / v_t - math.sqrt(v_r / v_t))
+        total += gap**2 * v_t / (2 * variance)
+    assert certificate(made, VP, target) == pytest.approx(total, rel=1e-9)
+
+
 def made_last(name: str) -> Plan:
     """The last step of a plan of 24 steps, alone."""
     return pf.get_solver(name).plan(VP, GRID.times(VP, 24)[-2:], "eps")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import probflow as pf
 from probflow.laws import Refusal
+from probflow.laws.ratio import chi2_samples
 from probflow.plan import Linear, StepBuilder
 from probflow.solvers import Solver
 from probflow.studies import study
@@ -21,13 +23,16 @@ from probflow.studies.builtin import mixture
 from probflow.studies.compare import read_baseline
 from probflow.studies.folder import load
 from probflow.studies.measure import (
+    FLOORS,
     Measurement,
     Settings,
     bootstrap_covariance,
     log_covariance,
     measure,
     needs_reference,
+    path_steps,
     reference_flow,
+    reference_path,
 )
 from probflow.studies.order import fit_order
 from probflow.studies.rows import Row
@@ -106,7 +111,7 @@ def test_local_orders_skip_refused_cells() -> None:
             "refused: edm-churn is stochastic: its strong error needs",
         ),
         ("ddpm", "tv", PLANE, "refused: the density of a stochastic solver in 2 dimensions"),
-        ("accelerated-sde", "path-kl", PLANE, "refused: accelerated-sde adds noise before"),
+        ("accelerated-sde-3", "path-kl", PLANE, "refused: a step with a second noise inside"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
         ("ddpm-posterior", "kl", MIXTURE, r"refused: .* KL\(q \|\| p\) is too large to resolve"),
     ],
@@ -207,10 +212,43 @@ def test_too_few_samples_for_a_mean() -> None:
 def test_reference_flow_knows_its_own_error() -> None:
     """Against eight times as many steps, its error is what Richardson's comparison says."""
     grid = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
-    coarse, error = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=32))
-    fine, _ = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=256))
-    true = float((coarse - fine).square().mean().sqrt())
-    assert error == pytest.approx(true, rel=0.3)
+    coarse = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=32))
+    fine = reference_flow(VP, PLANE, grid, Settings(samples=64, reference_steps=256))
+    true = float((coarse.states - fine.states).square().mean().sqrt())
+    assert coarse.error == pytest.approx(true, rel=0.3)
+
+
+def test_a_reference_path_is_fine_enough_for_few_steps() -> None:
+    """Up to 8 steps it has 256: against 1024 it shifts no error by more than its floor or 1 %."""
+    grid, settings = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab"), Settings(samples=256)
+    assert [path_steps(largest) for largest in (1, 8, 32, 33)] == [256, 256, 256, 264]
+    usual, fine = (
+        reference_path(VP, PLANE, grid, settings, 1.0, largest=largest) for largest in (8, 128)
+    )
+    for solver in ("sde-heun", "ddpm", "accelerated-sde"):
+        plan = pf.get_solver(solver).plan(VP, grid.times(VP, 8), "eps")
+        one, other = (measure("strong", plan, VP, PLANE, settings, r) for r in (usual, fine))
+        assert other.floor < one.floor < 0.03 * one.error
+        assert one.error == pytest.approx(other.error, abs=one.floor + 0.01 * other.error)
+
+
+def test_solvers_as_fine_as_their_reference_are_left_out_of_an_order() -> None:
+    """The reference's own method at half its number of steps: nothing is known, says the floor."""
+    grid, settings = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab"), Settings(samples=64)
+    reference = reference_path(VP, PLANE, grid, settings, 1.0, largest=8)
+    plan = pf.get_solver("sde-heun").plan(VP, grid.times(VP, 128), "eps")
+    result = measure("strong", plan, VP, PLANE, settings, reference)
+    assert result.error < 20 * result.floor
+
+
+def test_an_exact_sampler_in_the_plane_shows_the_floor() -> None:
+    """ddpm-beta is exact on N(0, I): nothing is left but round-off."""
+    target, grid = pf.Gaussian([0.0, 0.0], 1.0), default_grid()
+    plan = pf.get_solver("ddpm-beta").plan(VP, grid.times(VP, 8), "eps")
+    result = measure("path-kl", plan, VP, target, Settings(samples=64))
+    assert result.error <= result.floor
+    ratios = chi2_samples(plan, VP, target, 64, generator=torch.Generator().manual_seed(0))
+    assert 0.5 * math.sqrt(abs(ratios).max()) <= FLOORS["chi2"]
 
 
 def test_which_targets_need_a_reference() -> None:

@@ -125,6 +125,29 @@ def test_orders_from_weak_differences() -> None:
     assert all(row.se < 0.05 * row.error for row in result.rows)
 
 
+def test_noisy_errors_on_long_steps_contradict_no_order() -> None:
+    """The last steps of this grid span 0.6 in log-SNR at T = 128: order 1 looks like 0.64."""
+    steps = (8, 16, 32, 64, 128)
+    arguments = {"samples": 4000, "seed": 1, "grid": default_grid()}
+    result = study(PLANE, "ddpm-posterior", steps, "weak", **arguments)
+    [estimate] = result.orders()
+    assert estimate.high < estimate.claim == 1.0
+    assert estimate.verdict == "inconclusive"
+    assert "is not on its way there" in estimate.reason
+    assert "the longest step in log-SNR, 0.61 at T = 128, is not short enough" in estimate.reason
+    lambdas = VP.lambda_(default_grid().times(VP, 128))
+    assert result.rows[-1].h_lambda == pytest.approx(float(np.diff(lambdas).max()))
+
+
+def test_where_steps_are_short_or_stay_long_orders_are_contradicted() -> None:
+    """On the log-SNR grid, and on one to sigma = 0, whose last finite step does not shrink."""
+    wrong = replace(pf.get_solver("ddim"), orders={"strong": 2.0})
+    steps = (8, 16, 32, 64, 128)
+    for grid in (GRID, pf.grids.exponential(1.0, 0.0, unit="neg_log_ab")):
+        [estimate] = study(pf.Gaussian([0.4], [0.3]), wrong, steps, "strong", grid=grid).orders()
+        assert estimate.verdict == "slower"
+
+
 def test_notes_say_variance_and_kurtosis() -> None:
     [row] = study(PLANE, "ddpm", (4,), "weak", grid=GRID, samples=500).rows
     assert row.note.startswith("variance of differences ")
@@ -153,6 +176,14 @@ def test_no_weak_difference_on_a_process_of_the_step_count() -> None:
     assert row.status == (
         "refused: the process depends on the number of steps, so T and 2T share no path"
     )
+
+
+def test_a_grid_of_one_number_of_steps_has_no_finer_plan(tmp_path: Path) -> None:
+    """A row with the reason, also in a folder, and where the study is resumed and timed."""
+    options = {"grid": pf.grids.explicit([0.9, 0.5, 0.1]), "out": tmp_path}
+    for more in ({}, {"resume": True, "timing": 1}):
+        [row] = study(LINE, "ddim", (2,), "weak", **options, **more).rows
+        assert row.status == "failed: steps: the explicit grid has 2 steps, asked for 4"
 
 
 def test_too_few_samples_for_a_weak_difference() -> None:

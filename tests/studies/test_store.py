@@ -16,7 +16,7 @@ from probflow.studies.cells import Cell
 from probflow.studies.lines import seal
 from probflow.studies.reading import cell_text
 from probflow.studies.rows import COMPLETE, LOCK, MEASURES, NEW, PARTIAL, Row
-from probflow.studies.store import Damaged, Store, cell_line, read_cell
+from probflow.studies.store import FORMAT, Damaged, Store, cell_line, read_cell
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -298,3 +298,15 @@ def test_numbers_that_json_has_no_sign_for() -> None:
     assert math.isnan(read_cell(line).row.h_max)
     with pytest.raises(Damaged):
         read_cell(line.replace('"inf"', "Infinity"))
+
+
+def test_lines_of_rows_without_later_fields() -> None:
+    """Those of earlier versions have no h_lambda: their default stands for it."""
+    known = cell(1)
+    content = json.loads(cell_line(known))
+    del content["row"]["h_lambda"], content["sum"]
+    body = {key: value for key, value in content.items() if key != "format"}
+    assert read_cell(seal(FORMAT, body)).row == known.row
+    del body["row"]["nfe"]
+    with pytest.raises(ValueError, match="it is no row of a study"):
+        read_cell(seal(FORMAT, body))

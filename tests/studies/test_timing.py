@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import probflow as pf
 from probflow.cli import main
 from probflow.studies import timing
 from probflow.studies.config import read_study
+from probflow.studies.folder import load
 from probflow.studies.lines import seal
 from probflow.studies.rows import (
     COMPLETE,
@@ -29,7 +31,7 @@ from probflow.studies.rows import (
     Timing,
 )
 from probflow.studies.runner import StudyInterrupted, run_curves, study
-from probflow.studies.timing import BATCH, read_timings, time_curves
+from probflow.studies.timing import BATCH, Timed, read_timings, time_curves
 
 HERE = Path(__file__).parent
 quick = settings(
@@ -44,6 +46,10 @@ def small(**changed):
 
 def silent(text: str) -> None:
     raise AssertionError(text)
+
+
+def stored(folder: Path) -> tuple[Timing, ...]:
+    return tuple(item.timing for item in read_timings(folder, silent).values())
 
 
 # Measuring --------------------------------------------------------------------------------------
@@ -80,9 +86,14 @@ def test_times_are_those_of_the_runs_and_plans_take_turns(monkeypatch) -> None:
     monkeypatch.setattr(timing, "run_plan", run)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     [curve] = small(solvers=["ddpm"], targets=[pf.Gaussian([0.3, -0.2], [0.5, 0.2])])
-    timed = time_curves([curve, curve], 3)
+    timed = [item.timing for item in time_curves([curve, curve], 3, lambda _: "target")]
     assert order == [2, 4] * 4
-    assert [(t.seconds, t.low, t.high) for _, t in timed] == [(2.0,) * 3, (4.0,) * 3]
+    assert [(t.seconds, t.low, t.high) for t in timed] == [(2.0,) * 3, (4.0,) * 3]
+    order.clear()
+    other = replace(curve, grid=pf.grids.explicit([0.9, 0.5, 0.1]), steps=(2,))
+    again = replace(other, grid=pf.grids.explicit([0.9, 0.4, 0.1]))  # the same label and NFE
+    assert len(time_curves([other, again, other], 1, lambda _: "target")) == 2
+    assert order == [2, 2] * 2
 
 
 def test_plans_that_do_not_exist_are_left_out() -> None:
@@ -124,9 +135,48 @@ def test_kept_replaced_and_removed(tmp_path: Path) -> None:
     assert run_curves(other, out=tmp_path, resume=True).timings == ()
     new = run_curves(small(), out=tmp_path, resume=True, timing=1).timings
     assert {row.repeats for row in new} == {1}
-    assert tuple(read_timings(tmp_path, silent).values()) == new
+    assert stored(tmp_path) == new
     assert run_curves(small(), out=tmp_path).timings == ()
     assert not (tmp_path / TIMINGS).exists()
+
+
+def test_a_report_has_the_times_of_its_own_plans(tmp_path: Path) -> None:
+    """Other options or another grid under the same name and NFE: no time of the first ones."""
+    target = pf.GaussianMixture([1, 2], [-1.0, 0.8], stds=[0.5, 0.3])
+    options = {"measure": "strong", "out": tmp_path, "resume": True}
+
+    def run(r1: float, times: list[float], repeats: int = 0) -> tuple[Timing, ...]:
+        solver, grid = pf.get_solver("dpm-solver-2", r1=r1), pf.grids.explicit(times)
+        return study(target, solver, (2,), grid=grid, timing=repeats, **options).timings
+
+    first = run(0.3, [0.9, 0.5, 0.1], repeats=1)
+    assert load(tmp_path).study.timings == first != ()
+    for r1, times in ((0.9, [0.9, 0.5, 0.1]), (0.3, [0.9, 0.4, 0.1])):
+        assert run(r1, times) == load(tmp_path).study.timings == ()
+    assert run(0.3, [0.9, 0.5, 0.1]) == load(tmp_path).study.timings == first
+
+
+def test_times_serve_measures_that_came_later(tmp_path: Path) -> None:
+    first = run_curves(small(), out=tmp_path, timing=1).timings
+    later = run_curves(small(measures=("energy",)), out=tmp_path, resume=True)
+    assert later.timings == load(tmp_path).study.timings == first
+
+
+def test_times_of_the_format_without_cells(tmp_path: Path) -> None:
+    """They do not say of which plan they are, so they are left out, with a message."""
+    first = run_curves(small(), out=tmp_path, timing=1).timings
+    items = read_timings(tmp_path, silent).values()
+    old = (seal(timing.OLD_FORMAT, {"key": t.key, "timing": asdict(t.timing)}) for t in items)
+    (tmp_path / TIMINGS).write_text("".join(old))
+    run = load(tmp_path)
+    assert run.study.timings == ()
+    [note] = [note for note in run.notes if TIMINGS in note]
+    assert f"{len(first)} times of an earlier version" in note
+    notes: list[str] = []
+    again = run_curves(small(), out=tmp_path, resume=True, notify=notes.append)
+    assert (again.timings, notes) == ((), [note])
+    run_curves(small(), out=tmp_path, resume=True, timing=1, notify=silent)
+    assert len(load(tmp_path).study.timings) == len(first)
 
 
 def test_stopped_while_timing(tmp_path: Path, monkeypatch) -> None:
@@ -169,12 +219,12 @@ def test_killed_while_times_are_written(tmp_path: Path, after: int) -> None:
     old = run_curves(small(solvers=["ddim"]), out=tmp_path, timing=1).timings
     code = KILLED.format(here=str(HERE), out=str(tmp_path), after=after)
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert tuple(read_timings(tmp_path, silent).values()) == old
+    assert stored(tmp_path) == old
     notes: list[str] = []
     result = run_curves(small(), out=tmp_path, resume=True, timing=2, notify=notes.append)
     assert ["no longer there" in note for note in notes] == [True]  # the lock, nothing else
     assert text(result) == text(run_curves(small()))
-    assert tuple(read_timings(tmp_path, silent).values()) == result.timings
+    assert stored(tmp_path) == result.timings
     assert sorted(path.name for path in tmp_path.iterdir()) == [COMPLETE, DESCRIPTION, TIMINGS]
 
 
@@ -186,10 +236,10 @@ def test_full_disk(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        timing.write_timings(tmp_path, [], lambda _: "")
+        timing.write_timings(tmp_path, [])
     monkeypatch.undo()
     assert not (tmp_path / NEW_TIMINGS).exists()
-    assert tuple(read_timings(tmp_path, silent).values()) == old
+    assert stored(tmp_path) == old
 
 
 # The file ---------------------------------------------------------------------------------------
@@ -202,18 +252,19 @@ timings = st.builds(
 )
 
 
+def timed(rows: list[Timing]) -> dict[str, Timed]:
+    return {f"key{n}": Timed(f"key{n}", (f"cell{n}",), row) for n, row in enumerate(rows)}
+
+
 def lines(rows: list[Timing]) -> bytes:
-    sealed = (
-        seal(timing.FORMAT, {"key": f"key{n}", "timing": vars(row)}) for n, row in enumerate(rows)
-    )
-    return "".join(sealed).encode()
+    return "".join(seal(timing.FORMAT, asdict(item)) for item in timed(rows).values()).encode()
 
 
 @quick
 @given(st.lists(timings, max_size=3))
 def test_times_come_back_with_every_bit(tmp_path: Path, rows: list[Timing]) -> None:
     (tmp_path / TIMINGS).write_bytes(lines(rows))
-    assert read_timings(tmp_path, silent) == {f"key{n}": row for n, row in enumerate(rows)}
+    assert read_timings(tmp_path, silent) == timed(rows)
 
 
 @quick
@@ -233,7 +284,7 @@ def test_damaged_files_are_never_misread(tmp_path: Path, data: st.DataObject) ->
         if TIMINGS not in str(refusal):
             raise
         return
-    assert all(rows[int(key[3:])] == row for key, row in found.items())
+    assert found.items() <= timed(rows).items()
     whole_lines = whole[: whole.rfind(b"\n", 0, place) + 1].count(b"\n")
     assert len(found) >= whole_lines or notes
     if len(found) < changed.count(b"\n"):
@@ -245,7 +296,7 @@ def test_damaged_files_are_never_misread(tmp_path: Path, data: st.DataObject) ->
     [
         ('{"seconds": 1}', "line 1: it is no timing of a study"),
         ("[1]", "line 1: it is no timing of a study"),
-        ('{"format":"probflow-timings/2"}', "its format is 'probflow-timings/2', this version"),
+        ('{"format":"probflow-timings/3"}', "its format is 'probflow-timings/3', this version"),
         ('{"format":"probflow-cells/2"}', "its format is 'probflow-cells/2', this version"),
     ],
 )
@@ -284,9 +335,9 @@ def test_study_file_and_option(tmp_path: Path, capsys) -> None:
     assert read_study(path).timing == 2
     command = ["rates", str(path), "--out", str(out), "--jobs", "1", "--no-progress"]
     assert main(command) == 0
-    assert [row.repeats for row in read_timings(out, silent).values()] == [2, 2]
+    assert [row.repeats for row in stored(out)] == [2, 2]
     assert main([*command, "--timing", "1"]) == 0
-    assert [row.repeats for row in read_timings(out, silent).values()] == [1, 1]
+    assert [row.repeats for row in stored(out)] == [1, 1]
     assert main([*command, "--timing", "0"]) == 0
     assert not (out / TIMINGS).exists()
     assert main([*command, "--timing", "-1"]) == 2
