@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,16 +33,6 @@ class Net(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return torch.tanh(self.layer(y)) * self.scale * (1 + t)
-
-
-@pytest.fixture
-def nowhere() -> Iterator[None]:
-    """A default device that is not the state's: every tensor made there fails when it is read."""
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("method", EVERY)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,16 +52,6 @@ class Neural(nn.Module):
 @pytest.fixture
 def y0() -> Tensor:
     return torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def nowhere() -> Iterator[None]:
-    """A default device that is not the state's: every tensor made there fails when it is read."""
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 @every_method
