@@ -17,16 +17,13 @@ import argparse
 import math
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torchdiffeq
 import torchsde
-from overhead import hand_euler, hand_heun, hand_rk4
+from overhead import hand_euler, hand_heun, hand_rk4, peak_memory
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -251,37 +248,6 @@ def measure(variants: Variants, steps: int, repeats: int, device: str) -> dict[s
     return table
 
 
-def peak_memory(state: str, case: str, variant: str, arguments: argparse.Namespace) -> float:
-    """MiB by which one call raises the peak of a process of its own."""
-    command = [sys.executable, __file__, "--only", state, case, variant]
-    command += ["--steps", str(arguments.steps), "--large-steps", str(arguments.large_steps)]
-    command += ["--device", arguments.device]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(answer.stdout.split()[-1])
-
-
-def only(state: str, case: str, variant: str, arguments: argparse.Namespace) -> None:
-    """Print the peak of one call, in MiB."""
-    work = cases(state, arguments.device, arguments.steps, arguments.large_steps)[case][0][variant]
-    if arguments.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    work()  # what is made once
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew (Linux)
-    before = resident("VmRSS")
-    work()
-    print(resident("VmHWM") - before)
-
-
-def resident(name: str) -> float:
-    """Memory of this process in MiB: now (VmRSS) or its peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
-
-
 def report(
     state: str, name: str, case: tuple[Variants, int], arguments: argparse.Namespace
 ) -> None:
@@ -298,7 +264,8 @@ def report(
         row = f"| {variant} | {statistics.median(values):.1f} | {ratio:.2f} "
         row += f"| {waits(variants[variant]) / steps:.2f} |"
         if memory:
-            row += f" {peak_memory(state, name, variant, arguments):.0f} |"
+            peak = peak_memory(variants[variant], arguments.device) / 2**20
+            row += f" {peak:.0f} |"
         print(row, flush=True)
 
 
@@ -311,13 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", nargs="*", help="some of the cases, by name")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with torch.no_grad():
-        if options.only:
-            only(*options.only, options)
-            return
         device = options.device if options.device == "cpu" else torch.cuda.get_device_name()
         print(
             f"torch {torch.__version__}, torchdiffeq {torchdiffeq.__version__}, torchsde "

@@ -21,6 +21,7 @@ import torch
 import torchdiffeq
 import torchsde
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import probflow as pf
 from probflow.integrate import run_plan
@@ -191,6 +192,23 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.thread_time()
     work()
     return time.thread_time() - start
+
+
+def peak_memory(work: Callable[[], object], device: str = "cpu") -> float:
+    """Bytes that a call holds at most beyond what was there, by the allocator's own record."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    level = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    return peak
 
 
 def measure(variants: Variants, evaluations: int, x: Tensor, steps: int, repeats: int) -> dict:

@@ -23,10 +23,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from overhead import Given, hand_heun, hand_rk4, rows_of, seconds
+from overhead import Given, hand_heun, hand_rk4, peak_memory, rows_of, seconds
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.profiler import ProfilerActivity, profile
 
 import probflow as pf
 from probflow.integrate import run_plan
@@ -397,15 +396,8 @@ def against_diffusers(shape: tuple[int, ...], nfe: int, repeats: int) -> None:
 
 
 def held_states(work: Work, x: Tensor) -> float:
-    """Peak memory of a run in units of the state, by the allocator's own record."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
-    level = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            peak = max(peak, level)
-    return peak / (x.numel() * x.element_size())
+    """Peak memory of a run in units of the state."""
+    return peak_memory(work) / (x.numel() * x.element_size())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,13 +36,13 @@ from probflow.adapters.scheduler_run import (
     check_arguments,
     check_types,
     clipping,
-    same_time,
+    distillation,
     solver_of,
+    tokens_at,
 )
 from probflow.adapters.stock_configs import arguments_of, compatibles, translated
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
-from probflow.words import check_whole
 
 __all__ = ["ProbflowScheduler", "ProbflowSchedulerOutput"]
 
@@ -291,14 +291,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             self._configured, self.noise_levels = self.config, NoiseLevels(dict(self.config))
         distilled = None
         if original_inference_steps is not None or strength != 1.0:
-            if self.config.timestep_layout != "lcm" or not 0 < strength <= 1:
-                raise ValueError(
-                    "original_inference_steps, strength: for timesteps of a distillation "
-                    "(timestep_layout='lcm') and strength in (0, 1], got "
-                    f"{self.config.timestep_layout!r} and strength {strength}"
-                )
-            count = original_inference_steps or self.config.original_inference_steps
-            distilled = check_whole("original_inference_steps", count, 1), strength
+            distilled = distillation(self.config, original_inference_steps, strength)
             if timesteps is not None:
                 timesteps = timesteps[len(timesteps) - int(len(timesteps) * strength) :]
         times = self.noise_levels.grid(
@@ -458,9 +451,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Returns
         -------
         ProbflowSchedulerOutput or tuple of Tensor
-            ``prev_sample``, the next model input, and ``pred_original_sample``, the predicted data;
-            both
-            of the sample's shape and dtype.
+            ``prev_sample``, the next model input, and ``pred_original_sample``, the predicted data,
+            both of the sample's shape and dtype.
 
         Raises
         ------
@@ -481,7 +473,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
                 f"{tuple(model_output.shape)}"
             )
         self._run = run = copy(self._made())  # copies of the scheduler keep their place
-        index = self._place(timestep)
+        first = self._begin_index if self._index is None else self._index
+        index = run.next_call(timestep, self._told, first)
         wide = torch.promote_types(sample.dtype, torch.float32)
         fed, output = sample.to(wide), model_output.to(wide)
         if (self.noise_levels.sign < 0) != (per_token_timesteps is not None):
@@ -492,9 +485,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             output, x0 = run.clipped(fed, output, clip)
         result = run.advance(fed, output, lambda number: self._noise(number, fed, generator))
         if per_token_timesteps is not None:
-            told = self._told[index]
-            here = (per_token_timesteps - told).abs() <= 1e-5 * max(1.0, abs(told))
-            here = here.view(*here.shape, *(1,) * (sample.ndim - here.ndim))
+            here = tokens_at(per_token_timesteps, self._told[index], sample.ndim)
             result = torch.where(here, result, fed)
         self._index = index + 1
         result = result.to(sample.dtype)
@@ -502,23 +493,6 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         if pair:
             return (result, result if run.walk.over or x0 is None else x0)
         return ProbflowSchedulerOutput(result, x0) if return_dict else (result,)
-
-    def _place(self, timestep: Any) -> int:
-        """Number of the model call that was made at a timestep."""
-        run = self._made()
-        if run.walk.over:
-            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
-        index = self._begin_index if self._index is None else self._index
-        if index is None:
-            return run.begin_at(timestep, self._told)
-        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
-        if on_host and not same_time(timestep, self._told[index]):
-            raise ValueError(
-                f"timestep: the next of the scheduler's timesteps is {self._told[index]:g}, number "
-                f"{index}, got {float(timestep):g}; take them in order, or call set_timesteps or "
-                "set_begin_index to begin anew"
-            )
-        return index
 
 
 # The public path is what a saved pipeline names.

@@ -22,6 +22,7 @@ from probflow.plan import Plan, Point, Register, Step, conversion
 from probflow.processes import EDM
 from probflow.solvers import Solver
 from probflow.solvers.last_step import plan_to_data
+from probflow.words import check_whole
 
 __all__ = [
     "SchedulerRun",
@@ -30,8 +31,10 @@ __all__ = [
     "check_arguments",
     "check_types",
     "clipping",
+    "distillation",
     "same_time",
     "solver_of",
+    "tokens_at",
 ]
 
 #: Arguments of other schedulers' ``step`` that change nothing at these values, and what to take.
@@ -92,6 +95,27 @@ class SchedulerRun:
         points = Point.many(process, calls_of(self.plan))
         self._to_x0 = [_weights(process, prediction, "x0", p) for p in points]
         self._from_x0 = [_weights(process, "x0", prediction, p) for p in points]
+
+    def next_call(self, timestep: Any, told: Sequence[float], number: int | None) -> int:
+        """Number of the model call made at a timestep: ``number``, ``None`` before the first.
+
+        Raises
+        ------
+        ValueError
+            If all calls are made, or the timestep is not that call's.
+        """
+        if self.walk.over:
+            raise ValueError("step: all model calls of the plan are made; call set_timesteps again")
+        if number is None:
+            return self.begin_at(timestep, told)
+        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        if on_host and not same_time(timestep, told[number]):
+            raise ValueError(
+                f"timestep: the next of the scheduler's timesteps is {told[number]:g}, number "
+                f"{number}, got {float(timestep):g}; take them in order, or call set_timesteps or "
+                "set_begin_index to begin anew"
+            )
+        return number
 
     def begin_at(self, timestep: Any, told: Sequence[float]) -> int:
         """Walk anew from the step that begins at a model time, of those ``told``; its first call.
@@ -256,6 +280,24 @@ def check_types(model_output: Any, sample: Any, generator: Any) -> None:
         raise TypeError(
             f"generator: need a torch.Generator or a list of one for each sample, got {generator!r}"
         )
+
+
+def distillation(config: Any, steps: int | None, strength: float) -> tuple[int, float]:
+    """Timesteps of the distillation and the part of them to use, as consistency pipelines ask."""
+    if config.timestep_layout != "lcm" or not 0 < strength <= 1:
+        raise ValueError(
+            "original_inference_steps, strength: for timesteps of a distillation "
+            f"(timestep_layout='lcm') and strength in (0, 1], got {config.timestep_layout!r} and "
+            f"strength {strength}"
+        )
+    count = steps or config.original_inference_steps
+    return check_whole("original_inference_steps", count, 1), strength
+
+
+def tokens_at(timesteps: Tensor, told: float, ndim: int) -> Tensor:
+    """Which of the tokens, (batch, tokens), are at that time, for states of ``ndim`` dimensions."""
+    here = (timesteps - told).abs() <= 1e-5 * max(1.0, abs(told))
+    return here.view(*here.shape, *(1,) * (ndim - here.ndim))
 
 
 def same_time(timestep: Any, told: float) -> bool:

@@ -295,6 +295,7 @@ def run_steps(
                 extended(func, tableau, before, y, times[-1], h, stages)
                 states.append(dense_value(tableau, before, stages, theta, h))
         first = stages[tableau.closing] if len(stages) > tableau.closing else None
+        del before, stages  # or they would be held beside those of the next step
     return y, first, states
 
 

@@ -67,8 +67,10 @@ class _Batch:
 
     def __getitem__(self, name: str) -> list[float]:
         if name not in self._columns:
-            values = getattr(self._process, name)(self.times)
-            self._columns[name] = np.broadcast_to(values, self.times.shape).tolist()
+            values = np.asarray(getattr(self._process, name)(self.times))
+            if values.shape != self.times.shape:
+                values = np.broadcast_to(values, self.times.shape)
+            self._columns[name] = values.tolist()
         return self._columns[name]
 
     def conversion(self, key: tuple[str, str]) -> list[tuple[float, float]]:

@@ -101,9 +101,9 @@ class _Enough(Exception):
 class _Scout(StepBuilder):
     """A step that only notes the intermediate times and log-SNRs that a solver asks for.
 
-    A point asked for is half way between those of the grid. Where a solver asks for further times
-    that depend on it, the notes are wrong, which costs time only. After as many points as expected
-    the rest of the step is left out.
+    A point asked for is half way between those of the grid, but for its log-SNR. Where a solver
+    asks for further times that depend on more of it, the notes are wrong, which costs time only.
+    After as many points as expected the rest of the step is left out.
     """
 
     def __init__(
@@ -146,7 +146,9 @@ class _Scout(StepBuilder):
         return self._note(self.times, t)
 
     def at_lambda(self, lambda_: float) -> Point:
-        return self._note(self.lambdas, lambda_)
+        middle = self._note(self.lambdas, lambda_)
+        middle.lambda_ = lambda_  # so that places which depend on it are right
+        return middle
 
     def model(self, state: Linear, at: Point) -> Linear:
         self.outputs.append(self.x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from math import log
 
-from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan import Linear, StepBuilder
 from probflow.solvers.registry import register
 from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
 from probflow.words import check_choice
@@ -38,13 +38,14 @@ def _in_noise(step: StepBuilder, tableau: Tableau, variable: str) -> Linear:
     if s.sigma == 0:
         return step.x + (s.rho - t.rho) * step.model(step.x, t)
     h = s.rho - t.rho if variable == "sigma" else s.lambda_ - t.lambda_
-
-    def at(c: float) -> Point:
-        if c == 1.0:
-            return s
-        return step.at_lambda(-log(t.rho + c * h) if variable == "sigma" else t.lambda_ + c * h)
-
-    points = [at(c) for c, _ in tableau.later]
+    start = t.rho if variable == "sigma" else t.lambda_
+    places = [start + c * h for c, _ in tableau.later]
+    if variable == "sigma":
+        places = [-log(rho) for rho in places]
+    points = [
+        s if c == 1.0 else step.at_lambda(place)
+        for (c, _), place in zip(tableau.later, places, strict=True)
+    ]
     slopes = [1.0 if variable == "sigma" else -r.rho for r in (t, *points)]
     outputs = [step.model(step.x, t)]
 

@@ -63,14 +63,11 @@ MUTATIONS = [
     for solver in SOLVERS
     for place in places(solver)
 ]
-#: Quadrature in three variables, or in two that no symmetry halves: 10 s to a minute each.
+#: Laws that are quadratures in two variables or three: 2 s to a minute a mutant, and only one of
+#: each is in the ordinary run.
 LONG = {
-    *(
-        ("accelerated-sde-3", f"{part}-z{j}")
-        for part in ("stage1", "stage2", "update")
-        for j in (0, 1)
-    ),
-    *(("er-sde-2", f"update-{register}") for register in ("f0", "f0[-1]", "z0")),
+    *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
+    *("sde-exponential-rk2", "sde-heun"),
 }
 #: Without the weights of the state and the times of stages, which are fewer and cruder mistakes.
 OUTPUTS_AND_NOISES = [
@@ -78,7 +75,7 @@ OUTPUTS_AND_NOISES = [
         solver,
         place,
         id=f"{solver.name}-{place}",
-        marks=pytest.mark.slow if (solver.name, str(place)) in LONG else [],
+        marks=pytest.mark.slow if solver.name in LONG and str(place) != "update-f0" else [],
     )
     for solver in SOLVERS
     for place in places(solver)
