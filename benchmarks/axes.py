@@ -65,8 +65,9 @@ def normal_law(d: int) -> pf.Gaussian:
 
 
 def show(label: str, result: Scan) -> None:
-    """One line of a table."""
-    errors = " | ".join(f"{row.error:.2e}" for row in result.rows)
+    """One line of a table: each error with its value of the axis, towards the asymptote."""
+    pairs = zip(result.values, result.rows, strict=True)
+    errors = " | ".join(f"{value:g}: {row.error:.2e}" for value, row in pairs)
     interval = f"{result.slope:.2f} [{result.low:.2f}, {result.high:.2f}]"
     text = result.reason if np.isnan(result.slope) else interval
     solver, steps, measure = (getattr(result.rows[0], k) for k in ("solver", "steps", "measure"))
@@ -75,7 +76,6 @@ def show(label: str, result: Scan) -> None:
 
 def dimension(samples: int, points: int) -> None:
     """The founding paper's samplers in 1 to 32 dimensions (1 to 1024 for normal laws)."""
-    print("dimension", *DIMENSIONS)
     for family in (independent, equicorrelated, markov, one_direction):
         for solver, measure in (("accelerated-sde", "path-kl"), ("accelerated-ode", "kl")):
             result = scan("dimension", DIMENSIONS, family, solver, 64, measure)
@@ -96,12 +96,10 @@ def dimension(samples: int, points: int) -> None:
     )
     show("independent", result)
     few = [1, 2, 3, 4, 6, 8]
-    print("dimension", *few)
     for family in (two_covariances, low_rank):
         result = scan("dimension", few, family, "accelerated-sde", 32, "chi2", samples=points)
         show(family.__name__, result)
     many = [4**k for k in range(6)]
-    print("dimension", *many)
     for solver in ("accelerated-sde", "accelerated-ode"):
         show("normal_law", scan("dimension", many, normal_law, solver, 64, "kl"))
 
@@ -115,7 +113,6 @@ def score(**_: int) -> None:
         ("accelerated-sde", "jacobian", 0.16),
     ):
         sizes = [first * 2**k for k in range(6)]
-        print(axis, *sizes)
         show(axis, scan(axis, sizes, LINE, solver, 64 if solver == "rk4" else 1024))
     waves = [0.01 * 2**k for k in range(6)]
     print("Jacobian at L2 size 0.01", *waves)
@@ -132,22 +129,21 @@ def score(**_: int) -> None:
 def ends(**_: int) -> None:
     """N(0, I) in the place of the law at the start; the data in that of the law at the end."""
     starts = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    print("initial", *starts)
     show("initial", scan("initial", starts, LINE, "rk4", 128))
     stops = [0.0005 * 4**k for k in range(6)]
-    print("early", *stops)
     show("early", scan("early", stops, LINE, "rk4", 128))
 
 
 def smoothness(**_: int) -> None:
     """Both components of the mixture as narrow as s."""
     lengths = [0.025 * 2**k for k in range(5)]
-    print("smoothness", *lengths)
     show("smoothness", scan("smoothness", lengths, narrow, "accelerated-ode", 512))
     lengths, deep = [0.0125, *lengths], pf.grids.log_snr(3.0, 1e-6, unit="neg_log_ab")
-    print("smoothness, to sigma = 0.001", *lengths)
     for measure in ("tv", "w2"):
-        show(measure, scan("smoothness", lengths, narrow, "ddim", 256, measure, grid=deep))
+        show(
+            "smoothness to sigma = 0.001",
+            scan("smoothness", lengths, narrow, "ddim", 256, measure, grid=deep),
+        )
 
 
 def narrow(s: float) -> pf.GaussianMixture:
