@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, exp, isfinite, log, sqrt
+from math import ceil, exp, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
@@ -15,7 +15,7 @@ from probflow.solvers.forms import X0, Form, check_s_noise, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
-from probflow.words import check_choice, check_whole
+from probflow.words import check_choice, check_real, check_whole
 
 # SA-Solver ---------------------------------------------------------------------------------------
 
@@ -133,12 +133,9 @@ def _eta_of_phi(options: Mapping[str, Any]) -> Eta | None:
 
 
 def _phi_at(phi: Callable[[float], float], rho: float) -> float:
-    value = phi(rho) if callable(phi) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-        raise ValueError(f"phi: need a function from sigma/alpha to a number, got {value!r}")
-    if value <= 0:
-        raise ValueError(f"phi: must be positive, but phi({rho:g}) = {value:g}")
-    return float(value)
+    if not callable(phi):
+        raise TypeError(f"phi: need a function of sigma/alpha, got {phi!r}")
+    return check_real(f"phi({rho:g})", phi(rho), "(0, inf)")
 
 
 def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> list[float]:
