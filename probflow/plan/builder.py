@@ -15,6 +15,21 @@ _STATE = code("x")
 class StepBuilder:
     """What a solver function sees of one step, from time ``t`` to time ``s``.
 
+    Parameters
+    ----------
+    points
+        All times of the grid.
+    number
+        That of the step, 0 for the first.
+    predictions
+        Prediction type of the model, and that in which the solver is written.
+    coordinates
+        Those of the solver, as for :func:`~probflow.plan.trace`.
+    previous
+        Earlier steps, the newest first.
+    between
+        Makes points between those of the grid.
+
     Attributes
     ----------
     t, s : Point
@@ -100,15 +115,15 @@ class StepBuilder:
         self.outputs = [output.aged() for output in self.outputs]
 
     def at(self, t: float) -> Point:
-        """The point at process time ``t``."""
+        """The :class:`Point` at the process time ``t``, a float."""
         return self._between.at(t)
 
     def at_lambda(self, lambda_: float) -> Point:
-        """The point with log-SNR ``lambda_``."""
+        """The :class:`Point` with the log-SNR ``lambda_``, a float."""
         return self._between.at_lambda(lambda_)
 
     def at_neg_log_ab(self, neg_log_ab: float) -> Point:
-        """The point with this ``-ln(ab)``."""
+        """The :class:`Point` with this ``-ln(ab)``, a float > 0."""
         return self.at_lambda(-0.5 * math.log(math.expm1(neg_log_ab)))
 
     @property
@@ -123,6 +138,18 @@ class StepBuilder:
         becomes weights. ``result.input`` is the evaluated state as a register: referring to it,
         rather than to the sum that made it, tells the exact laws that the rest of the step
         depends on it alone.
+
+        Parameters
+        ----------
+        state
+            Where, in the solver's coordinates.
+        at
+            When.
+
+        Returns
+        -------
+        Linear
+            The output.
         """
         scale, index = self._scale(at), len(self._stages)
         combination = state.combination(scale)
@@ -146,7 +173,20 @@ class StepBuilder:
         return (*at.conversion(self._predictions), factor) if self._converts else (0.0, 1.0, factor)
 
     def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
-        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
+        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product.
+
+        Parameters
+        ----------
+        state, at
+            As those of :meth:`model`.
+        tangent
+            The direction, in the solver's coordinates.
+
+        Returns
+        -------
+        tuple of Linear
+            Output and derivative.
+        """
         tangent = tangent * self._scale(at)
         output = self.model(state, at)
         index = len(self._stages) - 1
@@ -157,7 +197,18 @@ class StepBuilder:
         return output, derivative + tangent * (of_input * factor)
 
     def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
-        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
+        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step.
+
+        Parameters
+        ----------
+        start, stop
+            Fractions of the step in [0, 1]; the whole step by default.
+
+        Returns
+        -------
+        Linear
+            The same register for the same interval.
+        """
         length = self.s.t - self.t.t
         interval = (
             self.t.t if start == 0.0 else self.t.t + start * length,
@@ -167,7 +218,7 @@ class StepBuilder:
         return Linear({code("z", index): 1.0})
 
     def finish(self, update: Linear) -> Step:
-        """The step as data."""
+        """The :class:`Step` that ends with the state ``update``, in the solver's coordinates."""
         return Step(
             self.t.t,
             self.s.t,

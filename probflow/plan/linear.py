@@ -35,6 +35,15 @@ class Linear:
 
     Supports ``+``, ``-``, multiplication and division by floats. Model outputs also carry
     ``input``: the register at which the model was evaluated.
+
+    Parameters
+    ----------
+    terms
+        Weight of each register, by code.
+    input
+        Code and weight of the register at which a model output was evaluated.
+    factor
+        Of all weights.
     """
 
     __slots__ = ("_factor", "_input", "_terms")
@@ -58,7 +67,7 @@ class Linear:
 
     @staticmethod
     def of(terms: Mapping[Register, float]) -> Linear:
-        """The combination with these weights."""
+        """The combination with these weights, a mapping of :class:`Register` to float."""
         return Linear({code(*register): weight for register, weight in terms.items()})
 
     @property
@@ -99,7 +108,23 @@ class Linear:
 
     @staticmethod
     def sum(weights: Sequence[float], combinations: Sequence[Linear]) -> Linear:
-        """The sum of weight times combination, faster than term by term."""
+        """The sum of weight times combination, faster than term by term.
+
+        Parameters
+        ----------
+        weights, combinations
+            As many of each.
+
+        Returns
+        -------
+        Linear
+            The sum.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many.
+        """
         terms: dict[int, float] = {}
         for weight, combination in zip(weights, combinations, strict=True):
             if weight:
@@ -112,7 +137,18 @@ class Linear:
         return Linear(terms)
 
     def combination(self, scale: float = 1.0) -> Combination:
-        """The terms times ``scale`` as a tuple: zero weights are left out, 1 +- 1e-15 is 1."""
+        """The terms times ``scale`` as a tuple: zero weights are left out, 1 +- 1e-15 is 1.
+
+        Parameters
+        ----------
+        scale
+            Of all weights.
+
+        Returns
+        -------
+        Combination
+            (register, weight) pairs.
+        """
         names, factor, pairs = _REGISTERS, self._factor * scale, []
         for register, weight in self._terms.items():
             weight *= factor
@@ -121,7 +157,7 @@ class Linear:
         return tuple(pairs)
 
     def aged(self) -> Linear:
-        """The same, seen from one step later."""
+        """The same :class:`Linear`, seen from one step later."""
         older = _older
         terms = {older(register): weight for register, weight in self._terms.items()}
         seen = self._input and (older(self._input[0]), self._input[1])

@@ -25,6 +25,25 @@ def prediction_weights(process: Any, prediction: str, point: Any) -> tuple[Any, 
     =========  =========================================================================
 
     ``point`` is anything with ``t``, ``alpha`` and ``sigma`` (floats or tensors).
+
+    Parameters
+    ----------
+    process
+        The noising process; only ``"velocity"`` asks it.
+    prediction
+        One of these names.
+    point
+        Anything with ``t``, ``alpha`` and ``sigma``, floats or tensors.
+
+    Returns
+    -------
+    tuple
+        p and q, numbers or of the kind of the point's.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
     """
     if prediction == "eps":
         return 0.0, 1.0
@@ -46,6 +65,23 @@ def conversion(process: Any, source: str, wanted: str, point: Any) -> tuple[Any,
     """Weights (c, d) with ``wanted = c x + d source`` at a point, for any two prediction types.
 
     Both are combinations of x0 and eps, and x = alpha x0 + sigma eps: a 2 x 2 linear system.
+
+    Parameters
+    ----------
+    process, point
+        As those of :func:`prediction_weights`.
+    source, wanted
+        Prediction types.
+
+    Returns
+    -------
+    tuple
+        c and d, numbers or of the kind of the point's.
+
+    Raises
+    ------
+    ValueError
+        For an unknown prediction type.
     """
     if source == wanted:
         return 0.0, 1.0
@@ -95,6 +131,13 @@ class _Batch:
 class Point:
     r"""A time of a process, with everything a formula asks for, in float64.
 
+    Parameters
+    ----------
+    t, alpha, sigma, lambda_, neg_log_ab
+        Floats; NaN for what a plain ODE has not.
+    batch, index
+        All points made at once and the place among them: they share what is asked for later.
+
     Attributes
     ----------
     t, alpha, sigma, lambda_ : float
@@ -125,7 +168,20 @@ class Point:
 
     @staticmethod
     def many(process: Any, times: Sequence[float] | np.ndarray) -> list[Point]:
-        """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
+        """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only).
+
+        Parameters
+        ----------
+        process
+            The noising process.
+        times
+            Floats.
+
+        Returns
+        -------
+        list of Point
+            As many.
+        """
         if process is None:
             return [Point(float(t), *(math.nan,) * 4) for t in times]
         batch = _Batch(process, np.asarray(times, dtype=np.float64))
@@ -142,7 +198,25 @@ class Point:
         return self._batch[name][self._index]
 
     def conversion(self, types: tuple[str, str]) -> tuple[float, float]:
-        """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types."""
+        """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types.
+
+        Parameters
+        ----------
+        types
+            First and second.
+
+        Returns
+        -------
+        tuple of float
+            c and d.
+
+        Raises
+        ------
+        TypeError
+            For the point of a plain ODE.
+        ValueError
+            For an unknown prediction type.
+        """
         if self._batch is None:
             raise TypeError("a plain ODE has one prediction type")
         found = self._batch.conversions.get(types) or self._batch.conversion(types)
