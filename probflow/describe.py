@@ -22,6 +22,11 @@ def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) 
     names
         Names or aliases of solvers; by default all registered ones.
 
+    Returns
+    -------
+    str
+        A line for each solver below the heading.
+
     Raises
     ------
     ValueError
@@ -68,6 +73,11 @@ def tableau(plan: Plan, step: int = 0) -> str:
     step
         Number of the step; negative numbers count from the end.
 
+    Returns
+    -------
+    str
+        Some lines, the last of which say which intervals the noises belong to.
+
     Raises
     ------
     ValueError
@@ -106,6 +116,11 @@ def tableau_latex(plan: Plan, step: int = 0) -> str:
     ----------
     plan, step
         As those of :func:`tableau`.
+
+    Returns
+    -------
+    str
+        The ``tabular``.
 
     Raises
     ------

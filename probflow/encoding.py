@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from probflow.problems import ProbabilityFlowODE, as_model
 from probflow.processes import Process
 from probflow.solvers import get_solver, solver_names
 from probflow.tableaus import TABLEAUS
-from probflow.words import dictionary
+from probflow.words import dictionary, is_real
 
 __all__ = ["decode", "encode"]
 
@@ -246,7 +245,7 @@ def route(
 
 
 def _check_time(process: Process, value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if not is_real(value):
         raise TypeError(f"{name}: need a number, got {value!r}")
     process.check_times(float(value), name)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from probflow.processes import VP, Process
-from probflow.words import check_choice, check_whole, near
+from probflow.words import check_choice, check_real, check_whole, is_real, near
 
 __all__ = [
     "GRIDS",
@@ -194,10 +194,9 @@ class Grid:
 
     def _time(self, process: Process, value: float, name: str) -> float:
         """Process time of a value in the grid's unit; messages begin with ``name``."""
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name}: need a number, got {value!r}") from None
+        if not is_real(value):
+            raise ValueError(f"{name}: need a number, got {value!r}")
+        number = float(value)
         if self.unit == "neg_log_ab" and number < 0:
             raise ValueError(f"{name}: -ln alphas_cumprod is never negative, got {number:g}")
         try:
@@ -259,8 +258,7 @@ def _log_snr(process: Process, start: float, end: float, steps: int) -> np.ndarr
 
 
 def _karras(process: Process, start: float, end: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    if not rho > 0:
-        raise ValueError(f"rho: need rho > 0, got {rho}")
+    check_real("rho", rho, "(0, inf)")
     ends = _finite_lambda(process, start, end, "karras")
     high, low = (math.exp(-value / rho) for value in ends)  # sigma^(1/rho)
     return process.t(-rho * np.log(np.linspace(high, low, steps + 1)))
@@ -312,6 +310,11 @@ def uniform(start: float | None = None, end: float | None = None, unit: str = "t
     ----------
     start, end, unit
         As those of :class:`Grid`.
+
+    Returns
+    -------
+    Grid
+        The recipe.
     """
     return Grid("uniform", start, end, unit)
 
@@ -319,10 +322,7 @@ def uniform(start: float | None = None, end: float | None = None, unit: str = "t
 def quadratic(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
     """Square roots of the times evenly spaced (Song et al. 2021, arXiv 2010.02502, D.2).
 
-    Parameters
-    ----------
-    start, end, unit
-        As those of :class:`Grid`.
+    Arguments and result as :func:`uniform`; times must be >= 0.
     """
     return Grid("quadratic", start, end, unit)
 
@@ -330,10 +330,7 @@ def quadratic(start: float | None = None, end: float | None = None, unit: str = 
 def log_snr(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
     """Log-SNR evenly spaced (Lu et al. 2022, arXiv 2206.00927).
 
-    Parameters
-    ----------
-    start, end, unit
-        As those of :class:`Grid`.
+    Arguments and result as :func:`uniform`; the log-SNR must be finite at both ends.
     """
     return Grid("log-snr", start, end, unit)
 
@@ -349,6 +346,11 @@ def karras(
         As those of :class:`Grid`.
     rho
         Exponent > 0; 1 is even in ``sigma/alpha``.
+
+    Returns
+    -------
+    Grid
+        Of kind ``"karras"``, for ends of finite log-SNR.
     """
     return Grid("karras", start, end, unit, {"rho": rho})
 
@@ -356,10 +358,7 @@ def karras(
 def exponential(start: float | None = None, end: float | None = None, unit: str = "t") -> Grid:
     r""":math:`-\ln\bar\alpha` evenly spaced: every step has the same ``alpha_ratio``.
 
-    Parameters
-    ----------
-    start, end, unit
-        As those of :class:`Grid`.
+    Arguments and result as :func:`uniform`; alpha must be > 0 at both ends.
     """
     return Grid("exponential", start, end, unit)
 
@@ -371,6 +370,11 @@ def paper(c0: float = 2.0, c1: float = 4.0) -> Grid:
     ----------
     c0, c1
         Constants of the schedule, ``c1 > c0 > 0``.
+
+    Returns
+    -------
+    Grid
+        Of kind ``"paper"``, for a process that has these levels.
     """
     return Grid("paper", options={"c0": c0, "c1": c1})
 
@@ -384,6 +388,11 @@ def explicit(times: Sequence[float], unit: str = "t") -> Grid:
         At least 2 numbers, in ``unit``.
     unit
         As that of :class:`Grid`.
+
+    Returns
+    -------
+    Grid
+        Of kind ``"explicit"``.
 
     Raises
     ------
@@ -410,6 +419,11 @@ def restart(base: Grid, *intervals: Sequence[float | None], unit: str = "t") -> 
         base's kind (by default as many as the base takes there), ``repeats`` times.
     unit
         Of ``low`` and ``high``: a key of :data:`UNITS`.
+
+    Returns
+    -------
+    Grid
+        Of kind ``"restart"``.
 
     Raises
     ------
@@ -453,6 +467,11 @@ def as_grid(grid: Any) -> Grid:
     ----------
     grid
         A :class:`Grid`, a key of :data:`GRIDS` (underscores are accepted), or a sequence of times.
+
+    Returns
+    -------
+    Grid
+        The grid.
 
     Raises
     ------

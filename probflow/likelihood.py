@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from probflow.ode import ODEResult, solve_ode
 from probflow.ode.options import native_methods
 from probflow.problems import as_model
 from probflow.processes import Process
-from probflow.words import check_whole
+from probflow.words import check_choice, check_real, check_whole
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -108,10 +107,7 @@ class LogLikelihood:
         TypeError, ValueError
             Unless ``scale`` is a positive and finite number.
         """
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)):
-            raise TypeError(f"scale: need a number, got {scale!r}")
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale: need a positive finite number, got {scale!r}")
+        scale = check_real("scale", scale, "(0, inf)")
         dim = self.z[0].numel()
         return -self.log_prob / (dim * math.log(2.0)) + math.log2(scale)
 
@@ -229,11 +225,12 @@ def log_likelihood(
     check_whole("first_sample", first_sample, 0)
     if chunk is not None:
         check_whole("chunk", chunk, 1)
-    _one_of(probe, "probe", PROBES)
+    check_choice("probe", probe, PROBES)
     dim = x[0].numel()
     if divergence is None:
         divergence = "exact" if dim <= EXACT_UP_TO else "hutchinson"
-    exact = _one_of(divergence, "divergence", DIVERGENCES) == "exact"
+    check_choice("divergence", divergence, DIVERGENCES)
+    exact = divergence == "exact"
     with outside_inference(gradients):
         start = x.clone() if x.is_inference() else x
         start = start.to(torch.promote_types(x.dtype, torch.float32))
@@ -372,9 +369,3 @@ def _probes(like: Tensor, seed: int | None, first: int, count: int, law: str) ->
     if law == "rademacher":
         values = torch.where(values < 0, -1.0, 1.0).to(like.dtype)
     return values.reshape(count, *like.shape)
-
-
-def _one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
-    return value

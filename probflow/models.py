@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probflow.plan import PREDICTIONS, conversion
 from probflow.processes import Process
+from probflow.words import check_choice
 
 __all__ = ["Model", "load_network"]
 
@@ -68,10 +69,7 @@ class Model(torch.nn.Module):
             raise TypeError(
                 f"process: need a probflow process such as pf.VP.linear(), got {process!r}"
             )
-        if prediction not in PREDICTIONS:
-            raise ValueError(
-                f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}"
-            )
+        check_choice("prediction", prediction, PREDICTIONS)
         self.function, self.process, self.prediction = function, process, prediction
         self.time, self.kwargs = time, dict(kwargs or {})
 
@@ -93,7 +91,25 @@ class Model(torch.nn.Module):
         return Model(_Converted(self, prediction), self.process, prediction)
 
     def own_times(self, times: Sequence[float] | np.ndarray, dtype: torch.dtype) -> Tensor:
-        """Process times in the model's convention, computed in float64, shape (n,), on the host."""
+        """Process times in the model's convention, computed in float64 on the host.
+
+        Parameters
+        ----------
+        times
+            n process times.
+        dtype
+            Of the states.
+
+        Returns
+        -------
+        Tensor
+            (n,), on the CPU, in the dtype that times have for such states.
+
+        Raises
+        ------
+        ValueError
+            If the model's ``time`` does not return one time for each.
+        """
         values = np.asarray(times, dtype=np.float64)
         if self.time is not None:
             values = np.asarray(self.time(values), dtype=np.float64)
@@ -145,6 +161,11 @@ class Model(torch.nn.Module):
         -------
         Tensor
             Shape and dtype of ``x``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown prediction type.
         """
         output = self(x, t)
         if prediction == self.prediction:

@@ -25,6 +25,11 @@ class ProbabilityFlowODE(torch.nn.Module):
         Noising process.
     model
         A :class:`~probflow.models.Model` or a target.
+
+    Raises
+    ------
+    TypeError
+        If one of the two is something else.
     """
 
     def __init__(self, process: Process, model: Any) -> None:
@@ -32,7 +37,20 @@ class ProbabilityFlowODE(torch.nn.Module):
         self.process, self.model = process, as_model(model, process)
 
     def forward(self, t: Tensor | float, y: Tensor) -> Tensor:
-        """Velocity dy/dt, shape of ``y`` (batch, ...); ``t`` is a float or a 0-d tensor."""
+        """Velocity dy/dt, shape of ``y`` (batch, ...); ``t`` is a float or a 0-d tensor.
+
+        Parameters
+        ----------
+        t
+            Process time.
+        y
+            State.
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of ``y``.
+        """
         return self.model.predict(y, t, "velocity")
 
 
@@ -49,6 +67,11 @@ class ReverseSDE(torch.nn.Module):
         Noising process.
     model
         A :class:`~probflow.models.Model` or a target.
+
+    Raises
+    ------
+    TypeError
+        If one of the two is something else.
     """
 
     noise_type = "diagonal"
@@ -59,14 +82,27 @@ class ReverseSDE(torch.nn.Module):
         self.process, self.model = process, as_model(model, process)
 
     def f(self, s: Tensor | float, y: Tensor) -> Tensor:
-        """Drift per unit of ``s = -t``; ``y`` has shape (batch, ...)."""
+        """Drift per unit of ``s = -t``; ``y`` has shape (batch, ...).
+
+        Parameters
+        ----------
+        s
+            Minus a process time, a float or a 0-d tensor.
+        y
+            State.
+
+        Returns
+        -------
+        Tensor
+            Shape and dtype of ``y``.
+        """
         t = -as_time(s, y)
         g2 = (self.process.diffusion(t) ** 2).to(y.dtype)
         score = self.model.predict(y, t, "score")
         return g2 * score - self.process.drift(t).to(y.dtype) * y
 
     def g(self, s: Tensor | float, y: Tensor) -> Tensor:
-        """Diagonal diffusion, shape of ``y``."""
+        """Diagonal diffusion, shape and dtype of ``y``; arguments as those of :meth:`f`."""
         t = -as_time(s, y)
         return self.process.diffusion(t).to(y.dtype).expand(y.shape)
 

@@ -31,6 +31,7 @@ from probflow.models import Model
 from probflow.plan import COORDINATES, Point
 from probflow.problems import as_model
 from probflow.processes import Process
+from probflow.words import check_real, check_whole
 
 __all__ = ["RejectionResult", "rejection_sample"]
 
@@ -105,10 +106,8 @@ def rejection_sample(
         raise TypeError("x: need a floating-point tensor (batch, ...) with at least one sample")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: must be finite, got NaN or infinite values")
-    if not bound > 0:
-        raise ValueError(f"bound: must be > 0, got {bound}")
-    if max_proposals < 1:
-        raise ValueError(f"max_proposals: must be >= 1, got {max_proposals}")
+    check_real("bound", bound, "(0, inf)")
+    check_whole("max_proposals", max_proposals, 1)
     kind = model.process.default_grid if grid is None else grid
     times = as_grid(kind).times(model.process, steps)
     generator = torch.Generator(device=x.device).manual_seed(seed)

@@ -52,6 +52,11 @@ class Tableau:
         The interpolant's error is O(h**(dense_order + 1)) in a step.
     c
         Stage times; by default the row sums of ``a``.
+
+    Raises
+    ------
+    ValueError
+        For numbers whose shapes or sums are those of no such method.
     """
 
     name: str
@@ -156,7 +161,7 @@ class Tableau:
         )
 
     def dense_weights(self, theta: float) -> Row:
-        """Weights b_i(theta) of the stages at ``t + theta h``, 0 <= theta <= 1."""
+        """Weights b_i(theta) of all stages, floats, at ``t + theta h``, 0 <= theta <= 1."""
         weights = []
         for coefficients in self.dense:  # by Horner's rule, which a compiled graph can follow
             weight = 0.0
@@ -166,7 +171,7 @@ class Tableau:
         return tuple(weights)
 
     def dense_slopes(self, theta: float) -> Row:
-        """Derivatives b_i'(theta): ``sum_i b_i'(theta) k_i`` is the slope of the dense output."""
+        """Derivatives b_i'(theta), floats: ``sum_i b_i'(theta) k_i`` is the output's slope."""
         powers = np.arange(1, len(self.dense[0]) + 1)
         return tuple(np.dot(self.dense, powers * theta ** (powers - 1)).tolist())
 

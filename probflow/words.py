@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ __all__ = [
     "UnfitError",
     "check_choice",
     "check_flags",
+    "check_real",
     "check_whole",
     "dictionary",
+    "is_real",
     "near",
     "no_option",
 ]
@@ -80,6 +83,66 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> i
     if whole:
         raise ValueError(f"{name}: need a whole number {allowed}, got {value}")
     raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is a real number, or an array or tensor of one without dimensions; no bool is."""
+    if getattr(value, "ndim", None) == 0:
+        try:
+            value = value.item()
+        except RuntimeError:  # a tensor without a number: on the device "meta", under vmap
+            return False
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_real(
+    name: str, value: Any, interval: str = "(-inf, inf)", *, kind: str = "a number"
+) -> float:
+    """Return ``value`` as a float if it is a real number of an interval.
+
+    Parameters
+    ----------
+    name
+        The argument.
+    value
+        What was given: as :func:`is_real` says.
+    interval
+        Such as ``"[0, 1)"``; a square bracket stands where the end itself is allowed.
+    kind
+        What is allowed, in words, where that is more than a number.
+
+    Returns
+    -------
+    float
+        The number.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number.
+    ValueError
+        If it lies outside, as NaN does.
+    """
+    if not is_real(value):
+        raise TypeError(f"{name}: need {kind}, got {value!r}")
+    number = float(value)
+    low, high, allowed = _interval(interval)
+    inside = low < number < high
+    if inside or (number == low and "[" in interval) or (number == high and "]" in interval):
+        return number
+    raise ValueError(f"{name}: need {allowed}, got {number}")
+
+
+@functools.cache
+def _interval(text: str) -> tuple[float, float, str]:
+    """Ends of an interval, and its numbers in words."""
+    low, high = (float(end) for end in text[1:-1].split(","))
+    size = "finite number" if text.endswith("inf)") else "number"
+    if high < math.inf:
+        return low, high, f"a number in {text}"
+    if low == -math.inf:
+        return low, high, f"a {size}"
+    return low, high, f"a {size} {'>=' if '[' in text else '>'} {low:g}"
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

@@ -180,7 +180,7 @@ VP, EDM = pf.VP.linear(), pf.EDM()
         (lambda: grids.karras(end=0.0).times(EDM, 4), "karras grid: needs finite log-SNR at both"),
         (lambda: grids.log_snr(1.0).times(pf.FlowMatching(), 4), "needs finite log-SNR"),
         (lambda: grids.exponential(1.0).times(pf.FlowMatching(), 4), "needs alpha > 0 at both"),
-        (lambda: grids.karras(rho=0.0).times(EDM, 4), "rho: need rho > 0"),
+        (lambda: grids.karras(rho=0.0).times(EDM, 4), "rho: need a finite number > 0, got 0"),
         (lambda: Grid("paper", 1.0).times(VP, 64), "start, end: the paper's schedule fixes both"),
         (lambda: grids.paper().times(VP, 3), r"need h = c1 ln\(T\)/T < 1"),
         (lambda: grids.paper().times(VP, 99), "times: 1.01289 lies outside the process"),

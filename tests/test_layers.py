@@ -112,6 +112,17 @@ def test_imports_point_down(file: str) -> None:
         assert other > layer or (other, number) == (layer, group) or loads_adapter, found.module
 
 
+def test_reports_are_loaded_when_asked_for() -> None:
+    """So ``import probflow`` does not wait for matplotlib."""
+    drawing = {"studies/figures.py", "studies/samples.py"}  # which the commands load
+    for file in FILES:
+        loaded = {found.module for found in _imports(file) if not found.inside}
+        assert not drawing & set(map(_file, loaded)), file
+        if not file.startswith("report/") and file not in drawing:
+            drawn = re.compile(r"(probflow\.report|matplotlib)\b")
+            assert not list(filter(drawn.match, loaded)), file
+
+
 def test_who_imports_what() -> None:
     libraries = {"torchdiffeq", "torchsde", "diffusers"}
     for file in FILES:

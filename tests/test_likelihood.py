@@ -200,7 +200,7 @@ def test_bits_per_dim_formula() -> None:
         expected = nats / math.log(2) + math.log2(scale)
         assert torch.allclose(found.bits_per_dim(scale), expected, rtol=1e-14)
     for scale in (0.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="scale: need a positive finite number"):
+        with pytest.raises(ValueError, match="scale: need a finite number > 0"):
             found.bits_per_dim(scale)
 
 

@@ -78,9 +78,9 @@ def test_wrong_input() -> None:
     for bad in (math.nan, math.inf):
         with pytest.raises(ValueError, match="x: must be finite"):
             pf.rejection_sample(TARGET, torch.full_like(x, bad), 4, process=PROCESS)
-    with pytest.raises(ValueError, match="bound: must be > 0, got 0"):
+    with pytest.raises(ValueError, match="bound: need a finite number > 0, got 0"):
         pf.rejection_sample(TARGET, x, 4, process=PROCESS, bound=0)
-    with pytest.raises(ValueError, match="max_proposals: must be >= 1"):
+    with pytest.raises(ValueError, match="max_proposals: need a whole number >= 1, got 0"):
         pf.rejection_sample(TARGET, x, 4, process=PROCESS, max_proposals=0)
     with pytest.raises(RuntimeError, match=r"max_proposals: .* not accepted within 1 proposals"):
         pf.rejection_sample(TARGET, starts(200, 4), 4, process=PROCESS, grid=GRID, max_proposals=1)

@@ -22,8 +22,14 @@ def markdown(text: str) -> str:
 
     text = _MATH.sub(r"$\1$", text)
     text = _BLOCK.sub(formula, text)
-    text = _ROLE.sub(lambda match: f"`{match.group(1).split('.')[-1]}`", text)
+    text = _ROLE.sub(lambda match: f"`{_short(match.group(1))}`", text)
     return _TABLE.sub(r"```text\n\1\n```", text).replace("::\n\n    ", ":\n\n    ")
+
+
+def _short(name: str) -> str:
+    """The last part of a name, and of a method its class as well."""
+    *_, owner, last = ["", *name.split(".")]
+    return f"{owner}.{last}" if owner[:1].isupper() else last
 
 
 class Roles(griffe.Extension):

@@ -46,6 +46,11 @@ class Guided(torch.nn.Module):
         Factor of the output.
     concatenated
         More channels of the network's input, the same at every call: (1 or batch, channels, ...).
+
+    Raises
+    ------
+    ValueError
+        If ``guidance_scale`` is not 1 and ``unconditional`` is missing or has other names.
     """
 
     def __init__(
@@ -76,7 +81,25 @@ class Guided(torch.nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The guided output at ``x``, (batch, ...), and the model's times ``t``, (batch,)."""
+        """The guided output.
+
+        Parameters
+        ----------
+        x
+            (batch, ...).
+        t
+            The model's times, (batch,).
+
+        Returns
+        -------
+        Tensor
+            Shape of ``x``.
+
+        Raises
+        ------
+        ValueError
+            If a tensor of the conditioning is neither for one sample nor for the batch.
+        """
         count, fed = len(x), x
         conditional = {k: _expanded(v, count, k) for k, v in self.conditioning.items()}
         if self.concatenated is not None:
@@ -115,7 +138,18 @@ def _expanded(value: Any, count: int, name: str) -> Any:
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, of which the second has the last word; mappings under one name are merged."""
+    """Both, of which the second has the last word; mappings under one name are merged.
+
+    Parameters
+    ----------
+    first, second
+        Conditioning by name.
+
+    Returns
+    -------
+    dict
+        A new one; the two stay as they are.
+    """
     both = {**first, **second}
     for name in set(first) & set(second):
         if isinstance(first[name], Mapping) and isinstance(second[name], Mapping):
@@ -173,6 +207,25 @@ def conditions_of(
     size: tuple[int, int] | None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What a pipeline's network is told of a prompt, with and without it.
+
+    Parameters
+    ----------
+    pipe
+        A pipeline of diffusers.
+    network
+        Its denoising network.
+    prompt, negative_prompt
+        What to draw and what not; a prompt of ``None`` is none.
+    guided
+        Whether the branch without the prompt is wanted, too.
+    size
+        Height and width of the image in pixels, of which Stable Diffusion XL is told; by default
+        the network's.
+
+    Returns
+    -------
+    tuple
+        Conditioning by name with the prompt, and without it (``None`` unless ``guided``).
 
     Raises
     ------

@@ -24,7 +24,7 @@ from probflow.plan import Plan
 from probflow.processes import EDM, Process
 from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
-from probflow.words import dictionary, near, no_option
+from probflow.words import check_whole, dictionary, near, no_option
 
 __all__ = ["STOCK", "sample"]
 
@@ -175,8 +175,7 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
             raise ValueError(
                 f"sigma_min, sigma_max: need 0 < min < max, got {sigma_min}, {sigma_max}"
             )
-        if n < 1:
-            raise ValueError(f"n: need at least 1 evaluation, got {n}")
+        check_whole("n", n, 1)
         ends = log(sigma_max), log(sigma_min)
         sigmas = torch.linspace(*ends, n // 3 + 2, dtype=torch.float64).exp()
         sigmas[0], sigmas[-1] = sigma_max, sigma_min
@@ -249,8 +248,7 @@ def _with_options(name: Any, solver: Solver, options: Mapping[str, Any]) -> Solv
         return solver.with_options(**options) if options else solver
     if own == "sample_lms" and "order" in options:
         order = options.pop("order")
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order: must be 1, 2, 3 or 4, got {order!r}")
+        check_whole("order", order, 1, 4)
         solver = get_solver(f"lms-{order}", **({"start": "euler"} if order > 2 else {}))
     if solver.name == "edm-churn":
         unknown = sorted(set(options) - set(_CHURN))

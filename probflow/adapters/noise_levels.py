@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from probflow.adapters.level_grids import LevelGrids
 from probflow.adapters.training_levels import discrete, preconditioned
 from probflow.processes import FlowMatching, Process
 from probflow.schedules import Array, namespace
-from probflow.words import check_whole
+from probflow.words import check_choice, check_real, check_whole
 
 __all__ = ["LAYOUTS", "NoiseLevels"]
 
@@ -41,19 +40,14 @@ PREDICTION_TYPES = {
 }
 
 
-# Arguments that are numbers: above the first bound, at most the second; None where it is allowed.
-_BOUNDS = {
-    "rho": (0.0, math.inf),
-    "snr_shift_scale": (0.0, math.inf),
-    "sigma_min": (0.0, math.inf),
-    "sigma_max": (0.0, math.inf),
-    "sigma_data": (0.0, math.inf),
-    "flow_shift": (0.0, math.inf),
-    "shift": (0.0, math.inf),
-    "clip_sample_range": (0.0, math.inf),
-    "sample_max_value": (0.0, math.inf),
-    "dynamic_thresholding_ratio": (0.0, 1.0),
-}
+# Arguments that are numbers > 0, and those that may be None.
+_POSITIVE = (
+    "rho",
+    "snr_shift_scale",
+    *("sigma_min", "sigma_max", "sigma_data"),
+    *("flow_shift", "shift"),
+    *("clip_sample_range", "sample_max_value"),
+)
 _OPTIONAL = ("sigma_min", "sigma_max", "sigma_data")
 
 
@@ -65,19 +59,14 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     betas = config["trained_betas"]
     if betas is not None and np.size(betas) < 1:
         raise ValueError("trained_betas: need at least one")
-    for name, (low, high) in _BOUNDS.items():
-        value = config[name]
-        if value is None and name in _OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name}: need a number, got {value!r}")
-        if not low < float(value) <= high:
-            raise ValueError(f"{name}: need a number in ({low:g}, {high:g}], got {value}")
+    for name in _POSITIVE:
+        if config[name] is not None or name not in _OPTIONAL:
+            check_real(name, config[name], "(0, inf]")
+    check_real("dynamic_thresholding_ratio", config["dynamic_thresholding_ratio"], "(0, 1]")
     low, high = config["sigma_min"], config["sigma_max"]
     if None not in (low, high) and low >= high:
         raise ValueError(f"sigma_min, sigma_max: need 0 < min < max, got {low}, {high}")
-    if not 0 <= (config["shift_terminal"] or 0.0) < 1:
-        raise ValueError(f"shift_terminal: need one in [0, 1), got {config['shift_terminal']}")
+    check_real("shift_terminal", config["shift_terminal"] or 0.0, "[0, 1)")
 
 
 class NoiseLevels:
@@ -111,12 +100,8 @@ class NoiseLevels:
         self.config = config
         self.count = int(config["num_train_timesteps"])
         self.sign, self.data_scale = 1.0, 1.0
-        kind = config["prediction_type"]
-        if kind not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type: got {kind!r}, allowed are {', '.join(PREDICTION_TYPES)}"
-            )
         for name, allowed in (
+            ("prediction_type", PREDICTION_TYPES),
             ("timestep_spacing", SPACINGS),
             ("timestep_layout", LAYOUTS),
             ("final_sigmas_type", (None, "zero", "sigma_min")),
@@ -124,9 +109,7 @@ class NoiseLevels:
             ("time_shift_type", ("exponential", "linear")),
             ("sigma_schedule", ("karras", "exponential")),
         ):
-            if config[name] not in allowed:
-                words = ", ".join(str(word) for word in allowed)
-                raise ValueError(f"{name}: got {config[name]!r}, allowed are {words}")
+            check_choice(name, config[name], allowed)
         chosen = [n for n in ("karras", "exponential", "beta") if config[f"use_{n}_sigmas"]]
         if config["use_lu_lambdas"]:
             chosen.append("exponential")
@@ -136,6 +119,7 @@ class NoiseLevels:
                 f"choose one, got {', '.join(chosen)}"
             )
         self.curve = chosen[0] if chosen else None
+        kind = config["prediction_type"]
         self.prediction = PREDICTION_TYPES[kind]
         continuous = config["timestep_type"] == "continuous" and kind == "v_prediction"
         self.process: Process
@@ -160,7 +144,7 @@ class NoiseLevels:
             self.count = int(self.process.t_max) + 1
 
     def told(self, times: Array) -> Array:
-        """The model's times for process times."""
+        """The model's times for process times: the kind and shape of ``times``, float64."""
         xp, times = namespace(times)
         if self.family == "flow":
             return times * self.count
@@ -172,7 +156,7 @@ class NoiseLevels:
             return 0.25 * xp.log(times)
 
     def times(self, told: Array) -> Array:
-        """The process times for the model's times."""
+        """The process times for the model's times: the inverse of :meth:`told`, float64."""
         xp, told = namespace(told)
         if self.family == "flow":
             return told / self.count
@@ -184,6 +168,11 @@ class NoiseLevels:
         """Process times from noise to data at which the model was trained, before any grid.
 
         For EDM, whose training is continuous, a grid of ``num_train_timesteps``.
+
+        Returns
+        -------
+        ndarray
+            (num_train_timesteps,), float64, decreasing.
         """
         if self.family == "vp":
             return np.arange(self.count - 1.0, -1.0, -1.0)
@@ -214,6 +203,11 @@ class NoiseLevels:
         distilled
             Number of timesteps of a distillation, and the part of them to use, in the place of all
             of the configuration's (``timestep_layout="lcm"``).
+
+        Returns
+        -------
+        list of float
+            ``steps`` + 1 times, decreasing.
 
         Raises
         ------

@@ -24,7 +24,7 @@ from probflow.integrate.loop import MaxStepsError, NonFiniteError, StepSizeError
 from probflow.models import Model
 from probflow.plan import Combination, Register, Stage, Step
 from probflow.solvers.embedded import Attempt, EmbeddedPair
-from probflow.words import check_whole
+from probflow.words import check_real, check_whole
 
 __all__ = ["PairRun", "integrate_pair"]
 
@@ -94,6 +94,11 @@ def integrate_pair(
         Called after each step with (number of the step, its end, state); not with ``per_sample``.
     run
         Filled while the run goes on, so that a caller has the counts of a run that fails.
+
+    Returns
+    -------
+    PairRun
+        ``run``, or a new one; its states have shape and dtype of ``y0``.
 
     Raises
     ------
@@ -314,15 +319,11 @@ def _check(
         raise TypeError(f"y0: need a floating-point tensor, got {y0.dtype}")
     if y0.ndim < 1 or len(y0) < 1:
         raise ValueError(f"y0: need shape (batch, ...), got {tuple(y0.shape)}")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: {pair.name} needs a number, got {value!r}")
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"{name}: need a finite number >= 0, got {value!r}")
+    check_real("rtol", rtol, "[0, inf)")
+    check_real("atol", atol, "[0, inf)")
     if rtol == atol == 0.0:
         raise ValueError("rtol, atol: one of them must be > 0")
-    if not 0.0 < first_step < math.inf:
-        raise ValueError(f"first_step: need a length in log-SNR > 0, got {first_step!r}")
+    check_real("first_step", first_step, "(0, inf)")
     check_whole("max_num_steps", max_num_steps, 1)
     model.process.check_times(list(times), "t")
     for time in times:

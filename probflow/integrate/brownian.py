@@ -55,7 +55,7 @@ class ReverseBrownian(BaseBrownian):
         return f"ReverseBrownian({self.base_brownian!r})"
 
     def check_time(self, t: Any) -> float:
-        """As that of the motion, at ``-t``."""
+        """As :meth:`BaseBrownian.check_time` of the motion, at ``-t``."""
         return -self.base_brownian.check_time(-t)
 
 
@@ -130,7 +130,7 @@ class BrownianPath(BaseBrownian):
         return f"BrownianPath(t0={self._t0:g}, shape={self.shape}, entropy={self.entropy})"
 
     def check_time(self, t: Any) -> float:
-        """``t`` as a number; one that lies before t0 by rounding only is t0."""
+        """As :meth:`BaseBrownian.check_time`; a time that lies before t0 by rounding only is t0."""
         time = as_time(t, "t")
         return self._t0 if 0.0 <= self._t0 - time <= SLACK * abs(self._t0) else time
 
@@ -250,6 +250,13 @@ class BrownianNoiseSampler:
         Maps sigma to the motion's time.
     cpu
         Make the noise on the CPU. It is the same on every device, up to rounding.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is no tensor, a level no number, or a seed no whole number.
+    ValueError
+        If the two levels are equal, or the seeds are not as many as the samples.
     """
 
     def __init__(

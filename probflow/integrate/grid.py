@@ -17,7 +17,7 @@ from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
 from probflow.processes import Process
 from probflow.solvers import Solver, solver_names
-from probflow.words import UnfitError, near, no_option
+from probflow.words import UnfitError, check_real, near, no_option
 
 __all__ = [
     "check_positive",
@@ -111,14 +111,7 @@ def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: need a number, got {value!r}") from None
-    if not (0.0 < number < math.inf or (zero and number == 0.0)):
-        kind = "non-negative finite number" if zero else "positive finite step"
-        raise ValueError(f"{name}: need a {kind}, got {number:g}")
-    return number
+    return check_real(name, value, "[0, inf)" if zero else "(0, inf)")
 
 
 def check_steps(times: Sequence[float], step: float, name: str) -> None:

@@ -24,6 +24,7 @@ from probflow.integrate.motion import BaseBrownian, as_time, check_area, layout,
 from probflow.integrate.noise import Normals, normals, sample_indices
 from probflow.integrate.sweep import Sweep
 from probflow.integrate.tree import SLACK, grow
+from probflow.words import check_whole
 
 __all__ = ["BrownianInterval"]
 
@@ -77,6 +78,12 @@ class BrownianInterval(BaseBrownian):
         Of torchsde; here the generator has no pool, and the path depends on no query anyway.
     first_sample
         Index of the first row's sample: a chunk that starts at sample 64 passes 64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For ends, a shape, a seed, lengths or a kind of area that are not as described; torchsde
+        raises ``ValueError`` for all, and so wrong types are both.
     """
 
     def __init__(
@@ -102,8 +109,8 @@ class BrownianInterval(BaseBrownian):
         if not self._t0 < self._t1:
             raise ValueError(f"t0, t1: need t0 < t1, got {self._t0:g}, {self._t1:g}")
         check_area(levy_area_approximation)
-        if cache_size is not None and cache_size < 0:
-            raise ValueError(f"cache_size: need a number >= 0 or None, got {cache_size}")
+        if cache_size is not None:
+            check_whole("cache_size", cache_size, 0)
         self.levy_area_approximation = levy_area_approximation
         self._parts = 1 if levy_area_approximation == "none" else 2
         if H is not None and self._parts == 1:
@@ -139,13 +146,7 @@ class BrownianInterval(BaseBrownian):
         )
 
     def check_time(self, t: Any) -> float:
-        """``t`` as a number in [t0, t1]; ``ValueError`` if it lies outside by more than rounding.
-
-        Parameters
-        ----------
-        t
-            Number or tensor of one element.
-        """
+        """As :meth:`BaseBrownian.check_time`; a time outside by rounding only is the end."""
         time = as_time(t, "t")
         slack = SLACK * max(abs(self._t0), abs(self._t1))
         if not self._t0 - slack <= time <= self._t1 + slack:

@@ -21,7 +21,22 @@ State = tuple[Tensor, ...]  # (W,) or (W, H) of an interval
 
 
 def spread(h: float, r: float, parts: int) -> float:
-    """Variance of the normals that :func:`split` takes for states of so many parts."""
+    """Variance of the normals that :func:`split` takes for states of so many parts.
+
+    Parameters
+    ----------
+    h
+        Length of the interval, > 0.
+    r
+        Where it is cut, in (0, 1).
+    parts
+        1 for W alone, 2 for W and H.
+
+    Returns
+    -------
+    float
+        The variance.
+    """
     q = 1.0 - r
     return h * r * q / (1.0 - 3.0 * r * q) if parts == 2 else h * r * q
 
@@ -43,6 +58,11 @@ def split(state: State, r: float, z: State, own: bool = False) -> tuple[State, S
         written in their memory.
     own
         Whether the right part is written in the memory of the state.
+
+    Returns
+    -------
+    tuple of State
+        Left and right part, of the state's shapes.
     """
     q = 1.0 - r
     right = state if own else tuple(part.clone() for part in state)
@@ -65,7 +85,20 @@ def split(state: State, r: float, z: State, own: bool = False) -> tuple[State, S
 
 
 def join(left: State, right: State, h_left: float, h_right: float) -> State:
-    """State of two neighbouring intervals together."""
+    """State of two neighbouring intervals together.
+
+    Parameters
+    ----------
+    left, right
+        Their states, W or W and H.
+    h_left, h_right
+        Their lengths, > 0.
+
+    Returns
+    -------
+    State
+        Of as many parts, the same shapes.
+    """
     w = left[0] + right[0]
     if len(left) == 1:
         return (w,)
@@ -75,7 +108,20 @@ def join(left: State, right: State, h_left: float, h_right: float) -> State:
 
 
 def without(whole: State, left: State, h: float, h_left: float) -> State:
-    """State of the right part: the inverse of :func:`join`."""
+    """State of the right part: the inverse of :func:`join`.
+
+    Parameters
+    ----------
+    whole, left
+        States of the whole and of its left part.
+    h, h_left
+        Their lengths, 0 < h_left < h.
+
+    Returns
+    -------
+    State
+        Of as many parts, the same shapes.
+    """
     w = whole[0] - left[0]
     if len(whole) == 1:
         return (w,)
@@ -85,7 +131,24 @@ def without(whole: State, left: State, h: float, h_left: float) -> State:
 
 
 def inside(state: State, h: float, lo: float, hi: float, z: State) -> State:
-    """State of the part from lo*h to hi*h of a leaf of length h with unit normals z."""
+    """State of the part from lo*h to hi*h of a leaf of length h with unit normals z.
+
+    Parameters
+    ----------
+    state
+        Of the leaf.
+    h
+        Its length.
+    lo, hi
+        Where the part begins and ends, 0 <= lo < hi <= 1, not the whole.
+    z
+        As many unit normals as the state has parts.
+
+    Returns
+    -------
+    State
+        Of as many parts, the same shapes.
+    """
 
     def cut(r: float) -> tuple[State, State]:
         std = math.sqrt(spread(h, r, len(state)))
@@ -102,6 +165,22 @@ def levy_area(state: State, h: float, z: Tensor, every: bool) -> Tensor:
 
     Its mean is exact. So is the variance, h^2/20 + h (H_i^2 + H_j^2)/5, for ``every`` H (Foster);
     otherwise it is the average over H, h^2/12 (Davie).
+
+    Parameters
+    ----------
+    state
+        W and H, each (..., m).
+    h
+        Length of the interval.
+    z
+        Unit normals, (..., m, m).
+    every
+        Whether the variance is right for every H.
+
+    Returns
+    -------
+    Tensor
+        (..., m, m), antisymmetric.
     """
     w, area = state
     if every:

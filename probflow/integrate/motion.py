@@ -44,11 +44,27 @@ class BaseBrownian(ABC):
         """Increment from ``ta`` to ``tb``; further its space-time integral U and Levy area A."""
 
     def check_time(self, t: Any) -> float:
-        """``t`` as a number inside the motion's interval; ``ValueError`` if it lies outside."""
+        """The time as a number inside the motion's interval.
+
+        Parameters
+        ----------
+        t
+            Number or tensor of one element.
+
+        Returns
+        -------
+        float
+            The number.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else, and for a time that is not finite or lies outside.
+        """
         return as_time(t, "t")
 
     def size(self) -> tuple[int, ...]:
-        """The shape, as torchsde calls it."""
+        """The shape, a tuple of ints, as torchsde calls it."""
         return self.shape
 
     def _adopt(self, other: BaseBrownian) -> None:

@@ -110,6 +110,11 @@ class Normals:
         Number of normals for each pair.
     dtype
         float32 or float64; the values agree to float32's precision.
+
+    Raises
+    ------
+    TypeError
+        For another ``dtype``.
     """
 
     def __init__(
@@ -153,9 +158,23 @@ class Normals:
         return out
 
     def by_samples(self, draw: Tensor, variance: float, out: Tensor) -> Iterator[slice]:
-        """Write the normals of one draw (1,) to ``out`` (B, count), for some samples at a time.
+        """Write the normals of one draw, for some samples at a time.
 
         Which these are is told after each time: then they still are in the processor's cache.
+
+        Parameters
+        ----------
+        draw
+            int64 tensor (1,).
+        variance
+            Of the normals, > 0.
+        out
+            (B, count), of the dtype given at the start; it is written to.
+
+        Yields
+        ------
+        slice
+            The rows that were written.
         """
         keys = self._of(draw).view(-1)
         for rows in self._rows(len(keys)):
@@ -272,6 +291,11 @@ class SeededNoise:
         Of the tensors returned (float32 or float64).
     first_sample
         Index of the batch's first sample: a chunk that starts at sample 64 passes 64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a seed or ``first_sample`` that is no whole number in [0, 2**63), or another dtype.
     """
 
     def __init__(
@@ -310,7 +334,17 @@ class SeededNoise:
 
 
 class GeneratorNoise:
-    """Normals from a ``torch.Generator``, in the order of the calls."""
+    """Normals from a ``torch.Generator``, in the order of the calls.
+
+    Parameters
+    ----------
+    generator
+        Its state is kept: :meth:`restart` draws the same again.
+    shape
+        Shape of the state, (batch, ...).
+    dtype, device
+        Of the tensors returned; the draws are made on the generator's device.
+    """
 
     def __init__(
         self, generator: torch.Generator, shape: Sequence[int], dtype: torch.dtype, device: object

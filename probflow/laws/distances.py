@@ -22,6 +22,16 @@ def excess(log_ratio: np.ndarray) -> np.ndarray:
 
     With :math:`\ell = \ln(p/q)` its mean under q is KL(q || p), and no term is negative, so small
     divergences do not drown (Schulman's k3 form).
+
+    Parameters
+    ----------
+    log_ratio
+        :math:`\ell`, any shape; may be infinite.
+
+    Returns
+    -------
+    ndarray
+        The shape of ``log_ratio``, float64, >= 0.
     """
     ell = np.asarray(log_ratio, dtype=np.float64)
     small = np.abs(ell) < 1e-2

@@ -24,14 +24,33 @@ class Refusal(ValueError):
 
 
 class ExactModel:
-    """Output of a target's exact model, in a plan's prediction type, with its Jacobian."""
+    """Output of a target's exact model, in a plan's prediction type, with its Jacobian.
+
+    Parameters
+    ----------
+    plan
+        Its prediction type is that of the outputs.
+    process, target
+        The noising process and the exact law of the data.
+    """
 
     def __init__(self, plan: Plan, process: Any, target: Target) -> None:
         self._plan, self._process, self._target = plan, process, target
         self._known: dict[float, tuple[Point, float, float]] = {}
 
     def level(self, time: float) -> tuple[Point, float, float]:
-        """The point of a time, and weights (c, d) with ``output = c u + d score(u)``."""
+        """The point of a time, and weights (c, d) with ``output = c u + d score(u)``.
+
+        Parameters
+        ----------
+        time
+            A process time.
+
+        Returns
+        -------
+        tuple
+            Point, c, d.
+        """
         if time not in self._known:
             point = Point.many(self._process, [time])[0]
             c, d = conversion(self._process, "score", self._plan.prediction, point)
@@ -44,7 +63,20 @@ class ExactModel:
         return c * u + d * self._target.score(u, point.alpha, point.sigma)
 
     def with_jacobian(self, u: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """Output (n, d) and its Jacobian (n, d, d)."""
+        """Output (n, d) and its Jacobian (n, d, d).
+
+        Parameters
+        ----------
+        u
+            (n, d), float64.
+        time
+            A process time.
+
+        Returns
+        -------
+        tuple of Tensor
+            Both float64.
+        """
         point, c, d = self.level(time)
         score, jacobian = self._target.score_and_jacobian(u, point.alpha, point.sigma)
         identity = torch.eye(u.shape[1], dtype=u.dtype)
@@ -119,6 +151,11 @@ def push(
     -------
     tuple
         ``y`` (n, d) and ``dy/dx`` (n, d, d), or ``None``.
+
+    Raises
+    ------
+    Refusal
+        For a stochastic plan.
     """
     if plan.stochastic:
         raise Refusal(f"{plan.solver} is stochastic: it is a kernel, not a map")
@@ -137,7 +174,15 @@ def push(
 
 @dataclass(frozen=True)
 class NormalKernel:
-    """``x' ~ N(mean(x), std^2 I)``; ``mean`` is a noiseless step."""
+    """``x' ~ N(mean(x), std^2 I)``; ``mean`` is a noiseless step.
+
+    Attributes
+    ----------
+    mean : Step
+        The noiseless step.
+    std : float
+        Standard deviation of the noise of each element.
+    """
 
     mean: Step
     std: float
@@ -145,7 +190,22 @@ class NormalKernel:
     def means(
         self, x: Tensor, model: ExactModel, *, jacobian: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Mean (n, d) of the next state, and its Jacobian (n, d, d) if asked."""
+        """Mean (n, d) of the next state, and its Jacobian (n, d, d) if asked.
+
+        Parameters
+        ----------
+        x
+            States, (n, d) float64.
+        model
+            The exact model.
+        jacobian
+            Whether the Jacobian is wanted.
+
+        Returns
+        -------
+        tuple
+            Both float64; the second is ``None`` if it was not asked for.
+        """
         slope = torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1)
         return _advance(self.mean, _Registers({X: x}, {X: slope} if jacobian else None), model)
 
@@ -154,8 +214,13 @@ class NormalKernel:
 class BentNormal:
     """``x' ~ N(mean(x), sum_m L_m(x) L_m(x)^T)``: noises that pass through the model's Jacobian.
 
-    ``noises`` holds, per noise, its own weight and (stage, weight) pairs of Jacobian-vector
-    products along it: ``L_m = own I + sum weight J_stage``.
+    Attributes
+    ----------
+    mean : Step
+        The noiseless step.
+    noises : tuple
+        For each noise its own weight, and (stage, weight) pairs of Jacobian-vector products along
+        it: ``L_m = own I + sum weight J_stage``.
     """
 
     mean: Step
@@ -164,11 +229,24 @@ class BentNormal:
     def means(
         self, x: Tensor, model: ExactModel, *, jacobian: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """As for :class:`NormalKernel`."""
+        """As :meth:`NormalKernel.means`."""
         return NormalKernel(self.mean, 0.0).means(x, model, jacobian=jacobian)
 
     def factors(self, x: Tensor, model: ExactModel) -> Tensor:
-        """The matrices ``L_m(x)``, (noises, n, d, d)."""
+        """The matrices ``L_m(x)``, (noises, n, d, d).
+
+        Parameters
+        ----------
+        x
+            States, (n, d) float64.
+        model
+            The exact model.
+
+        Returns
+        -------
+        Tensor
+            float64.
+        """
         registers = _Registers({X: x}, None)
         _advance(self.mean, registers, model)
         jacobians = {
@@ -191,8 +269,17 @@ class HalfNoise:
     Eliminating z = (u - r x)/e gives ``x' = shift x + H(u)`` with ``shift = a - c r/e`` and
     ``H(u) = b f(u) + (c/e) u``, so the density of x' follows from the inverse of H.
 
-    ``rest`` is a step whose update is added to x': further stages, at inputs that depend on x and
-    on ``outer``, a noise of their own. Given that one, x' is shifted.
+    Attributes
+    ----------
+    time : float
+        Process time of the model's call.
+    a, b, c, r, e : float
+        The weights.
+    rest : Step or None
+        A step whose update is added to x': further stages, at inputs that depend on x and on
+        ``outer``.
+    outer : Register or None
+        A noise of their own. Given that one, x' is shifted.
     """
 
     time: float
@@ -205,7 +292,7 @@ class HalfNoise:
     outer: Register | None = None
 
     def added(self, x: Tensor, outer: Tensor, model: ExactModel) -> Tensor:
-        """What ``rest`` adds for values of x and the outer noise, both (n, d)."""
+        """What ``rest`` adds for values of x and the outer noise, both (n, d): (n, d) float64."""
         if self.rest is None:
             return torch.zeros_like(x)
         values = {Register("z", j): torch.zeros_like(x) for j in range(len(self.rest.noises))}
@@ -219,11 +306,11 @@ class HalfNoise:
         return self.a - self.c * self.r / self.e
 
     def inner(self, u: Tensor, model: ExactModel) -> Tensor:
-        """``H(u)``, (n, d)."""
+        """``H(u)``, float64 with the shape (n, d) of ``u``."""
         return self.b * model(u, self.time) + self.c / self.e * u
 
     def inner_jacobian(self, u: Tensor, model: ExactModel) -> Tensor:
-        """Jacobian of H, (n, d, d)."""
+        """Jacobian of H at ``u`` (n, d): (n, d, d), float64."""
         identity = torch.eye(u.shape[1], dtype=u.dtype)
         return self.b * model.with_jacobian(u, self.time)[1] + self.c / self.e * identity
 
@@ -236,6 +323,18 @@ def kernels(step: Step, solver: str = "the step") -> tuple[Kernel, ...]:
 
     Where a stage input holds noise and nothing later refers to the state or that noise directly,
     the step is a convolution followed by the rest of the step with that input as its state.
+
+    Parameters
+    ----------
+    step
+        One with noise.
+    solver
+        Its name, for messages.
+
+    Returns
+    -------
+    tuple
+        Kernels, of which the first takes the state.
 
     Raises
     ------

@@ -27,7 +27,20 @@ _ROWS = 1024  # of a matrix of distances, at a time
 
 
 def directions(dim: int, count: int = DIRECTIONS) -> Tensor:
-    """Fixed unit vectors, (count, dim) float64; on the line there is one."""
+    """Fixed unit vectors, (count, dim) float64; on the line there is one.
+
+    Parameters
+    ----------
+    dim
+        Dimension, >= 1.
+    count
+        How many, in two dimensions or more.
+
+    Returns
+    -------
+    Tensor
+        The same for every call.
+    """
     if dim == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +111,18 @@ def mmd(x: Tensor, y: Tensor, width: float) -> Distance:
 
 
 def bandwidth(x: Tensor) -> float:
-    """Median distance between (the first 1 000) samples, the usual width of the kernel."""
+    """Median distance between (the first 1 000) samples, the usual width of the kernel.
+
+    Parameters
+    ----------
+    x
+        (n, d), n >= 2.
+
+    Returns
+    -------
+    float
+        The median.
+    """
     return float(torch.pdist(x[:1000]).median())
 
 

@@ -66,7 +66,23 @@ class Transition:
 
 
 def chain(plan: Plan) -> list[tuple[Step, Factors]]:
-    """The steps of a stochastic plan with their kernels."""
+    """The steps of a stochastic plan with their kernels.
+
+    Parameters
+    ----------
+    plan
+        A stochastic plan.
+
+    Returns
+    -------
+    list of tuple
+        (step, its kernels), first to last.
+
+    Raises
+    ------
+    Refusal
+        For a deterministic plan, or a step that :func:`~probflow.laws.registers.kernels` refuses.
+    """
     if not plan.stochastic:
         raise Refusal(
             f"{plan.solver} is deterministic: its kernel is a point mass, so the path KL is "
@@ -76,7 +92,20 @@ def chain(plan: Plan) -> list[tuple[Step, Factors]]:
 
 
 def reverse_pair(process: Any, step: Step) -> tuple[Point, Point, float, float]:
-    """Points t and s of a step, and (a, v) with ``x_t | x_s ~ N(a x_s, v I)``."""
+    """Points t and s of a step, and (a, v) with ``x_t | x_s ~ N(a x_s, v I)``.
+
+    Parameters
+    ----------
+    process
+        The noising process.
+    step
+        A step from t to s, from noise to data.
+
+    Returns
+    -------
+    tuple
+        Point of t, point of s, a and v > 0 (v <= 0 where time rises).
+    """
     t, s = Point.many(process, [step.start, step.stop])
     a = t.alpha / s.alpha
     # v = sigma^2 (1 - e^{-2h}), h the gain of log-SNR: no cancellation.
@@ -99,6 +128,11 @@ def exact_paths(
         (n, d) samples of the true law at the plan's last time.
     seed
         Of the Brownian path, which depends on neither the solver nor the number of steps.
+
+    Yields
+    ------
+    Transition
+        One of each step.
 
     Raises
     ------
@@ -124,13 +158,46 @@ def exact_paths(
 
 
 def log_normal(residual: Tensor, variance: float) -> Tensor:
-    """Log-density of N(0, variance I) at residuals (..., d)."""
+    """Log-density of N(0, variance I) at residuals (..., d).
+
+    Parameters
+    ----------
+    residual
+        (..., d).
+    variance
+        Of each element, > 0.
+
+    Returns
+    -------
+    Tensor
+        The leading shape (...), dtype of ``residual``.
+    """
     d = residual.shape[-1]
     return -0.5 * (residual.square().sum(-1) / variance + d * math.log(2 * math.pi * variance))
 
 
 def log_kernel(kernel: Kernel, model: ExactModel, x: Tensor, y: Tensor) -> Tensor:
-    """Log-density of one kernel from x to y, both (n, d)."""
+    """Log-density of one kernel from x to y, both (n, d).
+
+    Parameters
+    ----------
+    kernel
+        One of :func:`~probflow.laws.registers.kernels`.
+    model
+        The exact model.
+    x, y
+        States before and after, float64.
+
+    Returns
+    -------
+    Tensor
+        (n,), float64.
+
+    Raises
+    ------
+    Refusal
+        For a second noise inside the model, or where the inverse of a half-noise step is not found.
+    """
     if isinstance(kernel, NormalKernel):
         return log_normal(y - kernel.means(x, model)[0], kernel.std**2)
     if isinstance(kernel, BentNormal):

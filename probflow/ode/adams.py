@@ -25,6 +25,7 @@ from probflow.ode.options import ADAMS, MAX_ORDER
 from probflow.ode.problem import Problem
 from probflow.ode.steps import at_end, combine, rk_step
 from probflow.tableaus import DOPRI5, DOPRI8, RK4, Tableau
+from probflow.words import check_whole
 
 __all__ = ["AdamsStepper", "adams_order", "adams_weights", "integrate_adams"]
 
@@ -37,6 +38,18 @@ def adams_weights(nodes: Sequence[Any], stop: Any) -> list[Any]:
     The state changes by ``(stop - nodes[0]) * sum_j weights[j] * slopes[j]``. They solve the
     Vandermonde system ``sum_j weights[j] u_j**i = 1 / (i + 1)``, in the way of Bjorck and Pereyra
     1970 (Math. Comp. 24, 893): for times that are floats, or tensors with gradients.
+
+    Parameters
+    ----------
+    nodes
+        Times of 1 to 7 slopes, all different.
+    stop
+        End of the step.
+
+    Returns
+    -------
+    list
+        As many weights, of the kind of the times.
     """
     h = stop - nodes[0]
     u = [(node - nodes[0]) / h for node in nodes]
@@ -54,13 +67,24 @@ def adams_weights(nodes: Sequence[Any], stop: Any) -> list[Any]:
 
 
 def adams_order(options: Mapping[str, Any]) -> int:
-    """The option ``max_order``, checked."""
-    order = options.get("max_order", DEFAULT_ORDER)
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"max_order: need a whole number, got {order!r}")
-    if not 1 <= order <= MAX_ORDER:
-        raise ValueError(f"max_order: need 1 <= max_order <= {MAX_ORDER}, got {order}")
-    return order
+    """The option ``max_order``, checked.
+
+    Parameters
+    ----------
+    options
+        Those of the call.
+
+    Returns
+    -------
+    int
+        From 1 to 7, by default 4.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless it is a whole number in this range.
+    """
+    return check_whole("max_order", options.get("max_order", DEFAULT_ORDER), 1, MAX_ORDER)
 
 
 def starter(order: int) -> Tableau:
@@ -113,7 +137,7 @@ class AdamsStepper(FixedStepper):
         self._nodes: list[Any] = []
 
     def advance(self, stop: Any) -> Any:
-        """Take one step to ``stop``."""
+        """As :meth:`FixedStepper.advance`; the first ``order`` - 1 steps are Runge-Kutta steps."""
         y, start, tableau, most = self.y, self.t, self.tableau, self.order - 1
         times = self._times(tableau, start, stop)
         slope = self.problem(times[0], y)
@@ -155,9 +179,33 @@ def integrate_adams(
     on_step: Callable[[float, Tensor, float], None] | None = None,
     check_finite: bool = True,
 ) -> Tensor:
-    """States at the first time and the outputs, (1 + outputs, ...).
+    r"""States at the first time and the outputs, (1 + outputs, ...).
 
     With ``perturb`` the function is evaluated inside the steps, not at their ends.
+
+    Parameters
+    ----------
+    problem
+        What to integrate.
+    order
+        Number of slopes, 1 to 7.
+    grid
+        Times of the steps.
+    outputs
+        For each step the fractions of it at which a state is wanted.
+    interpolation
+        Within a step: ``"dense"``, by the method's own polynomial, or ``"linear"``.
+    perturb
+        See above.
+    on_step
+        Called with (t, y, h) before each step.
+    check_finite
+        Look for NaN and infinity in the last state.
+
+    Returns
+    -------
+    Tensor
+        (1 + outputs, \\*shape), dtype of the problem's ``y0``.
 
     Raises
     ------

@@ -121,6 +121,16 @@ class AdaptiveStepper(Stepper):
     def step(self, limit: float | None = None) -> AcceptedStep:
         """Advance by one accepted step, at most up to ``limit`` (by default the end).
 
+        Parameters
+        ----------
+        limit
+            A time between the stepper's and the end.
+
+        Returns
+        -------
+        AcceptedStep
+            What was done.
+
         Raises
         ------
         NonFiniteError, StepSizeError, MaxStepsError
@@ -315,7 +325,7 @@ class AdaptiveStepper(Stepper):
     # Saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later, as names, numbers and tensors."""
+        """As :meth:`Stepper.state_dict`; the first slope is part of it."""
         if self.first is None and self.accepted:
             self.first = self._first_stage()
         return super().state_dict()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from probflow.ode.problem import Problem
+from probflow.words import check_real
 
 __all__ = ["CONTROLLERS", "Control"]
 
@@ -68,7 +69,7 @@ class Control:
     controller: tuple[float, float, float] = CONTROLLERS["i"]
 
     def exponents(self, order: int) -> tuple[float, float, float]:
-        """Exponents of e_n, e_(n-1), e_(n-2) for an error estimate of this order."""
+        """Exponents of e_n, e_(n-1), e_(n-2), three floats, for an estimate of order ``order``."""
         p, i, d = self.controller
         k = order + 1
         return -(p + i + d) / k, (p + 2 * d) / k, -d / k
@@ -77,6 +78,18 @@ class Control:
         """By what to multiply the step length; ``errors`` are the latest first.
 
         A rejected step and the first steps use what there is of the history.
+
+        Parameters
+        ----------
+        errors
+            Scaled errors of the steps tried, the latest first; one or more.
+        order
+            That of the error estimate.
+
+        Returns
+        -------
+        float
+            In [dfactor, ifactor].
         """
         latest = errors[0]
         if not math.isfinite(latest):
@@ -93,7 +106,14 @@ class Control:
         return min(highest, max(factor, 1.0 if keep else self.dfactor))
 
 
-_POSITIVE = ("first_step", "max_step", "safety", "ifactor", "dfactor")
+_INTERVALS = {
+    "first_step": "(0, inf]",
+    "min_step": "[0, inf]",
+    "max_step": "(0, inf]",
+    "safety": "(0, inf]",
+    "ifactor": "[1, inf]",
+    "dfactor": "(0, 1)",
+}
 
 
 def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) -> Control:
@@ -105,25 +125,14 @@ def control(options: Mapping[str, Any], rtol: Any, atol: Any, problem: Problem) 
         For a value of the wrong kind or out of range, by name.
     """
     settings: dict[str, Any] = {}
-    for name in ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"):
+    for name, interval in _INTERVALS.items():
         if options.get(name) is not None:
-            settings[name] = _number(name, options[name])
-    for name in _POSITIVE:
-        if name in settings and settings[name] <= 0.0:
-            raise ValueError(f"{name}: need a number > 0, got {settings[name]:g}")
-    if settings.get("min_step", 0.0) < 0.0:
-        raise ValueError(f"min_step: need a number >= 0, got {settings['min_step']:g}")
+            settings[name] = check_real(name, options[name], interval)
     if settings.get("min_step", 0.0) > settings.get("max_step", math.inf):
         raise ValueError("min_step, max_step: the smallest step is larger than the largest")
-    if settings.get("dfactor", 0.2) >= 1.0:
-        raise ValueError(f"dfactor: need a number < 1, got {settings['dfactor']:g}")
-    if settings.get("ifactor", 10.0) < 1.0:
-        raise ValueError(f"ifactor: need a number >= 1, got {settings['ifactor']:g}")
     if "max_num_steps" in options:
-        count = _number("max_num_steps", options["max_num_steps"])
-        if count < 1.0:
-            raise ValueError(f"max_num_steps: need at least 1, got {count:g}")
-        if not count.is_integer():
+        count = check_real("max_num_steps", options["max_num_steps"])
+        if count < 1.0 or not count.is_integer():
             raise ValueError(f"max_num_steps: need a whole number >= 1, got {count:g}")
         settings["max_num_steps"] = int(count)
     for name in ("step_t", "jump_t"):
@@ -160,16 +169,6 @@ def tolerances(rtol: Any, atol: Any, problem: Problem, used: bool = True) -> tup
     return both
 
 
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: need a number, got {value!r}") from None
-    if math.isnan(number):
-        raise ValueError(f"{name}: need a number, got NaN")
-    return number
-
-
 def _times(name: str, value: Any) -> tuple[float, ...]:
     try:
         values = value.detach().tolist() if isinstance(value, Tensor) else value
@@ -185,7 +184,7 @@ def _controller(value: Any) -> tuple[float, float, float]:
     if isinstance(value, str) and value.lower() in CONTROLLERS:
         return CONTROLLERS[value.lower()]
     if isinstance(value, (tuple, list)) and len(value) == 3:
-        p, i, d = (_number("controller", number) for number in value)
+        p, i, d = (check_real("controller", number) for number in value)
         return p, i, d
     raise ValueError(
         f"controller: got {value!r}, allowed are {', '.join(map(repr, CONTROLLERS))} or (p, i, d)"
@@ -224,10 +223,7 @@ def _one_tolerance(name: str, value: Any, like: Tensor) -> Any:
             if not bool(((value >= 0.0) & torch.isfinite(value)).all()):
                 raise ValueError(f"{name}: need finite numbers >= 0, got {value}")
             return value
-    number = _number(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name}: need a finite number >= 0, got {number:g}")
-    return number
+    return check_real(name, value, "[0, inf)")
 
 
 def _broadcasts(value: Tensor, like: Tensor) -> bool:

@@ -18,6 +18,15 @@ __all__ = ["DenseOutput"]
 class DenseOutput:
     """The solution at any time of the interval, by the method's own interpolant.
 
+    Parameters
+    ----------
+    problem
+        What was integrated.
+    steps
+        The steps accepted, one after the other; none where the interval is empty.
+    t0
+        Where they begin.
+
     Attributes
     ----------
     order

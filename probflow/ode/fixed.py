@@ -295,7 +295,26 @@ def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) ->
 
 
 class FixedStepper(Stepper):
-    """One solution, advanced in steps of one length; parameters as the adaptive stepper's."""
+    """One solution, advanced in steps of one length.
+
+    Parameters
+    ----------
+    problem
+        What to integrate.
+    tableau
+        The Runge-Kutta method.
+    step_size
+        Length of the steps, > 0.
+    t0, end
+        Start and end.
+    perturb
+        Evaluate inside the steps, not at their ends.
+
+    Raises
+    ------
+    ValueError
+        Unless ``step_size`` > 0.
+    """
 
     def __init__(
         self,
@@ -315,7 +334,23 @@ class FixedStepper(Stepper):
         self._on_step = problem.callback("callback_step")
 
     def step(self, limit: float | None = None) -> Any:
-        """Advance by one step, shortened where it would pass ``limit`` (by default the end)."""
+        """Advance by one step, shortened where it would pass ``limit`` (by default the end).
+
+        Parameters
+        ----------
+        limit
+            A time between the stepper's and the end.
+
+        Returns
+        -------
+        AcceptedStep
+            What was done; of Adams-Bashforth an :class:`~probflow.ode.adams.AdamsStep`.
+
+        Raises
+        ------
+        ValueError
+            For a limit elsewhere.
+        """
         limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
         h = math.copysign(self.h, left)
@@ -325,7 +360,7 @@ class FixedStepper(Stepper):
         return self.advance(stop)
 
     def advance(self, stop: Any) -> Any:
-        """Take one step to ``stop``."""
+        """Take one step to the time ``stop``, and return it, as :meth:`step` does."""
         tableau, start, y = self.tableau, self.t, self.y
         times = self._times(tableau, start, stop)
         known = None if self.perturb else self._first

@@ -29,6 +29,7 @@ from probflow.ode.once import once
 from probflow.ode.problem import Problem
 from probflow.ode.steps import Func, Run, at_end, on_grid, rk_step
 from probflow.tableaus import Tableau
+from probflow.words import check_real
 
 __all__ = ["COUPLING", "integrate_reversible", "leaves_of", "reversible_steps"]
 
@@ -68,6 +69,11 @@ def integrate_reversible(
     check_finite
         Look for NaN and infinity in the last state.
 
+    Returns
+    -------
+    Tensor
+        dtype of the problem's ``y0``.
+
     Raises
     ------
     ValueError
@@ -78,8 +84,7 @@ def integrate_reversible(
         In the backward pass, if ``func`` uses a tensor that requires a gradient at some times but
         not at the first, and that is no parameter of it; if a second derivative is asked for.
     """
-    if not 0.0 < coupling <= 1.0:
-        raise ValueError(f"coupling: need 0 < coupling <= 1, got {coupling:g}")
+    check_real("coupling", coupling, "(0, 1]")
     if not all(at_end(theta) for outputs in wanted for theta in outputs):
         raise ValueError(
             "gradients: 'reversible' has states at the ends of steps only; leave interp out, so "
@@ -129,7 +134,18 @@ def change(
 
 
 def leaves_of(output: Tensor) -> tuple[Tensor, ...]:
-    """Leaf tensors requiring a gradient on which a tensor depends."""
+    """Leaf tensors requiring a gradient on which a tensor depends.
+
+    Parameters
+    ----------
+    output
+        Any tensor.
+
+    Returns
+    -------
+    tuple of Tensor
+        Each once.
+    """
     found: dict[Tensor, None] = {}
     waiting, seen = [output.grad_fn], set()
     while waiting:

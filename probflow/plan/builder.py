@@ -176,6 +176,18 @@ class StepBuilder:
         becomes weights when the step is finished. ``result.input`` is the evaluated state as a
         register: referring to it, rather than to the sum that made it, tells the exact laws that
         the rest of the step depends on it alone.
+
+        Parameters
+        ----------
+        state
+            Where, in the solver's coordinates.
+        at
+            When.
+
+        Returns
+        -------
+        Linear
+            The output.
         """
         tracing, index = self.tracing, len(self._stages)
         scale = tracing.scale(at)
@@ -196,7 +208,20 @@ class StepBuilder:
         return result
 
     def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
-        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product."""
+        """:meth:`model`, and its derivative along ``tangent``: a Jacobian-vector product.
+
+        Parameters
+        ----------
+        state, at
+            As those of :meth:`model`.
+        tangent
+            The direction, in the solver's coordinates.
+
+        Returns
+        -------
+        tuple of Linear
+            Output and derivative.
+        """
         tangent = tangent * self.tracing.scale(at)
         output = self.model(state, at)
         index = len(self._stages) - 1
@@ -206,7 +231,18 @@ class StepBuilder:
         return output, Linear({code("j", index): of_output}) + tangent * of_input
 
     def noise(self, start: Number = 0.0, stop: Number = 1.0) -> Linear:
-        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step."""
+        """Unit normal of the sub-interval from fraction ``start`` to ``stop`` of the step.
+
+        Parameters
+        ----------
+        start, stop
+            Fractions of the step in [0, 1]; the whole step by default.
+
+        Returns
+        -------
+        Linear
+            The same register for the same interval.
+        """
         length = self.s.t - self.t.t
         interval = (
             self.t.t if start == 0.0 else self.t.t + start * length,

@@ -26,6 +26,7 @@ __all__ = [
     "hypot",
     "isfinite",
     "log",
+    "one_by_one_unless",
     "sin",
     "some",
     "sqrt",
@@ -80,6 +81,12 @@ class Column(np.ndarray):
 def column(values: Any) -> Column:
     """The values as a column."""
     return np.asarray(values).view(Column)
+
+
+def one_by_one_unless(good: Any) -> None:
+    """Have the steps looked at one by one, unless it is true of all."""
+    if some(~good):
+        raise Split(np.arange(len(good)))
 
 
 def some(truth: Any) -> bool:

@@ -43,6 +43,15 @@ class Linear:
 
     Supports ``+``, ``-``, multiplication and division by numbers: floats, or columns of many steps.
     Model outputs also carry ``input``: the register at which the model was evaluated.
+
+    Parameters
+    ----------
+    terms
+        Weight of each register, by code.
+    input
+        Code and weight of the register at which a model output was evaluated.
+    factor
+        Of all weights.
     """
 
     __slots__ = ("_factor", "_input", "_terms")
@@ -67,7 +76,7 @@ class Linear:
 
     @staticmethod
     def of(terms: Mapping[Register, Number]) -> Linear:
-        """The combination with these weights."""
+        """The combination with these weights, a mapping of :class:`Register` to float."""
         return Linear({code(*register): weight for register, weight in terms.items()})
 
     @property
@@ -108,7 +117,23 @@ class Linear:
 
     @staticmethod
     def sum(weights: Sequence[Number], combinations: Sequence[Linear]) -> Linear:
-        """The sum of weight times combination, faster than term by term."""
+        """The sum of weight times combination, faster than term by term.
+
+        Parameters
+        ----------
+        weights, combinations
+            As many of each.
+
+        Returns
+        -------
+        Linear
+            The sum.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many.
+        """
         terms: dict[int, Number] = {}
         for weight, combination in zip(weights, combinations, strict=True):
             if isinstance(weight, Column) or weight:
@@ -126,7 +151,18 @@ class Linear:
         return {register: w for register, v in self._terms.items() if (w := v * factor)}
 
     def combination(self, scale: Number = 1.0) -> Combination:
-        """The terms times ``scale`` as a tuple: zero weights are left out, 1 +- 1e-15 is 1."""
+        """The terms times ``scale`` as a tuple: zero weights are left out, 1 +- 1e-15 is 1.
+
+        Parameters
+        ----------
+        scale
+            Of all weights.
+
+        Returns
+        -------
+        Combination
+            (register, weight) pairs.
+        """
         return as_tuple(self.scaled(scale))
 
 

@@ -26,6 +26,25 @@ def prediction_weights(process: Any, prediction: str, point: Any) -> tuple[Any, 
     =========  =========================================================================
 
     ``point`` is anything with ``t``, ``alpha`` and ``sigma`` (floats or tensors).
+
+    Parameters
+    ----------
+    process
+        The noising process; only ``"velocity"`` asks it.
+    prediction
+        One of these names.
+    point
+        Anything with ``t``, ``alpha`` and ``sigma``, floats or tensors.
+
+    Returns
+    -------
+    tuple
+        p and q, numbers or of the kind of the point's.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
     """
     if prediction == "eps":
         return 0.0, 1.0
@@ -47,6 +66,23 @@ def conversion(process: Any, source: str, wanted: str, point: Any) -> tuple[Any,
     """Weights (c, d) with ``wanted = c x + d source`` at a point, for any two prediction types.
 
     Both are combinations of x0 and eps, and x = alpha x0 + sigma eps: a 2 x 2 linear system.
+
+    Parameters
+    ----------
+    process, point
+        As those of :func:`prediction_weights`.
+    source, wanted
+        Prediction types.
+
+    Returns
+    -------
+    tuple
+        c and d, numbers or of the kind of the point's.
+
+    Raises
+    ------
+    ValueError
+        For an unknown prediction type.
     """
     if source == wanted:
         return 0.0, 1.0
@@ -121,6 +157,11 @@ class Points:
 class Point:
     r"""A time of a process, with everything a formula asks for, in float64.
 
+    Parameters
+    ----------
+    points, index
+        All points made at once, and the place among them or, for many steps, the places.
+
     Attributes
     ----------
     t, alpha, sigma, lambda_ : float or Column
@@ -148,7 +189,20 @@ class Point:
 
     @staticmethod
     def many(process: Any, times: Any) -> list[Point]:
-        """The points at all times; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
+        """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only).
+
+        Parameters
+        ----------
+        process
+            The noising process.
+        times
+            Floats.
+
+        Returns
+        -------
+        list of Point
+            As many.
+        """
         points = Points(process, times)
         return [points[number] for number in range(len(points))]
 
@@ -160,7 +214,25 @@ class Point:
         return Points(process, [t])[0]
 
     def conversion(self, types: tuple[str, str]) -> tuple[Number, Number]:
-        """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types."""
+        """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types.
+
+        Parameters
+        ----------
+        types
+            First and second.
+
+        Returns
+        -------
+        tuple of float
+            c and d.
+
+        Raises
+        ------
+        TypeError
+            For the point of a plain ODE.
+        ValueError
+            For an unknown prediction type.
+        """
         of_input, of_output = self._points.conversion(types)
         return self._own(of_input), self._own(of_output)
 

@@ -27,9 +27,16 @@ Combination = tuple[tuple[Register, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One model evaluation: the model is called at ``input`` and process time ``time``.
+    """One model evaluation.
 
-    With a ``tangent``, the Jacobian-vector product along it is taken in the same call.
+    Attributes
+    ----------
+    input : Combination
+        The state at which the model is called.
+    time : float
+        Process time.
+    tangent : Combination
+        If there is one, the Jacobian-vector product along it is taken in the same call.
     """
 
     input: Combination
@@ -46,9 +53,18 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step from process time ``start`` to ``stop``.
+    """One step of a plan.
 
-    ``noises[j]`` is the sub-interval (two process times) whose unit normal register z_j is.
+    Attributes
+    ----------
+    start, stop : float
+        Process times of its ends.
+    stages : tuple of Stage
+        Its model evaluations, in order.
+    noises : tuple
+        ``noises[j]`` is the sub-interval (two process times) whose unit normal register z_j is.
+    update : Combination
+        The new state.
     """
 
     start: float
@@ -63,7 +79,13 @@ class Step:
         return sum(2 if stage.tangent else 1 for stage in self.stages)
 
     def combinations(self) -> tuple[Combination, ...]:
-        """All combinations: stage inputs in order, each before its tangent, then the update."""
+        """All combinations: stage inputs in order, each before its tangent, then the update.
+
+        Returns
+        -------
+        tuple of Combination
+            One or more.
+        """
         return tuple(combination for _, combination in self._numbered())
 
     def _numbered(self) -> list[tuple[int, Combination]]:
@@ -79,6 +101,15 @@ class Step:
 @dataclass(frozen=True)
 class Plan:
     """The steps of a solver on a grid, for a model of the given prediction type.
+
+    Attributes
+    ----------
+    solver : str
+        Its name.
+    prediction : str
+        Prediction type of the model.
+    steps : tuple of Step
+        From the first time to the last.
 
     Raises
     ------

@@ -48,6 +48,16 @@ def trace(
         ``"process"``, ``"vp"`` (state over sqrt(alpha^2 + sigma^2)) or ``"ve"`` (over alpha).
     memory
         How many earlier steps the solver looks at.
+
+    Returns
+    -------
+    Plan
+        A step for each interval.
+
+    Raises
+    ------
+    ValueError
+        If the solver cannot take a step (the message names it), or as :class:`Plan`.
     """
     tracing = Tracing(
         name,

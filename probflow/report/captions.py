@@ -24,6 +24,11 @@ def rate_caption(
         What is shown: one target and one measure.
     provenance
         Seed, samples and versions; what is not known is left out.
+
+    Returns
+    -------
+    str
+        Sentences.
     """
     row = rows[0]
     grids = list(dict.fromkeys(item.grid for item in rows))
@@ -41,6 +46,16 @@ def rate_caption(
 def sentences(*texts: str) -> str:
     """Texts as sentences, one after the other; empty ones are left out.
 
+    Parameters
+    ----------
+    texts
+        Without a full stop.
+
+    Returns
+    -------
+    str
+        The sentences.
+
     Examples
     --------
     >>> sentences("strong error", "", "Seed 0")
@@ -50,7 +65,18 @@ def sentences(*texts: str) -> str:
 
 
 def window_sentence(orders: Iterable[OrderEstimate]) -> str:
-    """The windows of the fits, for instance ``fit window T = 16–512 (ddim), 32–512 (heun)``."""
+    """The windows of the fits, for instance ``fit window T = 16–512 (ddim), 32–512 (heun)``.
+
+    Parameters
+    ----------
+    orders
+        Those of one figure.
+
+    Returns
+    -------
+    str
+        Without a full stop; ``no fit`` where there is none.
+    """
     windows: dict[str, list[str]] = {}
     for order in orders:
         windows.setdefault(window_text(order), []).append(order.solver)
@@ -69,6 +95,16 @@ def window_sentence(orders: Iterable[OrderEstimate]) -> str:
 
 def settings_text(provenance: Mapping[str, Any]) -> str:
     """Seed, number type, process and versions of a study, as far as they are known.
+
+    Parameters
+    ----------
+    provenance
+        As :func:`probflow.studies.folder.provenance` makes it.
+
+    Returns
+    -------
+    str
+        Without a full stop; empty if nothing is known.
 
     Examples
     --------

@@ -92,6 +92,14 @@ def write_report(
     -------
     list of Path
         Files written, sorted.
+
+    Raises
+    ------
+    ValueError
+        For a folder of something else, an unknown venue, names of figures that are alike or no file
+        names, and a provenance with keys of the report's own.
+    OSError
+        If it cannot be written; an earlier report stays.
     """
     check_writable(out_dir)
     out = Path(out_dir)
@@ -121,6 +129,20 @@ def footer_text(
 
     Empty where a ``venue`` is given: in a paper the caption says all this.
 
+    Parameters
+    ----------
+    provenance
+        As that of :func:`write_report`.
+    rows
+        What the figure shows.
+    venue
+        Where the paper is to appear.
+
+    Returns
+    -------
+    str
+        One line.
+
     Examples
     --------
     >>> footer_text({"torch": "2.9.0", "dtype": "float64", "seed": 0})
@@ -139,17 +161,17 @@ def footer_text(
 
 
 def row_dict(row: Row) -> dict[str, Any]:
-    """Plain values of a row in a fixed order of keys; None for a number that is not finite."""
+    """Plain values of a :class:`Row` in a fixed order of keys; None for a number not finite."""
     return {field.name: plain(getattr(row, field.name)) for field in dataclasses.fields(Row)}
 
 
 def order_dict(order: OrderEstimate) -> dict[str, Any]:
-    """Plain values of an estimate in a fixed order of keys; None where there is no number."""
+    """Plain values of an :class:`OrderEstimate` in a fixed order of keys; None for no number."""
     return {name: plain(getattr(order, name)) for name in _ORDER_KEYS}
 
 
 def results_text(rows: Iterable[Row]) -> str:
-    """JSON lines, one per row, sorted into curves from coarse to fine."""
+    """JSON lines as a text, one for each row, sorted into curves from coarse to fine."""
     ordered = [row for curve in group_curves(rows).values() for row in curve]
     return "".join(json_text(row_dict(row), indent=None) for row in ordered)
 

@@ -58,7 +58,25 @@ def to_latex(
 
 
 def latex_figure(name: str, caption: str, *, columns: int = 2, venue: str | None = None) -> str:
-    r"""A ``figure`` float for ``\usepackage{graphicx}`` that shows ``NAME.pdf`` unscaled."""
+    r"""A ``figure`` float for ``\usepackage{graphicx}`` that shows ``NAME.pdf`` unscaled.
+
+    Parameters
+    ----------
+    name, caption
+        Of the file, without a suffix, and plain text.
+    columns, venue
+        What the figure spans, as for :func:`page_width`.
+
+    Returns
+    -------
+    str
+        The float.
+
+    Raises
+    ------
+    ValueError
+        As :func:`page_width`.
+    """
     kind = "figure*" if spans_columns(columns, venue) else "figure"
     lines = [
         rf"\begin{{{kind}}}",

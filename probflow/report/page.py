@@ -193,6 +193,13 @@ def save_figure(
     -------
     list of Path
         Files written, in the order of ``formats``.
+
+    Raises
+    ------
+    ValueError
+        For another format.
+    OSError
+        If it cannot be written.
     """
     unknown = [name for name in formats if name not in _METADATA]
     if unknown:

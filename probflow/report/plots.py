@@ -32,7 +32,21 @@ def plot_on(
     measure: str,
     axis: Any = "T",
 ) -> Axes:
-    """Draw the first panel of a kind on ``ax``, with a legend; returns ``ax``.
+    """Draw the first panel of a kind, with a legend.
+
+    Parameters
+    ----------
+    ax
+        Where.
+    rows, orders, timings
+        Those of a study.
+    kind, measure, axis
+        As those of :meth:`probflow.studies.runner.Study.plot`.
+
+    Returns
+    -------
+    Axes
+        ``ax``.
 
     Raises
     ------
@@ -77,7 +91,7 @@ def plot_study(
     columns: int = 2,
     venue: str | None = None,
 ) -> Figure:
-    """A figure of one kind; arguments as those of :meth:`probflow.studies.runner.Study.plot`."""
+    """A figure of one kind; all as :meth:`probflow.studies.runner.Study.plot` has it."""
     size: dict[str, Any] = {"columns": columns, "venue": venue}
     if _checked(kind) == "rates":
         return rate_plot(rows, orders, measure=measure, axis=axis, **size)

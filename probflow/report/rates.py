@@ -98,6 +98,11 @@ def draw_rates(
     -------
     list of Line2D
         Legend handles, labelled like ``heun: 2.00 [1.94, 2.07], consistent with 2``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown axis, or a measure without rows.
     """
     if axis not in X_VALUE:
         raise ValueError(f"axis must be one of {', '.join(X_VALUE)}, got {axis!r}")
@@ -154,6 +159,11 @@ def draw_local_orders(
 
     Each local order stands at the finer of its two ``T``. Values far away from every claim are
     drawn as arrows at the edge, so that one wild point does not flatten the panel.
+
+    Parameters
+    ----------
+    ax, rows, orders, measure, marks
+        As those of :func:`draw_rates`.
 
     Returns
     -------

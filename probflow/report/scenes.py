@@ -140,7 +140,24 @@ def picture_plot(
     venue: str | None = None,
     marks: Marks | None = None,
 ) -> Figure:
-    """The figure of a picture that shows something."""
+    """The figure of a picture that shows something.
+
+    Parameters
+    ----------
+    picture
+        One of :mod:`probflow.studies.shown`.
+    footer
+        Small print; none in a paper.
+    columns, venue
+        Width of the figure, as for :func:`page_width`.
+    marks
+        Looks by name of the solver.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     size: dict[str, Any] = {"footer": footer, "columns": columns, "venue": venue}
     if isinstance(picture, Images):
         images = {name: list(rows) for name, rows in picture.images.items()}
@@ -155,7 +172,18 @@ def picture_plot(
 
 
 def picture_name(picture: Picture) -> str:
-    """Name of a picture's files, for instance ``mixture-trajectory-tv``."""
+    """Name of a picture's files, for instance ``mixture-trajectory-tv``.
+
+    Parameters
+    ----------
+    picture
+        One of :mod:`probflow.studies.shown`.
+
+    Returns
+    -------
+    str
+        The name, without a suffix.
+    """
     kind = {Densities: "densities", Plane: "samples", Images: "images"}
     last = (
         f"trajectory-{picture.measure}" if isinstance(picture, Trajectory) else kind[type(picture)]
@@ -164,7 +192,20 @@ def picture_name(picture: Picture) -> str:
 
 
 def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
-    """What a picture shows, of which target, on which grid, and what it depends on."""
+    """What a picture shows, of which target, on which grid, and what it depends on.
+
+    Parameters
+    ----------
+    picture
+        One of :mod:`probflow.studies.shown`.
+    provenance
+        As for :func:`settings_text`.
+
+    Returns
+    -------
+    str
+        Sentences.
+    """
     where = f"on {picture.target}, grid {picture.grid}"
     if isinstance(picture, Trajectory):
         what = f"error after each of {picture.steps} steps: {MEASURES[picture.measure]} {where}"

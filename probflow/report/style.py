@@ -175,7 +175,18 @@ def output_params() -> dict[str, Any]:
 
 
 def figure_params(*, font_size: float = 7.0) -> dict[str, Any]:
-    """All of the above in one dictionary, for :func:`matplotlib.rc_context`."""
+    """All of the above in one dictionary, for :func:`matplotlib.rc_context`.
+
+    Parameters
+    ----------
+    font_size
+        In points.
+
+    Returns
+    -------
+    dict
+        rcParams.
+    """
     return {**font_params(font_size), **line_params(), **axes_params(), **output_params()}
 
 

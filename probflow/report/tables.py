@@ -62,7 +62,18 @@ class Table:
 
 
 def group_curves(rows: Iterable[Row]) -> dict[CurveKey, list[Row]]:
-    """Sort rows into curves: in order of first appearance, each from coarse to fine."""
+    """Sort rows into curves: in order of first appearance, each from coarse to fine.
+
+    Parameters
+    ----------
+    rows
+        In any order.
+
+    Returns
+    -------
+    dict
+        Lists of rows by curve.
+    """
     curves: dict[CurveKey, list[Row]] = {}
     for row in rows:
         curves.setdefault(curve_key(row), []).append(row)
@@ -100,7 +111,7 @@ def number_text(value: float, spec: str = ".3e") -> str:
 
 
 def order_text(estimate: OrderEstimate) -> str:
-    """Order and interval, for instance ``2.00 [1.94, 2.07]``."""
+    """Order and interval of an estimate, such as ``2.00 [1.94, 2.07]``; a dash for none."""
     if not math.isfinite(estimate.order):
         return DASH
     low, high = number_text(estimate.low, ".2f"), number_text(estimate.high, ".2f")
@@ -108,7 +119,7 @@ def order_text(estimate: OrderEstimate) -> str:
 
 
 def verdict_text(estimate: OrderEstimate) -> str:
-    """Verdict with the claim it is about, for instance ``consistent with 2``."""
+    """Verdict of an estimate with the claim it is about, for instance ``consistent with 2``."""
     if not math.isfinite(estimate.claim):
         return "no claim"
     claim = f"{estimate.claim:g}"
@@ -143,6 +154,11 @@ def curve_table(rows: Sequence[Row], orders: Iterable[OrderEstimate] = ()) -> Ta
     -------
     Table
         Columns T, NFE, h, error, SE, EOC, in window, and a last one for the status or verdict.
+
+    Raises
+    ------
+    ValueError
+        For rows of several curves, or none.
     """
     curves = group_curves(rows)
     if len(curves) != 1:
@@ -190,7 +206,7 @@ def curve_table(rows: Sequence[Row], orders: Iterable[OrderEstimate] = ()) -> Ta
 
 
 def curve_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate] = ()) -> list[Table]:
-    """Build one :func:`curve_table` for every curve in ``rows``."""
+    """A :func:`curve_table` for every curve in ``rows``, as a list; arguments as there."""
     orders = list(orders)
     return [curve_table(curve, orders) for curve in group_curves(rows).values()]
 
@@ -200,6 +216,16 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
 
     Curves without an estimate get a line of dashes; estimates without rows are listed as well.
     In the text, target and grid are columns only where they differ; in the data, always.
+
+    Parameters
+    ----------
+    rows, orders
+        Those of a study.
+
+    Returns
+    -------
+    Table
+        Estimates in the order of the curves.
     """
     orders = list(orders)
     lines: list[tuple[CurveKey, OrderEstimate | None]] = []
@@ -249,6 +275,16 @@ def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list
     """One :func:`summary_table` for each measure, target and grid, which its title names.
 
     Curves without a number are left out.
+
+    Parameters
+    ----------
+    rows, orders
+        Those of a study.
+
+    Returns
+    -------
+    list of Table
+        In order of first appearance.
     """
     rows = numbered(rows)
     keys = {curve_key(row) for row in rows}
@@ -269,14 +305,14 @@ def summary_tables(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> list
 
 
 def numbered(rows: Iterable[Row]) -> list[Row]:
-    """The rows of curves that have at least one number."""
+    """Those of the ``rows`` whose curve has at least one number, as a list."""
     rows = list(rows)
     keys = {curve_key(row) for row in rows if row.status == "ok"}
     return [row for row in rows if curve_key(row) in keys]
 
 
 def place_text(measure: str, target: str, grid: str) -> str:
-    """Measure, target and grid of a curve, for instance ``TV(q, p) on mixture, grid log-snr``."""
+    """Measure, target and grid of a curve as text: ``TV(q, p) on mixture, grid log-snr``."""
     where = f" on {target}" if target else ""
     return MEASURES.get(measure, measure) + where + (f", grid {grid}" if grid else "")
 
@@ -294,7 +330,7 @@ def _field(name: str, key: CurveKey, order: OrderEstimate | None) -> str:
 
 
 def to_markdown(*tables: Table) -> str:
-    """GitHub-flavoured Markdown, each table under its title in bold."""
+    """The ``tables`` in GitHub-flavoured Markdown, a text, each under its title in bold."""
     parts = []
     for table in tables:
         rule = ["---:" if letter == "r" else ":---" for letter in table.align]
@@ -310,7 +346,7 @@ def to_markdown(*tables: Table) -> str:
 
 
 def to_csv(*tables: Table) -> str:
-    """Comma-separated records of all tables under one header; empty where there is no number."""
+    """Records of all ``tables``, comma-separated under one header; empty for no number."""
     records = [plain(record) for table in tables for record in table.records]
     names = list(dict.fromkeys(name for record in records for name in record))
     text = io.StringIO()
@@ -322,7 +358,7 @@ def to_csv(*tables: Table) -> str:
 
 
 def to_json(*tables: Table) -> str:
-    """Valid JSON: a list with the records of all tables; null where there is no number."""
+    """Records of all ``tables`` as a list in valid JSON, a text; null where there is no number."""
     return json_text([record for table in tables for record in table.records])
 
 

@@ -60,6 +60,18 @@ def page_width(columns: int, venue: str | None = None) -> float:
 
     Where a page has a single column, both are the width of the text.
 
+    Parameters
+    ----------
+    columns
+        1 or 2.
+    venue
+        A key of :data:`VENUES`; none in particular by default.
+
+    Returns
+    -------
+    float
+        The width.
+
     Raises
     ------
     ValueError

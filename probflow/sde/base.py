@@ -38,14 +38,26 @@ class BaseSDE(abc.ABC, torch.nn.Module):
 
 
 class SDEIto(BaseSDE):
-    """A :class:`BaseSDE` in the sense of Ito."""
+    """A :class:`BaseSDE` in the sense of Ito.
+
+    Parameters
+    ----------
+    noise_type
+        As that of :class:`BaseSDE`.
+    """
 
     def __init__(self, noise_type: str) -> None:
         super().__init__(noise_type=noise_type, sde_type=SDE_TYPES.ito)
 
 
 class SDEStratonovich(BaseSDE):
-    """A :class:`BaseSDE` in the sense of Stratonovich."""
+    """A :class:`BaseSDE` in the sense of Stratonovich.
+
+    Parameters
+    ----------
+    noise_type
+        As that of :class:`BaseSDE`.
+    """
 
     def __init__(self, noise_type: str) -> None:
         super().__init__(noise_type=noise_type, sde_type=SDE_TYPES.stratonovich)

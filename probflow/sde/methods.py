@@ -223,7 +223,7 @@ class Method:
     adjoint: bool = True
 
     def strong_order(self, noise_type: str) -> float:
-        """Strong order for a noise type."""
+        """Strong order, a float, for a noise type: a word of :mod:`probflow.sde.settings`."""
         return self.general_order if noise_type == NOISE_TYPES.general else self.order
 
 
@@ -258,14 +258,38 @@ _GRADIENT_FREE = (
 
 
 def default_method(sde_type: str, noise_type: str) -> str:
-    """torchsde's choice where no method is given."""
+    """torchsde's choice where no method is given.
+
+    Parameters
+    ----------
+    sde_type, noise_type
+        Words of :mod:`probflow.sde.settings`.
+
+    Returns
+    -------
+    str
+        A method's name.
+    """
     if sde_type == SDE_TYPES.stratonovich:
         return "midpoint"
     return "euler" if noise_type == NOISE_TYPES.general else "srk"
 
 
 def default_adjoint_method(method: str, sde_type: str, noise_type: str) -> str:
-    """torchsde's choice for the adjoint equation."""
+    """torchsde's choice for the adjoint equation.
+
+    Parameters
+    ----------
+    method
+        That of the forward solve.
+    sde_type, noise_type
+        Words of :mod:`probflow.sde.settings`.
+
+    Returns
+    -------
+    str
+        A method's name.
+    """
     if method == "reversible_heun":
         return "adjoint_reversible_heun"
     if sde_type == SDE_TYPES.stratonovich:
@@ -286,6 +310,11 @@ def choose(
         Words of :mod:`probflow.sde.settings`.
     options
         Options of the call; ``grad_free`` is Milstein's.
+
+    Returns
+    -------
+    Method
+        Step function, orders, and what it asks of a motion.
 
     Raises
     ------

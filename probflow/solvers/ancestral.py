@@ -20,17 +20,17 @@ from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import exp, expm1, log, sqrt
-from probflow.solvers.forms import check_fraction, check_s_noise
+from probflow.solvers.forms import check_s_noise
 from probflow.solvers.registry import register
 from probflow.solvers.singlestep import fast_step
+from probflow.words import check_real
 
 _K = "k-diffusion"
 
 
 def _split(t: Point, s: Point, eta: float) -> tuple[float, float]:
     """rho_down and rho_up."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta: must lie in [0, 1], got {eta}")
+    check_real("eta", eta, "[0, 1]")
     loss = -expm1(2 * (t.lambda_ - s.lambda_))  # 1 - (rho'/rho)^2
     return s.rho * sqrt(1 - eta**2 * loss), eta * s.rho * sqrt(loss)
 
@@ -192,7 +192,7 @@ def dpm_solver_pp_sde_stock(
     solution. A step to sigma' = 0 takes x0.
     """
     t, s = step.t, step.s
-    check_fraction("r", r)
+    check_real("r", r, "(0, 1]")
     check_s_noise(s_noise)
     if s.sigma == 0:
         return step.model(step.x, t)

@@ -13,7 +13,7 @@ from typing import Any
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import exp, log, sqrt
 from probflow.solvers.registry import register
-from probflow.words import check_choice
+from probflow.words import check_choice, check_real
 
 
 def _no_sde(options: Mapping[str, Any]) -> None:
@@ -47,9 +47,8 @@ def edm_churn(
     ``method`` is "heun", "dpm2" (``edm-dpm2`` instead) or "euler" (``edm-euler``, of order 1).
     """
     check_choice("method", method, ("heun", "dpm2", "euler"))
-    for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
-        if not 0 <= value < inf:
-            raise ValueError(f"{name}: must be a finite number >= 0, got {value}")
+    check_real("S_churn", S_churn, "[0, inf)")
+    check_real("S_noise", S_noise, "[0, inf)")
     if not 0 <= S_tmin <= S_tmax:
         raise ValueError(f"S_tmin, S_tmax: need 0 <= S_tmin <= S_tmax, got {S_tmin}, {S_tmax}")
     t, s, x, rho = step.t, step.s, step.x, step.t.rho

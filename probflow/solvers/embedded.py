@@ -60,7 +60,27 @@ class EmbeddedPair:
         return len(self.nodes) + 1
 
     def attempt(self, process: Any, t: float, s: float, prediction: str) -> Attempt:
-        """The step from time ``t`` to ``s``, for a model of the given prediction type."""
+        """The step from time ``t`` to ``s``, for a model of the given prediction type.
+
+        Parameters
+        ----------
+        process
+            The noising process.
+        t, s
+            Process times of finite log-SNR.
+        prediction
+            That of the model.
+
+        Returns
+        -------
+        Attempt
+            The step of the higher order, and its difference from the lower one.
+
+        Raises
+        ------
+        ValueError
+            Where a log-SNR is not finite.
+        """
         differences: list[tuple[StepBuilder, Linear]] = []
 
         def both(step: StepBuilder) -> Linear:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import expm1
 from probflow.solvers.registry import register
+from probflow.words import check_real
 
 
 def _eps_weight(t: Point, s: Point) -> float:
@@ -50,8 +51,7 @@ def dpm_solver_2(step: StepBuilder, r1: float = 0.5) -> Linear:
     u = (alpha_r/alpha) x - sigma_r (e^(r1 h) - 1) eps; r1 lies in (0, 1]. A step to sigma' = 0
     (h infinite, so nothing lies between) is a DDIM step.
     """
-    if not 0 < r1 <= 1:
-        raise ValueError(f"r1: must lie in (0, 1], got {r1}")
+    check_real("r1", r1, "(0, 1]")
     t, s = step.t, step.s
     eps = step.model(step.x, t)
     if s.sigma == 0:

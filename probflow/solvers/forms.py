@@ -26,12 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import exp, expm1, sqrt
 from probflow.solvers.phi import adams, moments, phi, phis
-from probflow.words import check_choice
+from probflow.words import check_choice, check_real
 
 __all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "kutta_3", "runge_kutta"]
 
@@ -251,15 +250,6 @@ def lowered(order: int, step: StepBuilder, final: str) -> int:
     return min(order, step.remaining) if final == "lower" else order
 
 
-def check_fraction(name: str, value: float) -> float:
-    """Return ``value`` if it lies in (0, 1]; raise ``ValueError`` otherwise."""
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: must lie in (0, 1], got {value}")
-    return value
-
-
 def check_s_noise(s_noise: float) -> float:
-    """Return the factor of all noises if it is >= 0 and finite; else raise ``ValueError``."""
-    if not 0 <= s_noise < inf:
-        raise ValueError(f"s_noise: must be a number >= 0, got {s_noise}")
-    return s_noise
+    """Return the factor of all noises if it is >= 0 and finite; raise otherwise."""
+    return check_real("s_noise", s_noise, "[0, inf)")

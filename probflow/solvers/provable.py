@@ -21,7 +21,7 @@ from probflow.solvers.chain import alpha_ratio, b_of
 from probflow.solvers.forms import EPS
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
-from probflow.words import check_choice, check_whole
+from probflow.words import check_choice, check_real, check_whole
 
 
 def _tau(t: Point) -> float:
@@ -137,8 +137,7 @@ def randomized_midpoint(
     """
     check_whole("corrections", corrections, 0)
     check_whole("rounds", rounds, 1)
-    if not length > 0:
-        raise ValueError(f"length: must be > 0, got {length}")
+    check_real("length", length, "(0, inf)")
     t, s = step.t, step.s
     a = _uniform(step, seed)
     r = _between(step, t, s, a)

@@ -16,7 +16,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ import numpy as np
 from probflow.plan import COORDINATES, PREDICTIONS, Linear, Plan, Step, trace
 from probflow.solvers.embedded import PAIRS, EmbeddedPair
 from probflow.solvers.noising import noising
-from probflow.words import near, no_option
+from probflow.words import check_choice, is_real, near, no_option
 
 __all__ = [
     "Solver",
@@ -213,8 +212,7 @@ class Solver:
             raise ValueError(no_option(self.name, unknown[0], self.options))
         declared = getattr(self.function, "__annotations__", {})
         for name, value in options.items():
-            number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
-            if declared.get(name) in ("float", float) and not number:
+            if declared.get(name) in ("float", float) and not is_real(value):
                 raise TypeError(f"{name}: {self.name} needs a number, got {value!r}")
         return replace(self, options={**self.options, **options})
 
@@ -237,6 +235,11 @@ class Solver:
         ----------
         measure
             A key of :data:`probflow.studies.rows.MEASURES`.
+
+        Returns
+        -------
+        float or None
+            In the other measures of the final law, that of TV (of KL twice it).
         """
         if measure in _OF_THE_END and "tv" in self.orders:
             return self.orders["tv"] * (2 if measure == "kl" else 1)
@@ -304,10 +307,8 @@ def register(
     for new in (name, *aliases):
         if any(_canonical(new) in taken for taken in (_SOLVERS, _ALIASES, PAIRS)):
             raise ValueError(f"name: a solver named {new!r} exists already")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
-    if coordinates not in COORDINATES:
-        raise ValueError(f"coordinates: got {coordinates!r}, allowed are {', '.join(COORDINATES)}")
+    check_choice("prediction", prediction, PREDICTIONS)
+    check_choice("coordinates", coordinates, COORDINATES)
 
     def decorate(function: StepFunction) -> StepFunction:
         if not function.__doc__:
@@ -425,12 +426,17 @@ def solver_names(*, aliases: bool = False) -> tuple[str, ...]:
     ----------
     aliases
         Also all aliases, after them.
+
+    Returns
+    -------
+    tuple of str
+        Lower case, with hyphens.
     """
     return (*_SOLVERS, *_ALIASES) if aliases else tuple(_SOLVERS)
 
 
 def all_solvers() -> tuple[Solver, ...]:
-    """All registered solvers, in order of registration."""
+    """All registered solvers, a tuple of :class:`Solver` in order of registration."""
     return tuple(_SOLVERS.values())
 
 

@@ -30,13 +30,12 @@ from math import inf
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.plan.columns import Column, Number, exp, sqrt
+from probflow.plan.columns import Column, Number, exp, one_by_one_unless, sqrt
 from probflow.solvers.forms import (
     EPS,
     X0,
     Form,
     adams_step,
-    check_fraction,
     check_s_noise,
     heun_2,
     krogstad_4,
@@ -46,6 +45,7 @@ from probflow.solvers.forms import (
 )
 from probflow.solvers.multistep import dpm_solver_2m_step, dpm_solver_3m_step
 from probflow.solvers.registry import register
+from probflow.words import check_real
 
 Eta = float | Callable[[float], float]
 
@@ -59,13 +59,11 @@ def level(name: str, value: Eta, t: Point, s: Point) -> Number:
     number: Any = value
     if callable(value):
         number = value(exp(-0.5 * (t.lambda_ + s.lambda_)) if s.sigma > 0 else 0.0)
-    real = isinstance(number, (int, float, Column)) and not isinstance(number, bool)
-    if not real or not 0 <= number < inf:
-        raise ValueError(
-            f"{name}: need a number >= 0, or a function of sigma/alpha that returns one, "
-            f"got {number!r}"
-        )
-    return number if isinstance(number, Column) else float(number)
+    if isinstance(number, Column):
+        one_by_one_unless((number >= 0) & (number < inf))
+        return number
+    kind = "a number or a function of sigma/alpha that returns one"
+    return check_real(name, number, "[0, inf)", kind=kind)
 
 
 def _form(base: Form, step: StepBuilder, eta: Eta, s_noise: float) -> Form:
@@ -174,7 +172,7 @@ def dpm_solver_pp_sde(
     same path, of which N is the rest: N = L_r N_r + the noise from r on.
     """
     form = _form(X0, step, eta, s_noise)
-    return runge_kutta(step, form, [check_fraction("r", r)], midpoint_2(r))
+    return runge_kutta(step, form, [check_real("r", r, "(0, 1]")], midpoint_2(r))
 
 
 # Exponential Adams and Runge-Kutta methods on x0 -------------------------------------------------
@@ -224,7 +222,7 @@ def sde_exponential_rk2(
 ) -> Linear:
     """x' = L x + S h [phi_1 x0 + phi_2/c2 (x0_2 - x0)] + N, x0_2 on the path at c2 of h."""
     form = _form(X0, step, eta, s_noise)
-    return runge_kutta(step, form, [check_fraction("c2", c2)], heun_2(c2))
+    return runge_kutta(step, form, [check_real("c2", c2, "(0, 1]")], heun_2(c2))
 
 
 @register(

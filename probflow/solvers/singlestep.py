@@ -14,7 +14,6 @@ from probflow.solvers.forms import (
     EPS,
     X0,
     Tableau,
-    check_fraction,
     euler_1,
     heun_2,
     krogstad_4,
@@ -23,7 +22,7 @@ from probflow.solvers.forms import (
     runge_kutta,
 )
 from probflow.solvers.registry import register
-from probflow.words import check_choice
+from probflow.words import check_choice, check_real
 
 _HO = "Hochbruck, Ostermann 2005 (SIAM J. Numer. Anal. 43)"
 
@@ -44,7 +43,7 @@ _DPM_SOLVER: dict[int, tuple[list[float], Tableau]] = {
 )
 def exponential_rk2(step: StepBuilder, c2: float = 0.5) -> Linear:
     """x' = L x + S h [phi_1 eps + phi_2/c2 (eps_2 - eps)], eps_2 at c2 of h after a DDIM step."""
-    return runge_kutta(step, EPS, [check_fraction("c2", c2)], heun_2(c2))
+    return runge_kutta(step, EPS, [check_real("c2", c2, "(0, 1]")], heun_2(c2))
 
 
 @register(
@@ -61,8 +60,8 @@ def exponential_rk3(step: StepBuilder, c2: float = 0.5, c3: float = 1.0) -> Line
     step, eps_3 at c3 after one with a32 (eps_2 - eps) in addition,
     a32 = g c2 phi_2(c2 z) + c3^2/c2 phi_2(c3 z).
     """
-    check_fraction("c2", c2)
-    check_fraction("c3", c3)
+    check_real("c2", c2, "(0, 1]")
+    check_real("c3", c3, "(0, 1]")
     if c2 == c3 or (abs(c2 - 2 / 3) < 1e-12 and c3 != 2 / 3):
         raise ValueError(f"c2, c3: no method of order 3 has c2 = {c2:g}, c3 = {c3:g}")
     return runge_kutta(step, EPS, [c2, c3], kutta_3(c2, c3))
@@ -145,7 +144,7 @@ def fast_step(step: StepBuilder, remainder: int, to: Point | None = None) -> Lin
 )
 def dpm_solver_pp_2s(step: StepBuilder, r1: float = 0.5) -> Linear:
     """x' = L x + S h phi_1 [x0 + (x0_r - x0)/(2 r1)], x0_r at r1 of h after a DDIM step."""
-    return runge_kutta(step, X0, [check_fraction("r1", r1)], midpoint_2(r1))
+    return runge_kutta(step, X0, [check_real("r1", r1, "(0, 1]")], midpoint_2(r1))
 
 
 @register(

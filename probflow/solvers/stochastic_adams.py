@@ -11,12 +11,12 @@ from math import ceil
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
-from probflow.plan.columns import Column, Number, exp, isfinite, log, sqrt
+from probflow.plan.columns import Column, Number, exp, isfinite, log, one_by_one_unless, sqrt
 from probflow.solvers.forms import X0, Form, check_s_noise, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
-from probflow.words import check_choice, check_whole
+from probflow.words import check_choice, check_real, check_whole
 
 # SA-Solver ---------------------------------------------------------------------------------------
 
@@ -134,13 +134,13 @@ def _eta_of_phi(options: Mapping[str, Any]) -> Eta | None:
 
 
 def _phi_at(phi: Callable[[float], float], rho: Number) -> Number:
-    value = phi(rho) if callable(phi) else None
-    real = isinstance(value, (int, float, Column)) and not isinstance(value, bool)
-    if not real or not isfinite(value):
-        raise ValueError(f"phi: need a function from sigma/alpha to a number, got {value!r}")
-    if value <= 0:
-        raise ValueError(f"phi: must be positive, but phi({rho:g}) = {value:g}")
-    return value if isinstance(value, Column) else float(value)
+    if not callable(phi):
+        raise TypeError(f"phi: need a function of sigma/alpha, got {phi!r}")
+    value = phi(rho)
+    if isinstance(value, Column):
+        one_by_one_unless((value > 0) & isfinite(value))
+        return value
+    return check_real(f"phi({float(rho):g})", value, "(0, inf)")
 
 
 def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> list[float]:

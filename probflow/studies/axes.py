@@ -23,7 +23,7 @@ from probflow.studies.runner import make_curves, run_curves
 from probflow.studies.sampled import generator
 from probflow.studies.verdict import MAX_HALF_WIDTH
 from probflow.targets import Target
-from probflow.words import check_choice
+from probflow.words import check_choice, check_real
 
 __all__ = ["AXES", "Scan", "scan"]
 
@@ -169,9 +169,11 @@ def scan(
         values, target = list(networks), networks.__getitem__
     if target is None:
         raise ValueError(f"target: needed on the axis {axis!r}")
+    for value in values:
+        check_real("values", value, "(0, inf)")
+    if len(set(values)) < len(values):
+        raise ValueError(f"values: need different ones, got {list(values)}")
     ordered = sorted(values, key=kind.x, reverse=not kind.grows)
-    if not all(0 < value < math.inf for value in values) or len(set(values)) < len(values):
-        raise ValueError(f"values: need different positive finite numbers, got {list(values)}")
 
     def curve(target: Target, grid: Grid) -> Curve:
         [made] = make_curves(

@@ -50,7 +50,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Curve:
-    """A solver on a target and grid, at all step counts and in all measures."""
+    """A solver on a target and grid, at all step counts and in all measures.
+
+    Attributes
+    ----------
+    target, solver, grid, process
+        What is measured; ``process`` is ``None`` for that of :meth:`process_at`.
+    steps : tuple of int
+        Step counts, increasing.
+    measures : tuple of str
+        Keys of :data:`~probflow.studies.rows.MEASURES`.
+    settings : Settings
+        Seed, samples, steps of references.
+    """
 
     target: Target
     solver: Solver
@@ -61,13 +73,40 @@ class Curve:
     settings: Settings
 
     def plan(self, steps: int) -> tuple[Process, Plan]:
-        """Process and plan at one step count."""
+        """Process and plan at one step count.
+
+        Parameters
+        ----------
+        steps
+            A step count.
+
+        Returns
+        -------
+        tuple
+            Process and plan, for an eps model.
+
+        Raises
+        ------
+        ValueError
+            If the solver has no plan on these times.
+        """
         process = self.process_at(steps)
         times = self.grid.times(process, steps)
         return process, self.solver.plan(process, times, "eps", rises=self.grid.rises)
 
     def process_at(self, steps: int) -> Process:
-        """The linear VP process by default; the paper's own schedule where the grid is its."""
+        """The linear VP process by default; the paper's own schedule where the grid is its.
+
+        Parameters
+        ----------
+        steps
+            A step count, on which the paper's schedule depends.
+
+        Returns
+        -------
+        Process
+            The process.
+        """
         if self.process is not None:
             return self.process
         if self.grid.kind == "paper":
@@ -124,7 +163,20 @@ class Cell:
 
 
 def h_max(plan: Plan, process: Process) -> float:
-    """Largest ``1 - alpha_ratio`` of a plan: the founding paper's step size."""
+    """Largest ``1 - alpha_ratio`` of a plan: the founding paper's step size.
+
+    Parameters
+    ----------
+    plan
+        Its times fall or rise.
+    process
+        The noising process.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
     levels = np.asarray(process.neg_log_ab(np.asarray(plan.times)))
     return float(-np.expm1(np.diff(levels)).min())
 

@@ -46,7 +46,19 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed: cells, verdicts (``worse`` and others), and what only one side has."""
+    """What changed against a baseline, one line of text for each.
+
+    Attributes
+    ----------
+    compared : int
+        Number of cells on both sides.
+    cells : tuple of str
+        Errors that changed beyond noise.
+    worse, verdicts : tuple of str
+        Verdicts that got worse, and that changed otherwise.
+    missing : tuple of str
+        What only one side has.
+    """
 
     compared: int
     cells: tuple[str, ...]
@@ -55,7 +67,7 @@ class Comparison:
     missing: tuple[str, ...]
 
     def text(self) -> str:
-        """The changes as Markdown."""
+        """The changes as Markdown: a text of a sentence, and a list for each kind of change."""
         parts = [
             f"Compared with the baseline: {self.compared} cells, {len(self.cells)} changed beyond "
             f"noise, {len(self.worse)} verdicts worse."

@@ -23,7 +23,7 @@ from probflow.studies.rows import MEASURES
 from probflow.studies.runner import make_curves
 from probflow.studies.scans import ScanJob
 from probflow.targets import Empirical, Gaussian, GaussianMixture, Target
-from probflow.words import check_choice, near
+from probflow.words import check_choice, is_real, near
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -198,7 +198,7 @@ def _scans(
         target = None
     else:
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, number) or not 0 < value < math.inf:
+            if not is_real(value) or not 0 < value < math.inf:
                 raise ValueError(f"[scan] values: need positive finite numbers, got {value!r}")
         target = _along(axis, own, table["target"], folder)
         if not isinstance(target, Target):
@@ -271,6 +271,11 @@ def target_from_table(table: Mapping[str, Any], folder: Path) -> Target:
         The table's keys and values.
     folder
         Where paths begin.
+
+    Returns
+    -------
+    Target
+        The target.
 
     Raises
     ------
@@ -357,7 +362,7 @@ def _shape(where: str, value: Any) -> tuple[int, ...]:
         raise ValueError(
             f"{where}: {'rows differ in length' if value else 'is empty'}, got {value}"
         )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_real(value):
         raise ValueError(f"{where}: need numbers, got {value!r}")
     return ()
 

@@ -21,7 +21,7 @@ _CACHES = ("_cache",)
 #: What computes a cell from its plan, relative to the package. A solver is not among them: its
 #: weights are in the plan.
 _SOURCES = (
-    *("grids.py", "models.py", "processes.py", "schedules.py", "targets.py", "laws", "integrate"),
+    *("grids.py", "models.py", "processes", "schedules.py", "targets", "laws", "integrate"),
     *("studies/cells.py", "studies/measure.py", "studies/perturbed.py", "studies/sampled.py"),
     "studies/learned.py",
 )

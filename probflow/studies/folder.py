@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from probflow._version import __version__
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
-from probflow.studies.lines import seal, unseal
+from probflow.studies.lines import seal, unseal, write_whole
 from probflow.studies.measure import Settings
 from probflow.studies.reading import (
     CellName,
@@ -124,7 +123,20 @@ class Run:
 
 
 def describe(curves: Sequence[Curve], *, title: str = TITLE, layout: str = PLAIN) -> Description:
-    """The description of a study that is about to begin."""
+    """The description of a study that is about to begin.
+
+    Parameters
+    ----------
+    curves
+        Those of the study, one or more.
+    title, layout
+        As those of :class:`Description`.
+
+    Returns
+    -------
+    Description
+        Without keys of cells.
+    """
     return Description(
         title,
         layout,
@@ -145,7 +157,18 @@ def describe(curves: Sequence[Curve], *, title: str = TITLE, layout: str = PLAIN
 
 
 def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
-    """What the numbers depend on; no times, no machine names."""
+    """What the numbers depend on; no times, no machine names.
+
+    Parameters
+    ----------
+    curves
+        Those of the study, one or more.
+
+    Returns
+    -------
+    dict
+        Versions, commit, number type, device, process, seed, and how many samples.
+    """
     processes = [curve.process for curve in curves if curve.process is not None]
     samples = {
         f"{curve.target.name}, {measure}": curve.settings.samples
@@ -184,15 +207,22 @@ def _commit() -> str:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write ``study.json``, whole or not at all."""
-    new = folder / NEW_DESCRIPTION
-    try:
-        text = seal(FORMAT, asdict(description))
-        new.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(new, folder / DESCRIPTION)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    """Write ``study.json``, whole or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    description
+        What it says.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the earlier one stays.
+    """
+    text = seal(FORMAT, asdict(description))
+    write_whole(folder / DESCRIPTION, folder / NEW_DESCRIPTION, [text])
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -202,6 +232,18 @@ def says_the_same(folder: Path, description: Description) -> bool:
     """Whether captions say of the run in a folder what they would say of another: seed, versions.
 
     A folder without a description says nothing else.
+
+    Parameters
+    ----------
+    folder
+        That of a run.
+    description
+        That of another.
+
+    Returns
+    -------
+    bool
+        False also for a description that cannot be read.
     """
     try:
         known = _read_description(folder / DESCRIPTION)

@@ -18,6 +18,7 @@ from probflow.plan import PREDICTIONS, Point
 from probflow.processes import Process
 from probflow.studies.perturbed import Around
 from probflow.targets import Level, Target
+from probflow.words import check_choice, check_real
 
 __all__ = ["Learned", "LearnedScore"]
 
@@ -82,7 +83,7 @@ class Learned(_FromFile, Target):
         self.dim, self.name = data.dim, f"{Path(path).stem}-learned"
 
     def model(self, process: Process, prediction: str = "eps") -> Model:
-        """The network, taken to have been trained on ``process``, in any prediction type."""
+        """As :meth:`Target.model`: the network, taken to have been trained on ``process``."""
         _, _, own, scale = self._arguments
         return Model(self._wide, process, own, time=lambda t: scale * t).as_prediction(prediction)
 
@@ -100,15 +101,21 @@ class Learned(_FromFile, Target):
         return self._arguments[1].moments(alpha, sigma)
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> NoReturn:
-        """Refused: the network knows no law, only its own flow."""
+        """Refused, unlike :meth:`Target.score`: the network knows no law, only its own flow.
+
+        Raises
+        ------
+        Refusal
+            Always.
+        """
         raise Refusal(f"{self.name}: a learned model has no law to compare with; measure strong")
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> NoReturn:
-        """Refused, as :meth:`score`."""
+        """Refused as :meth:`score`."""
         self.score(x, alpha, sigma)
 
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> NoReturn:
-        """Refused, as :meth:`score`."""
+        """Refused as :meth:`score`."""
         self.score(x, alpha, sigma)
 
 
@@ -146,7 +153,7 @@ class LearnedScore(_FromFile, Around):
         self.name = f"{base.name}, {Path(path).stem}"
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """The network's score, shape and dtype of ``x``."""
+        """As :meth:`Target.score`: the network's score."""
         flat = self._flat(x).double()
         return self._score(flat, alpha, sigma).to(x.dtype).reshape(x.shape)
 
@@ -158,7 +165,7 @@ class LearnedScore(_FromFile, Around):
         return self._model.predict(flat, time.expand(len(flat)), "score")
 
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
-        """The network's score and its Jacobian, a backward pass a coordinate."""
+        """As :meth:`Target.score_and_jacobian`, of the network, a backward pass a coordinate."""
         flat = self._flat(x).detach().double().requires_grad_()
         with torch.enable_grad():
             score = self._score(flat, alpha, sigma)
@@ -179,6 +186,11 @@ class LearnedScore(_FromFile, Around):
             Number of samples of the true law at each time.
         generator
             CPU generator.
+
+        Returns
+        -------
+        float
+            The size.
         """
         squares = []
         for point in Point.many(self._model.process, list(times)):
@@ -192,7 +204,6 @@ class LearnedScore(_FromFile, Around):
 
 
 def _check(prediction: str, time_scale: float) -> None:
-    if not math.isfinite(time_scale) or time_scale == 0:
+    if check_real("time_scale", time_scale) == 0:
         raise ValueError(f"time_scale: need a finite number other than 0, got {time_scale}")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")
+    check_choice("prediction", prediction, PREDICTIONS)

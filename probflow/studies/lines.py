@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Damaged", "OtherFormat", "plain", "seal", "text_of", "unseal"]
+__all__ = ["Damaged", "OtherFormat", "plain", "seal", "text_of", "unseal", "write_whole"]
 
 
 class Damaged(ValueError):
@@ -27,6 +29,32 @@ def seal(kind: str, content: Mapping[str, Any]) -> str:
     """``content`` as one line of JSON that begins with its ``format`` and ends with its ``sum``."""
     text = _json({"format": kind, **content})
     return f'{text[:-1]},"sum":"{_sum_of(text)}"}}\n'
+
+
+def write_whole(path: Path, new: Path, lines: Iterable[str]) -> None:
+    """Put a file in the place of an earlier one, whole or not at all.
+
+    Parameters
+    ----------
+    path, new
+        The file, and one of the same folder in which it is written; that one does not stay.
+    lines
+        Its text.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the earlier one stays.
+    """
+    try:
+        with open(new, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, Any]:

@@ -93,11 +93,21 @@ ADDITIVE = ("kl", "w2", "path-kl", "strong", "certificate")
 
 @dataclass(frozen=True)
 class Measurement:
-    """An error, its standard error and floor, and what correlates it with other step counts.
+    """An error, and what correlates it with those of other step counts.
 
-    ``samples`` are per-sample contributions c with ``error = scale * mean(c) ** power``; the same
-    random draws at every step count make the errors of a curve correlated, which
+    The same random draws at every step count make the errors of a curve correlated, which
     :func:`log_covariance` takes into account.
+
+    Attributes
+    ----------
+    error, se, floor : float
+        The error, its standard error, and the error below which nothing is seen; >= 0.
+    samples : ndarray or None
+        Per-sample contributions c, (n,), with ``error = scale * mean(c) ** power``.
+    power : float
+        That of the mean.
+    note : str
+        What a reader of the row should know.
     """
 
     error: float
@@ -111,7 +121,25 @@ class Measurement:
     def of_samples(
         samples: np.ndarray, power: float, scale: float, floor: float, note: str = ""
     ) -> Measurement:
-        """From per-sample contributions."""
+        """A measurement from per-sample contributions.
+
+        Parameters
+        ----------
+        samples, power, scale
+            ``error = scale * mean(samples) ** power``; n >= 2 samples.
+        floor, note
+            As the attributes.
+
+        Returns
+        -------
+        Measurement
+            Its standard error is that of the delta method.
+
+        Raises
+        ------
+        Refusal
+            If the mean is not finite and > 0.
+        """
         mean = float(np.mean(samples))
         if not (math.isfinite(mean) and mean > 0):
             raise Refusal(f"the mean over samples is {mean:.3g}: too few samples or an overflow")
@@ -121,7 +149,18 @@ class Measurement:
 
 
 def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
-    """Covariance of the log-errors of a curve (delta method), or ``None`` for exact measures."""
+    """Covariance of the log-errors of a curve (delta method), or ``None`` for exact measures.
+
+    Parameters
+    ----------
+    curve
+        The measurements at all step counts.
+
+    Returns
+    -------
+    ndarray or None
+        (points, points).
+    """
     columns = [m.power * m.samples / np.mean(m.samples) for m in curve if m.samples is not None]
     if len(columns) < len(curve):
         return None
@@ -136,6 +175,15 @@ def bootstrap_covariance(
 
     It takes no derivative, so that it also holds where the mean is not close to normal. Replicates
     in which some mean is not positive are left out.
+
+    Parameters
+    ----------
+    curve
+        As that of :func:`log_covariance`.
+    replicates
+        How often samples are drawn again.
+    seed
+        Of these draws.
 
     Returns
     -------
@@ -335,7 +383,22 @@ def _distance(
 
 
 def needs_reference(target: Target, measures: Sequence[str], eta: Any = 0.0) -> bool:
-    """Whether a strong error on this target has no exact solution to be measured against."""
+    """Whether a strong error on this target has no exact solution to be measured against.
+
+    Parameters
+    ----------
+    target
+        The target.
+    measures
+        Keys of :data:`~probflow.studies.rows.MEASURES`.
+    eta
+        That of the solver's equation: 0 for the ODE.
+
+    Returns
+    -------
+    bool
+        Never true without the measure ``"strong"``.
+    """
     known = isinstance(target, Product) or isinstance(truth_of(target), Gaussian)
     flow = target.dim == 1 or known
     return "strong" in measures and not (eta == 0 and flow)
@@ -346,6 +409,18 @@ def reference_flow(process: Any, target: Target, grid: Grid, settings: Settings)
 
     The error is that of Richardson's comparison: the distance to a run with half the steps, over
     2^4 - 1.
+
+    Parameters
+    ----------
+    process, target, grid
+        Those of the curve.
+    settings
+        Seed, number of samples, and ``reference_steps``.
+
+    Returns
+    -------
+    Reference
+        States (samples, d), float64, and the error.
     """
     runs = []
     for count in (settings.reference_steps // 2, settings.reference_steps):
@@ -363,7 +438,7 @@ REFINEMENT, LEAST = 8, 256
 
 
 def path_steps(largest: int) -> int:
-    """Steps of the reference path of plans of up to ``largest`` steps."""
+    """Steps of the reference path, an int, of plans of up to ``largest`` steps."""
     return max(REFINEMENT * largest, LEAST)
 
 
@@ -379,6 +454,11 @@ def reference_path(
         A number, or a function of sigma/alpha: see :mod:`probflow.solvers.reverse_sde`.
     largest
         The largest step count to be compared with it.
+
+    Returns
+    -------
+    Reference
+        States (samples, d), float64, and those of a run of half the steps.
     """
     runs = []
     for count in (path_steps(largest), path_steps(largest) // 2):

@@ -72,7 +72,6 @@ from probflow.studies.points import (
     Axis,
     censor,
     check_points,
-    check_real,
     log_covariance,
     per_point,
 )
@@ -85,6 +84,7 @@ from probflow.studies.verdict import (
     MAX_LOCAL_GAP,
     decide_all,
 )
+from probflow.words import check_real
 
 __all__ = [
     "AHEAD",
@@ -245,12 +245,9 @@ def fit_order(
         If an argument is not as described.
     """
     T, e, h_values = check_points(steps, errors, axis, h)
-    claim = check_real("claim", claim)
-    if not math.isnan(claim) and not 0.0 < claim < math.inf:
-        raise ValueError(f"claim: got {claim}, allowed is a positive finite number or NaN")
-    max_log_power = check_real("max_log_power", max_log_power)
-    if not 0.0 <= max_log_power < math.inf:
-        raise ValueError(f"max_log_power: got {max_log_power}, allowed is a finite number >= 0")
+    if not (isinstance(claim, float) and math.isnan(claim)):  # NaN is no claim
+        claim = check_real("claim", claim, "(0, inf)")
+    max_log_power = check_real("max_log_power", max_log_power, "[0, inf)")
     if max_log_power > 0.0 and axis == "h":
         raise ValueError(
             f"max_log_power: got {max_log_power} with axis 'h', allowed is 0; "

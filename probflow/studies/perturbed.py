@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from probflow.targets import Gaussian, Level, Target
+from probflow.words import check_real
 
 __all__ = ["Around", "OtherLaws", "Product", "Scaled", "ScoreError", "correlated", "truth_of"]
 
@@ -31,6 +32,11 @@ class Product(Target):
     ----------
     factors
         d targets of dimension 1; the same object several times costs no more than once.
+
+    Raises
+    ------
+    ValueError
+        For no factor, or one that is not on the line.
     """
 
     def __init__(self, factors: Sequence[Target]) -> None:
@@ -72,7 +78,13 @@ class Product(Target):
 
 
 class Around(Target):
-    """The target ``base`` in everything; what is wrong is overridden."""
+    """The target ``base`` in everything; what is wrong is overridden.
+
+    Parameters
+    ----------
+    base
+        The target.
+    """
 
     def __init__(self, base: Target) -> None:
         self.base, self.dim, self.name = base, base.dim, base.name
@@ -117,13 +129,24 @@ class Around(Target):
 
 
 class Scaled(Around):
-    """The law of ``scale`` times a sample of ``base``, scale > 0."""
+    """The law of ``scale`` times a sample of ``base``.
+
+    Parameters
+    ----------
+    base
+        The target.
+    scale
+        A number > 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another scale.
+    """
 
     def __init__(self, base: Target, scale: float) -> None:
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale: need a positive finite number, got {scale}")
         super().__init__(base)
-        self.scale = float(scale)
+        self.scale = check_real("scale", scale, "(0, inf)")
 
     @property
     def truth(self) -> Target:
@@ -156,9 +179,18 @@ def correlated(line: Target, d: int, correlation: float = 0.0, *, decay: bool = 
         Dimension, >= 1.
     correlation
         c in [0, 1): between all coordinates, or with ``decay`` :math:`c^{|i - j|}` between i and j.
+
+    Returns
+    -------
+    Product
+        Of d factors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a correlation or d out of range.
     """
-    if not 0.0 <= correlation < 1.0:
-        raise ValueError(f"correlation: need a number in [0, 1), got {correlation}")
+    check_real("correlation", correlation, "[0, 1)")
     if d != int(d) or d < 1:
         raise ValueError(f"d: need a whole number >= 1, got {d}")
     d = int(d)
@@ -173,7 +205,7 @@ def correlated(line: Target, d: int, correlation: float = 0.0, *, decay: bool = 
 
 
 def truth_of(target: Target) -> Target:
-    """The target that one with something wrong is compared with; itself for others."""
+    """The :class:`Target` that one with something wrong is compared with; itself for others."""
     return target.truth if isinstance(target, Around) else target
 
 
@@ -194,16 +226,31 @@ class ScoreError(Around):
         Size of the error, > 0.
     jacobian
         Size of its Jacobian, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes out of range.
     """
 
     def __init__(self, base: Target, l2: float, jacobian: float = 0.0) -> None:
-        if not (0.0 < l2 < math.inf and 0.0 <= jacobian < math.inf):
-            raise ValueError(f"l2, jacobian: need l2 > 0 and jacobian >= 0, got {l2}, {jacobian}")
         super().__init__(base)
-        self.l2, self.jacobian = float(l2), float(jacobian)
+        self.l2 = check_real("l2", l2, "(0, inf)")
+        self.jacobian = check_real("jacobian", jacobian, "[0, inf)")
 
     def error(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Error of the score, (batch, d), and of its Jacobian, (batch, d, d), at states."""
+        """Error of the score, (batch, d), and of its Jacobian, (batch, d, d), at states.
+
+        Parameters
+        ----------
+        x
+            As for :meth:`Target.score`.
+
+        Returns
+        -------
+        tuple of Tensor
+            Both float64.
+        """
         flat = self._flat(x).double()
         u = torch.full((self.dim,), 1.0 / math.sqrt(self.dim), dtype=flat.dtype, device=flat.device)
         y = (flat @ u)[:, None]
@@ -216,12 +263,12 @@ class ScoreError(Around):
         return size * u, slope[..., None] * torch.outer(u, u)
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """The wrong score."""
+        """As :meth:`Target.score`, and wrong."""
         right = self.base.score(x, alpha, sigma)
         return right + self.error(x)[0].to(x.dtype).reshape(x.shape)
 
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
-        """The wrong score and its Jacobian."""
+        """As :meth:`Target.score_and_jacobian`, of the wrong score."""
         score, jacobian = self.base.score_and_jacobian(x, alpha, sigma)
         wrong, slope = self.error(x)
         return score + wrong.to(x.dtype).reshape(x.shape), jacobian + slope

@@ -210,7 +210,20 @@ def side_of(dim: int) -> int:
 
 
 def pictures_of(curves: Sequence[Curve], steps: int) -> tuple[Picture, ...]:
-    """All pictures that there are of the solvers of some curves, by target and grid."""
+    """All pictures that there are of the solvers of some curves, by target and grid.
+
+    Parameters
+    ----------
+    curves
+        Those of a study.
+    steps
+        Step count of all pictures, >= 1.
+
+    Returns
+    -------
+    tuple of Picture
+        Errors on the way, and what there is for the target's dimension.
+    """
     groups: dict[tuple[int, str], dict[str, Curve]] = {}
     for curve in curves:
         group = groups.setdefault((id(curve.target), curve.grid.label), {})

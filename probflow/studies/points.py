@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -117,13 +117,6 @@ def per_point(name: str, value: Any, n: int, read: np.ndarray | None = None) -> 
     if not np.all((array >= 0.0) & np.isfinite(array)):
         raise ValueError(f"{name}: got {array.tolist()}, allowed are finite numbers >= 0")
     return array
-
-
-def check_real(name: str, value: Any) -> float:
-    """Return a real number as a float; refuse everything else."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, allowed is a float")
-    return float(value)
 
 
 def _as_floats(name: str, value: Any) -> np.ndarray:

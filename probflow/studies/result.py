@@ -36,7 +36,7 @@ class Study:
     timings: tuple[Timing, ...] = ()
 
     def orders(self) -> tuple[OrderEstimate, ...]:
-        """The fitted orders with their verdicts."""
+        """The fitted orders with their verdicts, a tuple of :class:`OrderEstimate`."""
         return self.estimates
 
     def plot(

@@ -127,7 +127,7 @@ class CurveKey(NamedTuple):
 
 
 def curve_key(item: Row | OrderEstimate) -> CurveKey:
-    """The curve that a row or an estimate belongs to."""
+    """The curve that a row or an estimate belongs to, as a :class:`CurveKey`."""
     return CurveKey(item.target, item.solver, item.grid, item.measure)
 
 

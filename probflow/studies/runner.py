@@ -145,7 +145,25 @@ def make_curves(
     process: Process | None,
     settings: Settings,
 ) -> list[Curve]:
-    """Check a study's arguments and lay out its curves."""
+    """Check a study's arguments and lay out its curves.
+
+    Parameters
+    ----------
+    targets, solvers, steps, measures, grid, process
+        As those of :func:`study`, each a sequence.
+    settings
+        Seed, samples, steps of references.
+
+    Returns
+    -------
+    list of Curve
+        Targets outermost, then solvers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`study`.
+    """
     counts = tuple(check_whole("steps", count, 1) for count in steps)
     if max(counts, default=1) > MOST_STEPS:
         raise ValueError(f"steps: need at most {MOST_STEPS}, got {max(counts)}")
@@ -196,6 +214,18 @@ def run_curves(
     Arguments are those of :func:`study`; ``notify`` is called with a sentence for everything that
     was repaired in the folder ``out``. ``title`` and ``layout`` are those of the report
     (:class:`~probflow.studies.folder.Description`).
+
+    Parameters
+    ----------
+    curves
+        What to measure.
+    jobs, progress, out, resume, executor, timing, title, layout, notify
+        See above.
+
+    Returns
+    -------
+    Study
+        Rows in the order of the curves.
 
     Raises
     ------
@@ -263,7 +293,13 @@ def _timings(
 
 
 class StudyInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a study; ``study`` holds the curves that were finished."""
+    """Ctrl-C during a study.
+
+    Parameters
+    ----------
+    finished
+        The study of the curves that were finished; its name later is ``study``.
+    """
 
     def __init__(self, finished: Study) -> None:
         super().__init__(f"interrupted with {len(finished.estimates)} orders measured")

@@ -60,7 +60,20 @@ class Settings:
 
 
 def generator(settings: Settings, stream: int = 0) -> torch.Generator:
-    """The generator of a study's draws; other streams are independent of it."""
+    """The generator of a study's draws; other streams are independent of it.
+
+    Parameters
+    ----------
+    settings
+        Whose seed.
+    stream
+        Number of the stream, >= 0.
+
+    Returns
+    -------
+    Generator
+        On the CPU.
+    """
     if stream == 0:
         return torch.Generator().manual_seed(settings.seed)
     words = np.random.SeedSequence([settings.seed, stream]).generate_state(1, np.uint64)
@@ -68,7 +81,22 @@ def generator(settings: Settings, stream: int = 0) -> torch.Generator:
 
 
 def start_states(process: Any, target: Target, time: float, settings: Settings) -> Tensor:
-    """The same draws of the exact law at the first time, for every plan."""
+    """The same draws of the exact law at the first time, for every plan.
+
+    Parameters
+    ----------
+    process, target
+        The exact law.
+    time
+        A process time.
+    settings
+        Seed and number of samples.
+
+    Returns
+    -------
+    Tensor
+        (samples, d), float64.
+    """
     point = Point.many(process, [time])[0]
     return target.sample(settings.samples, point.alpha, point.sigma, generator=generator(settings))
 
@@ -83,7 +111,22 @@ def path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
 
 
 def reached(plan: Plan, process: Any, target: Target, settings: Settings) -> Tensor:
-    """Final states of a plan from the study's start states, on its Brownian path."""
+    """Final states of a plan from the study's start states, on its Brownian path.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    process, target
+        Its process, and the exact law whose model it calls.
+    settings
+        Seed and number of samples.
+
+    Returns
+    -------
+    Tensor
+        (samples, d), float64.
+    """
     x = start_states(process, target, plan.times[0], settings)
     noise = path_noise(plan, x, settings) if plan.stochastic else None
     with torch.no_grad():
@@ -100,6 +143,18 @@ def sample_distance(
 
     The floor is the mean distance between two sets of exact samples of that size, over
     :data:`FLOOR_PAIRS` pairs.
+
+    Parameters
+    ----------
+    name
+        One of the measures from samples.
+    plan, process, target, settings
+        As those of :func:`reached`.
+
+    Returns
+    -------
+    tuple of float
+        Distance, standard error, floor.
     """
     distance, exact, floor = _exact(name, process, target, plan.times[-1], settings)
     return *distance(reached(plan, process, target, settings), exact), floor
@@ -163,6 +218,18 @@ def weak_difference(
     The test functions are s, s^2, cos 2s and sin 2s of :math:`s = u\cdot(x - m)/\sqrt{u\cdot Cu}`,
     with mean m and covariance C of the exact law at the end, along fixed directions u: one on the
     line, 8 in more dimensions.
+
+    Parameters
+    ----------
+    plan, finer
+        The two plans.
+    process, target, settings
+        As those of :func:`reached`.
+
+    Returns
+    -------
+    WeakDifference
+        Contributions of the samples, variance and kurtosis of the differences.
     """
     [end] = Point.many(process, [plan.times[-1]])
     mean, covariance = map(torch.as_tensor, target.moments(end.alpha, end.sigma))

@@ -12,10 +12,6 @@ from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
-from probflow.report.files import check_writable
-from probflow.report.latex import to_latex
-from probflow.report.page import save_figure
-from probflow.report.scans import scan_plot, scan_table
 from probflow.studies.axes import AXES, Scan, scan
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
@@ -32,7 +28,15 @@ _FIGURES = ("pdf", "svg")
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan: the arguments of :func:`probflow.studies.axes.scan`."""
+    """One scan.
+
+    Attributes
+    ----------
+    axis, values, target, solver, steps, measure, grid, process
+        As those of :func:`probflow.studies.axes.scan`.
+    settings : Settings
+        Seed, samples, steps of references.
+    """
 
     axis: str
     values: tuple[Any, ...]
@@ -100,6 +104,9 @@ def run_scans(
 
 def _write(folder: Path, title: str, scans: Sequence[Scan]) -> None:
     """Table and numbers of all scans, LaTeX tables, a figure for each measure."""
+    from probflow.report import save_figure, to_latex
+    from probflow.report.scans import scan_plot, scan_table
+
     pictures = ""
     for measure in dict.fromkeys(done.rows[0].measure for done in scans):
         chosen = [done for done in scans if done.rows[0].measure == measure]
@@ -118,6 +125,8 @@ def _figure(measure: str) -> str:
 
 
 def _check_folder(folder: Path, own: set[str]) -> None:
+    from probflow.report import check_writable
+
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     figures = {f"{_figure(name)}.{suffix}" for name in MEASURES for suffix in _FIGURES}
@@ -135,7 +144,18 @@ def _check_folder(folder: Path, own: set[str]) -> None:
 
 
 def scans_table(scans: Sequence[Scan]) -> str:
-    """Markdown: a table of errors a scan, with its slope and interval, or why there is none."""
+    """Markdown: a table of errors a scan, with its slope and interval, or why there is none.
+
+    Parameters
+    ----------
+    scans
+        What was measured.
+
+    Returns
+    -------
+    str
+        The tables.
+    """
     parts = []
     for done in scans:
         first = done.rows[0]
@@ -157,7 +177,7 @@ def slope_text(done: Scan) -> str:
 
 
 def scans_json(scans: Sequence[Scan]) -> str:
-    """All numbers of scans as JSON; what is no number is a text."""
+    """All numbers of ``scans`` as JSON, a text; what is no number is a text in it."""
     return json.dumps([_plain(asdict(done)) for done in scans], indent=1) + "\n"
 
 

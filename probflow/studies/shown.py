@@ -7,7 +7,6 @@ Numbers are rounded to five digits: they are looked at, not computed with.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from probflow.studies.lines import seal, unseal
+from probflow.studies.lines import seal, unseal, write_whole
 from probflow.studies.rows import NEW_PICTURES, PICTURES
 
 __all__ = [
@@ -163,28 +162,40 @@ _KINDS |= {"plane": Plane, "images": Images}
 def write_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
     """Put ``pictures.jsonl`` in the place of an earlier one, whole or not at all.
 
+    Parameters
+    ----------
+    folder
+        Where to.
+    pictures
+        What to keep.
+
     Raises
     ------
     OSError
         If it cannot be written; the earlier one stays.
     """
     names = {kind: name for name, kind in _KINDS.items()}
-    new = folder / NEW_PICTURES
-    try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            for picture in pictures:
-                values = {
-                    f.name: _plain(getattr(picture, f.name)) for f in dataclasses.fields(picture)
-                }
-                file.write(seal(FORMAT, {"kind": names[type(picture)], "picture": values}))
-        os.replace(new, folder / PICTURES)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+
+    def line(picture: Picture) -> str:
+        fields = dataclasses.fields(picture)
+        values = {field.name: _plain(getattr(picture, field.name)) for field in fields}
+        return seal(FORMAT, {"kind": names[type(picture)], "picture": values})
+
+    write_whole(folder / PICTURES, folder / NEW_PICTURES, map(line, pictures))
 
 
 def read_pictures(folder: Path) -> tuple[Picture, ...]:
     """The pictures of a folder; none if it has none.
+
+    Parameters
+    ----------
+    folder
+        That of a run.
+
+    Returns
+    -------
+    tuple of Picture
+        In the order in which they were made.
 
     Raises
     ------

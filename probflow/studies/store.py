@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from probflow.studies.cells import Cell
-from probflow.studies.lines import Damaged, plain, seal, text_of, unseal
+from probflow.studies.lines import Damaged, plain, seal, text_of, unseal, write_whole
 from probflow.studies.lock import FolderLock
 from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row, row_of
 
@@ -41,7 +41,7 @@ _KEYS = ("key", "row", "samples", "power")
 
 
 def cell_line(cell: Cell) -> str:
-    """A cell as one line of JSON with a checksum; floats keep every bit."""
+    """A :class:`Cell` as one line of JSON with a checksum; floats keep every bit."""
     row = {name: plain(getattr(cell.row, name)) for name in _ROW_FIELDS}
     samples = None if cell.samples is None else [plain(float(v)) for v in cell.samples]
     content = {"key": cell.key, "row": row, "samples": samples, "power": cell.power}
@@ -50,6 +50,16 @@ def cell_line(cell: Cell) -> str:
 
 def read_cell(line: str) -> Cell:
     """The cell of a line.
+
+    Parameters
+    ----------
+    line
+        As :func:`cell_line` writes it.
+
+    Returns
+    -------
+    Cell
+        The same to the last bit.
 
     Raises
     ------
@@ -125,7 +135,18 @@ class Store:
         return len(self._places)
 
     def get(self, key: str) -> Cell | None:
-        """The stored cell of a key, read from disk; ``None`` if there is none."""
+        """The stored cell of a key, read from disk; ``None`` if there is none.
+
+        Parameters
+        ----------
+        key
+            Hexadecimal digest.
+
+        Returns
+        -------
+        Cell or None
+            The cell.
+        """
         if key not in self._places:
             return None
         path, offset = self._places[key]
@@ -135,6 +156,11 @@ class Store:
 
     def append(self, cell: Cell) -> None:
         """Write a cell; a line is on disk as a whole or not at all.
+
+        Parameters
+        ----------
+        cell
+            One with a key; a key that is there already is not written again.
 
         Raises
         ------
@@ -173,20 +199,14 @@ class Store:
         """
         own = dict.fromkeys(key for key in keys if key in self._places)
         others = [key for key in self._places if key not in own]
-        whole = self.folder / NEW
-        try:
-            with open(whole, "wb") as new:
-                for key in (*own, *others):
-                    path, offset = self._places[key]
-                    with open(path, "rb") as old:
-                        old.seek(offset)
-                        new.write(old.readline().strip() + b"\n")
-                new.flush()
-                os.fsync(new.fileno())
-            os.replace(whole, self.folder / COMPLETE)
-        except BaseException:
-            whole.unlink(missing_ok=True)
-            raise
+
+        def line(key: str) -> str:
+            path, offset = self._places[key]
+            with open(path, "rb") as old:
+                old.seek(offset)
+                return old.readline().strip().decode("utf-8") + "\n"
+
+        write_whole(self.folder / COMPLETE, self.folder / NEW, map(line, (*own, *others)))
         told()
         (self.folder / PARTIAL).unlink()
         self._places.clear()

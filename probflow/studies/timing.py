@@ -14,7 +14,6 @@ keeps those whose keys are its own.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from probflow.integrate.noise import SeededNoise
 from probflow.models import Model
 from probflow.plan import Plan, Point
 from probflow.studies.cells import LASTING, Curve, Task, cell_keys
-from probflow.studies.lines import Damaged, OtherFormat, seal, unseal
+from probflow.studies.lines import Damaged, OtherFormat, seal, unseal, write_whole
 from probflow.studies.rows import NEW_TIMINGS, TIMINGS, Timing
 
 __all__ = ["BATCH", "FORMAT", "Timed", "keep_timings", "read_timings", "time_curves"]
@@ -109,6 +108,11 @@ def time_curves(
         The digest of a curve's target.
     progress
         Show a progress bar of runs.
+
+    Returns
+    -------
+    list of Timed
+        One for each plan that could be run.
     """
     torch.set_num_threads(1)
     groups: dict[int, dict[str, _Plan]] = {}
@@ -191,17 +195,8 @@ def write_timings(folder: Path, timed: Iterable[Timed]) -> None:
     OSError
         If it cannot be written; the earlier one stays.
     """
-    new = folder / NEW_TIMINGS
-    try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            for item in timed:
-                file.write(seal(FORMAT, dataclasses.asdict(item)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, folder / TIMINGS)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    lines = (seal(FORMAT, dataclasses.asdict(item)) for item in timed)
+    write_whole(folder / TIMINGS, folder / NEW_TIMINGS, lines)
 
 
 def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timed]:
@@ -215,6 +210,11 @@ def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timed
         Where they lie.
     notify
         Called with a sentence for everything that was left out.
+
+    Returns
+    -------
+    dict
+        :class:`Timed` by key.
 
     Raises
     ------
@@ -253,8 +253,24 @@ def keep_timings(
 ) -> tuple[Timing, ...]:
     """The timings of a folder that belong to plans of the curves, in their order.
 
-    In the file they are noted to be of the curves' cells, too. Arguments and errors are those of
-    the functions above.
+    In the file they are noted to be of the curves' cells, too.
+
+    Parameters
+    ----------
+    folder, notify
+        As those of :func:`read_timings`.
+    curves, target_key
+        As those of :func:`time_curves`.
+
+    Returns
+    -------
+    tuple of Timing
+        None if the folder has none.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the file cannot be read, or not be written.
     """
     found = read_timings(folder, notify)
     if not found:

@@ -482,12 +482,16 @@ def test_slices_within_a_step_are_refused_with_what_to_take() -> None:
         ({"num_train_timesteps": 10.5}, TypeError, "num_train_timesteps: need a whole number"),
         ({"steps_offset": -1}, ValueError, "steps_offset: need a whole number >= 0, got -1"),
         ({"trained_betas": []}, ValueError, "trained_betas: need at least one"),
-        ({"sigma_min": -1.0}, ValueError, r"sigma_min: need a number in \(0, inf\], got -1.0"),
+        ({"sigma_min": -1.0}, ValueError, "sigma_min: need a number > 0, got -1.0"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "sigma_min, sigma_max: need 0 < min"),
         ({"rho": 0.0}, ValueError, "rho: need a number"),
         ({"shift": "3"}, TypeError, "shift: need a number, got '3'"),
         ({"dynamic_thresholding_ratio": 3.0}, ValueError, r"ratio: need a number in \(0, 1\]"),
-        ({"shift_terminal": 1.0}, ValueError, r"shift_terminal: need one in \[0, 1\), got 1.0"),
+        (
+            {"shift_terminal": 1.0},
+            ValueError,
+            r"shift_terminal: need a number in \[0, 1\)",
+        ),
         ({"solver": "rejection"}, ValueError, "until it accepts.*take pf.rejection_sample"),
     ],
 )

@@ -500,7 +500,7 @@ def test_options() -> None:
                 pf.get_solver(name, **{option: wrong})
     assert pf.get_solver("ddim-eta", eta=np.float32(0.5)).options["eta"] == 0.5
     for r1 in (0.0, 1.5, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"r1: must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"r1: need a number in \(0, 1\], got"):
             pf.get_solver("dpm-solver-2", r1=r1).plan(pf.VP.linear(), [0.9, 0.5])
 
 

@@ -166,13 +166,13 @@ def test_options_are_checked(solver: pf.Solver) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("exponential-rk2", {"c2": 0.0}, r"c2: must lie in \(0, 1\]"),
-        ("exponential-rk3", {"c3": 2.0}, r"c3: must lie in \(0, 1\]"),
+        ("exponential-rk2", {"c2": 0.0}, r"c2: need a number in \(0, 1\]"),
+        ("exponential-rk3", {"c3": 2.0}, r"c3: need a number in \(0, 1\]"),
         ("exponential-rk3", {"c2": 2 / 3}, "c2, c3: no method of order 3"),
         ("exponential-rk3", {"c2": 0.5, "c3": 0.5}, "c2, c3: no method of order 3"),
         ("dpm-solver-3", {"r1": 0.7}, "r1: must lie between 0 and 2/3"),
         ("dpm-solver++-3s", {"r1": 0.0}, "r1: must lie between 0 and 2/3"),
-        ("dpm-solver++-2s", {"r1": 1.5}, r"r1: must lie in \(0, 1\]"),
+        ("dpm-solver++-2s", {"r1": 1.5}, r"r1: need a number in \(0, 1\]"),
     ],
 )
 def test_fractions_are_checked(name: str, options: dict[str, float], message: str) -> None:

@@ -181,7 +181,7 @@ def test_what_has_no_certificate() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="iteration: got 'jacobi', allowed are picard"):
         plan("collocation", 3, iteration="jacobi")
-    with pytest.raises(ValueError, match=r"length: must be > 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"length: need a finite number > 0, got 0\.0"):
         plan("randomized-midpoint", 3, corrections=1, length=0.0)
 
 

@@ -91,7 +91,7 @@ def test_a_score_error_has_its_size(d: int, jacobian: float) -> None:
 
 @pytest.mark.parametrize("arguments", [(0.0,), (-1.0,), (math.nan,), (1.0, -1.0), (1.0, math.inf)])
 def test_score_errors_that_are_none(arguments: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="l2, jacobian: need l2 > 0"):
+    with pytest.raises(ValueError, match=r"(l2|jacobian): need a finite number >"):
         ScoreError(LINE, *arguments)
 
 
@@ -192,8 +192,8 @@ def test_a_scan_without_a_slope_says_why() -> None:
     [
         ({"axis": "time"}, "axis: got 'time', allowed are dimension"),
         ({"values": []}, "values: need at least one"),
-        ({"values": [1.0, 1.0]}, "values: need different positive finite numbers"),
-        ({"values": [0.0, 1.0]}, "values: need different positive finite numbers"),
+        ({"values": [1.0, 1.0]}, "values: need different ones, got"),
+        ({"values": [0.0, 1.0]}, "values: need a finite number > 0, got 0.0"),
         ({"grid": pf.grids.uniform()}, "grid: the axis 'initial' needs one with ends in neg_log"),
         ({"process": pf.EDM()}, "process: the axis 'initial' needs a VP process"),
     ],

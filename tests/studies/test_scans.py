@@ -160,7 +160,7 @@ def test_scaled_and_correlated() -> None:
         correlated(LINE, 2, 1.0)
     with pytest.raises(ValueError, match="d: need a whole number"):
         correlated(LINE, 1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale: need a positive finite number"):
+    with pytest.raises(ValueError, match="scale: need a finite number > 0"):
         Scaled(LINE, 0.0)
 
 
