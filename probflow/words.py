@@ -18,6 +18,7 @@ __all__ = [
     "dictionary",
     "near",
     "no_option",
+    "several",
 ]
 
 
@@ -80,6 +81,21 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> i
     if whole:
         raise ValueError(f"{name}: need a whole number {allowed}, got {value}")
     raise TypeError(f"{name}: need a whole number {allowed}, got {value!r}")
+
+
+def several(name: str, value: Any, one: Any = ()) -> list[Any]:
+    """An argument as a list; what is of the type ``one`` stands for itself alone.
+
+    Raises
+    ------
+    TypeError
+        If it is neither that nor a collection.
+    """
+    if isinstance(value, one):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name}: need several in a list, got {value!r}")
+    return list(value)
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

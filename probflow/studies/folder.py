@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from probflow._version import __version__
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
-from probflow.studies.lines import seal, unseal
+from probflow.studies.lines import replacing, seal, unseal
 from probflow.studies.measure import Settings
 from probflow.studies.reading import (
     CellName,
@@ -185,14 +184,8 @@ def _commit() -> str:
 
 def write_description(folder: Path, description: Description) -> None:
     """Write ``study.json``, whole or not at all."""
-    new = folder / NEW_DESCRIPTION
-    try:
-        text = seal(FORMAT, asdict(description))
-        new.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(new, folder / DESCRIPTION)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with replacing(folder / DESCRIPTION, folder / NEW_DESCRIPTION) as file:
+        file.write(seal(FORMAT, asdict(description)).encode())
 
 
 # Reading ----------------------------------------------------------------------------------------

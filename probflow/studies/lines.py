@@ -1,14 +1,20 @@
-"""Lines of JSON that say what they are and carry a checksum, so that none is ever misread."""
+"""Lines of JSON that say what they are and carry a checksum, so that none is ever misread.
+
+And files of them, which are replaced as a whole or not at all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["Damaged", "OtherFormat", "plain", "seal", "text_of", "unseal"]
+__all__ = ["Damaged", "OtherFormat", "plain", "replacing", "seal", "text_of", "unseal"]
 
 
 class Damaged(ValueError):
@@ -76,6 +82,35 @@ def text_of(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError:
         raise Damaged("no text") from None
+
+
+@contextmanager
+def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
+    """An open file that takes the place of ``path`` at the end, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file that is replaced, if it is there.
+    new
+        What it is called while it is written; gone afterwards.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for instance to a full disk; ``path`` stays, and is named.
+    """
+    try:
+        with open(new, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException as problem:
+        new.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
+        raise
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
-from probflow.report.files import check_writable
+from probflow.report.files import check_writable, write_text
 from probflow.report.latex import to_latex
 from probflow.report.page import save_figure
 from probflow.report.scans import scan_plot, scan_table
@@ -110,7 +110,7 @@ def _write(folder: Path, title: str, scans: Sequence[Scan]) -> None:
     tables = [scan_table(done, AXES[done.axis].meaning) for done in scans]
     texts = (f"# {title}\n\n{pictures}{scans_table(scans)}\n", scans_json(scans), to_latex(*tables))
     for name, text in zip(SCANS, texts, strict=True):
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
 
 
 def _figure(measure: str) -> str:

@@ -7,7 +7,6 @@ Numbers are rounded to five digits: they are looked at, not computed with.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from probflow.studies.lines import seal, unseal
+from probflow.studies.lines import replacing, seal, unseal
 from probflow.studies.rows import NEW_PICTURES, PICTURES
 
 __all__ = [
@@ -169,18 +168,12 @@ def write_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
         If it cannot be written; the earlier one stays.
     """
     names = {kind: name for name, kind in _KINDS.items()}
-    new = folder / NEW_PICTURES
-    try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            for picture in pictures:
-                values = {
-                    f.name: _plain(getattr(picture, f.name)) for f in dataclasses.fields(picture)
-                }
-                file.write(seal(FORMAT, {"kind": names[type(picture)], "picture": values}))
-        os.replace(new, folder / PICTURES)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with replacing(folder / PICTURES, folder / NEW_PICTURES) as file:
+        for picture in pictures:
+            fields = dataclasses.fields(picture)
+            values = {f.name: _plain(getattr(picture, f.name)) for f in fields}
+            line = seal(FORMAT, {"kind": names[type(picture)], "picture": values})
+            file.write(line.encode())
 
 
 def read_pictures(folder: Path) -> tuple[Picture, ...]:

@@ -14,7 +14,6 @@ keeps those whose keys are its own.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from probflow.integrate.noise import SeededNoise
 from probflow.models import Model
 from probflow.plan import Plan, Point
 from probflow.studies.cells import LASTING, Curve, Task, cell_keys
-from probflow.studies.lines import Damaged, OtherFormat, seal, unseal
+from probflow.studies.lines import Damaged, OtherFormat, replacing, seal, unseal
 from probflow.studies.rows import NEW_TIMINGS, TIMINGS, Timing
 
 __all__ = ["BATCH", "FORMAT", "Timed", "keep_timings", "read_timings", "time_curves"]
@@ -191,17 +190,9 @@ def write_timings(folder: Path, timed: Iterable[Timed]) -> None:
     OSError
         If it cannot be written; the earlier one stays.
     """
-    new = folder / NEW_TIMINGS
-    try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            for item in timed:
-                file.write(seal(FORMAT, dataclasses.asdict(item)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, folder / TIMINGS)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with replacing(folder / TIMINGS, folder / NEW_TIMINGS) as file:
+        for item in timed:
+            file.write(seal(FORMAT, dataclasses.asdict(item)).encode())
 
 
 def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timed]:
