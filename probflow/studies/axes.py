@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from probflow.studies.learned import LearnedScore
 from probflow.studies.measure import Settings
 from probflow.studies.order import fit_order
 from probflow.studies.perturbed import OtherLaws, ScoreError, truth_of
+from probflow.studies.points import check_real
 from probflow.studies.rows import Row
 from probflow.studies.runner import make_curves, run_curves
 from probflow.studies.sampled import generator
@@ -181,7 +181,7 @@ def scan(
     if (fixed and axis in _OF_VALUE) or not (fixed or callable(target)):
         needed = "a function" if axis in _OF_VALUE else "a target or a function"
         raise TypeError(f"target: need {needed} of the value on the axis {axis!r}, got {target!r}")
-    sound = all(isinstance(value, Real) and 0 < value < math.inf for value in values)
+    sound = all(0 < check_real("values", value) < math.inf for value in values)
     if not sound or len(set(values)) < len(values):
         raise ValueError(f"values: need different positive finite numbers, got {values}")
     ordered = sorted(values, key=kind.x, reverse=not kind.grows)
@@ -202,10 +202,12 @@ def scan(
     right: list[Curve] = []
     for value in ordered:
         made = target if isinstance(target, Target) else target(value)
-        wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
-        curves.append(curve(wrong, own_grid))
+        if not isinstance(made, Target):
+            raise TypeError(f"target: need a target for {value}, got {type(made).__name__}")
         if axis == "dimension" and made.dim != value:
             raise ValueError(f"target: for d = {value} it has {made.dim} coordinates")
+        wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
+        curves.append(curve(wrong, own_grid))
         if kind.wrong and (own_grid is not base or not right):
             right.append(curve(truth_of(made), own_grid))
     result = run_curves(
