@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probflow._version import __version__
+from probflow.processes import Process
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "provenance",
     "says_the_same",
+    "surroundings",
     "write_description",
 ]
 
@@ -152,6 +154,12 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         for measure in curve.measures
         if curve.target.dim > 1
     }
+    said = surroundings(processes[0] if processes else None, curves[0].settings.seed)
+    return {**said, **({"samples": samples} if samples else {})}
+
+
+def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
+    """Versions, type of numbers, process and seed."""
     return {
         "probflow": __version__,
         "commit": _commit(),
@@ -159,9 +167,8 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
         "dtype": "float64",
         "device": "cpu",
-        "process": str(processes[0]) if processes else "vp-linear",
-        "seed": curves[0].settings.seed,
-        **({"samples": samples} if samples else {}),
+        "process": "vp-linear" if process is None else str(process),
+        "seed": seed,
     }
 
 
