@@ -66,8 +66,10 @@ def normal_law(d: int) -> pf.Gaussian:
 
 def show(label: str, result: Scan) -> None:
     """One line of a table: each error with its value of the axis, towards the asymptote."""
-    pairs = zip(result.values, result.rows, strict=True)
-    errors = " | ".join(f"{value:g}: {row.error:.2e}" for value, row in pairs)
+    errors = " | ".join(
+        f"{value:g}: {row.error:.2e}" + (f" ± {row.se:.1e}" if row.se > 0 else "")
+        for value, row in zip(result.values, result.rows, strict=True)
+    )
     interval = f"{result.slope:.2f} [{result.low:.2f}, {result.high:.2f}]"
     text = result.reason if np.isnan(result.slope) else interval
     solver, steps, measure = (getattr(result.rows[0], k) for k in ("solver", "steps", "measure"))

@@ -21,6 +21,7 @@ __all__ = [
     "is_real",
     "near",
     "no_option",
+    "several",
 ]
 
 
@@ -143,6 +144,21 @@ def _interval(text: str) -> tuple[float, float, str]:
     if low == -math.inf:
         return low, high, f"a {size}"
     return low, high, f"a {size} {'>=' if '[' in text else '>'} {low:g}"
+
+
+def several(name: str, value: Any, one: Any = ()) -> list[Any]:
+    """An argument as a list; what is of the type ``one`` stands for itself alone.
+
+    Raises
+    ------
+    TypeError
+        If it is neither that nor a collection.
+    """
+    if isinstance(value, one):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name}: need several in a list, got {value!r}")
+    return list(value)
 
 
 def no_option(owner: str, name: object, allowed: Iterable[str], argument: str = "options") -> str:

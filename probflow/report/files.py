@@ -20,7 +20,8 @@ from ..studies.lock import FolderLock
 from ..studies.rows import STORE_FILES
 from .tables import json_text, plain
 
-__all__ = ["PROVENANCE", "REPORT_FORMAT", "check_writable", "replace_report", "write_text"]
+__all__ = ["PROVENANCE", "REPORT_FORMAT", "check_writable", "replace_report", "write_bytes"]
+__all__ += ["write_text"]
 
 #: Value of ``"format"`` in ``provenance.json``: how a report knows its own folder.
 REPORT_FORMAT = "probflow-report/1"
@@ -108,8 +109,16 @@ def replace_report(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with the same line ends everywhere."""
-    path.write_text(text, encoding="utf-8", newline="\n")
+    """Write UTF-8 with the same line ends everywhere; errors are those of :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; the ``OSError`` of a full disk, which names none, names it."""
+    try:
+        path.write_bytes(data)
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
 
 
 def _provenance_text(provenance: Mapping[str, Any], files: list[str]) -> str:

@@ -5,6 +5,7 @@ These functions change only the figure they are given.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections import Counter
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from .files import write_bytes
 from .style import GREY, style_context
 
 _METADATA: dict[str, dict[str, None]] = {
@@ -141,8 +143,9 @@ def finish_figure(
 def wrap(text: str, width: float, size: float) -> str:
     """Break ``text`` so that its lines fit ``width`` inches at a font size of ``size`` points."""
     per_line = max(20, int(width * 72.0 / (0.56 * size)))  # mean advance of DejaVu Sans: 0.56 em
-    lines = [textwrap.fill(line, per_line, break_long_words=False) for line in text.split("\n")]
-    return "\n".join(lines)
+    # Names such as log-snr stay whole.
+    fill = textwrap.TextWrapper(per_line, break_long_words=False, break_on_hyphens=False).fill
+    return "\n".join(map(fill, text.split("\n")))
 
 
 def _fit_legend(fig: Figure, handles: Sequence[Any], width: float) -> Legend:
@@ -197,9 +200,9 @@ def save_figure(
     Raises
     ------
     ValueError
-        For another format.
+        For an unknown format.
     OSError
-        If it cannot be written.
+        If a file cannot be written; the message names it.
     """
     unknown = [name for name in formats if name not in _METADATA]
     if unknown:
@@ -209,6 +212,8 @@ def save_figure(
     paths = [Path(f"{path_without_suffix}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = io.BytesIO()  # a disk that is full would leave matplotlib's writer in a bad state
         with style_context():
-            fig.savefig(path, format=name, dpi=dpi, metadata=_METADATA[name])
+            fig.savefig(drawn, format=name, dpi=dpi, metadata=_METADATA[name])
+        write_bytes(path, drawn.getvalue())
     return paths

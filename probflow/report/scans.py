@@ -52,6 +52,15 @@ def _slope(scan: Scanned) -> str:
     return f"{scan.slope:.2f} [{scan.low:.2f}, {scan.high:.2f}]"
 
 
+def _where(scan: Scanned) -> str:
+    """Target and grid, the first and the last of them where they change along the axis."""
+    ends = scan.rows[0], scan.rows[-1]
+    target, grid = (
+        " to ".join(dict.fromkeys(getattr(row, key) for row in ends)) for key in ("target", "grid")
+    )
+    return f" on {target}, grid {grid}"
+
+
 def _name(scan: Scanned) -> str:
     return f"{scan.rows[0].solver}, T = {scan.rows[0].steps}"
 
@@ -108,9 +117,10 @@ def scan_table(scan: Scanned, label: str) -> Table:
         x = "" if record["x"] == record["value"] else f"{record['x']:.3g}"
         status = "" if row.status == "ok" else row.status
         body.append((f"{record['value']:.3g}", x, *shown, status))
+    same = all(record["x"] == record["value"] for record in records)
     return Table(
         title=f"{MEASURES[first.measure]} of {first.solver} with {first.steps} steps along "
-        f"{label}; slope in x: {_slope(scan)}",
+        f"{label}{_where(scan)}; slope{'' if same else ' in x'}: {_slope(scan)}",
         head=("value", "x", "error", "SE", "floor", "status"),
         align="rrrrrl",
         body=tuple(body),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from probflow.studies.runner import make_curves, run_curves
 from probflow.studies.sampled import generator
 from probflow.studies.verdict import MAX_HALF_WIDTH
 from probflow.targets import Target
-from probflow.words import check_choice, check_real
+from probflow.words import check_choice, check_real, several
 
 __all__ = ["AXES", "Scan", "scan"]
 
@@ -57,6 +58,10 @@ AXES: dict[str, Axis] = {
     "learned": Axis("measured L2 size of a network's score error", lambda e: e),
     "smoothness": Axis("smallest length of the target", lambda s: s, wrong=False),
 }
+
+
+#: Axes along which the target itself changes.
+_OF_VALUE = ("dimension", "smoothness")
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ def scan(
     values
         In any order; a slope needs five that span a factor of 8 in the quantity above.
     target
-        A target, or a function that makes one of a value.
+        A target, or a function that makes one of a value: on the axes ``dimension`` and
+        ``smoothness`` such a function.
     solver, steps, measure, process, seed, samples, reference_steps
         As in :func:`probflow.studies.study`, one number of steps.
     jobs, out, resume, executor, progress
@@ -160,7 +166,8 @@ def scan(
         For unknown names and values that are out of range.
     """
     check_choice("axis", axis, AXES)
-    if not len(values):
+    values = several("values", values)
+    if not values:
         raise ValueError("values: need at least one")
     kind, settings = AXES[axis], Settings(seed, samples, reference_steps)
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
@@ -169,6 +176,10 @@ def scan(
         values, target = list(networks), networks.__getitem__
     if target is None:
         raise ValueError(f"target: needed on the axis {axis!r}")
+    fixed = isinstance(target, Target)
+    if (fixed and axis in _OF_VALUE) or not (fixed or callable(target)):
+        needed = "a function" if axis in _OF_VALUE else "a target or a function"
+        raise TypeError(f"target: need {needed} of the value on the axis {axis!r}, got {target!r}")
     for value in values:
         check_real("values", value, "(0, inf)")
     if len(set(values)) < len(values):
@@ -191,6 +202,10 @@ def scan(
     right: list[Curve] = []
     for value in ordered:
         made = target if isinstance(target, Target) else target(value)
+        if not isinstance(made, Target):
+            raise TypeError(f"target: need a target for {value}, got {type(made).__name__}")
+        if axis == "dimension" and made.dim != value:
+            raise ValueError(f"target: for d = {value} it has {made.dim} coordinates")
         wrong, own_grid = _at(axis, value, made, base, process or VP.linear(), steps)
         curves.append(curve(wrong, own_grid))
         if kind.wrong and (own_grid is not base or not right):
@@ -220,7 +235,7 @@ def scan(
     local = sign * estimate.eoc[-1] if estimate.eoc else math.nan
     slope, reason = sign * estimate.order, ""
     if math.isnan(slope):
-        reason = _reason(rows, estimate.reason)
+        reason = _reason(axis, ordered, rows, estimate.reason)
     elif not low - MAX_HALF_WIDTH <= local <= high + MAX_HALF_WIDTH:
         reason = f"no power: fitted is [{low:.2f}, {high:.2f}], but the local slope is {local:.2f}"
         slope = low = high = math.nan
@@ -243,10 +258,13 @@ def _by_size(
     return sizes  # type: ignore[return-value]
 
 
-def _reason(rows: Sequence[Row], reason: str) -> str:
+def _reason(axis: str, values: Sequence[float], rows: Sequence[Row], reason: str) -> str:
     """The first row that has no number says more than how many are left."""
-    statuses = (row.status for row in rows if row.status != "ok")
-    return next(statuses, reason.removeprefix("no claim; "))
+    for row in rows:
+        if row.status != "ok":
+            return row.status
+    told = reason.removeprefix("no claim; ")  # it counts the values, under the name of steps
+    return re.sub(r"\bT = (\d+)", lambda found: f"{axis} {values[int(found[1]) - 1]:g}", told)
 
 
 def _at(

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from probflow._version import __version__
+from probflow.processes import Process
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
-from probflow.studies.lines import seal, unseal, write_whole
+from probflow.studies.lines import replacing, seal, unseal
 from probflow.studies.measure import Settings
 from probflow.studies.reading import (
     CellName,
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "provenance",
     "says_the_same",
+    "surroundings",
     "write_description",
 ]
 
@@ -176,6 +178,12 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         for measure in curve.measures
         if curve.target.dim > 1
     }
+    said = surroundings(processes[0] if processes else None, curves[0].settings.seed)
+    return {**said, **({"samples": samples} if samples else {})}
+
+
+def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
+    """Versions, type of numbers, process and seed."""
     return {
         "probflow": __version__,
         "commit": _commit(),
@@ -183,9 +191,8 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
         "dtype": "float64",
         "device": "cpu",
-        "process": str(processes[0]) if processes else "vp-linear",
-        "seed": curves[0].settings.seed,
-        **({"samples": samples} if samples else {}),
+        "process": "vp-linear" if process is None else str(process),
+        "seed": seed,
     }
 
 
@@ -221,8 +228,8 @@ def write_description(folder: Path, description: Description) -> None:
     OSError
         If it cannot be written; the earlier one stays.
     """
-    text = seal(FORMAT, asdict(description))
-    write_whole(folder / DESCRIPTION, folder / NEW_DESCRIPTION, [text])
+    with replacing(folder / DESCRIPTION, folder / NEW_DESCRIPTION) as file:
+        file.write(seal(FORMAT, asdict(description)).encode())
 
 
 # Reading ----------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Lines of JSON that say what they are and carry a checksum, so that none is ever misread."""
+"""Lines of JSON that say what they are and carry a checksum, so that none is ever misread.
+
+And files of them, which are replaced as a whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["Damaged", "OtherFormat", "plain", "seal", "text_of", "unseal", "write_whole"]
+__all__ = ["Damaged", "OtherFormat", "plain", "replacing", "seal", "text_of", "unseal"]
 
 
 class Damaged(ValueError):
@@ -29,32 +33,6 @@ def seal(kind: str, content: Mapping[str, Any]) -> str:
     """``content`` as one line of JSON that begins with its ``format`` and ends with its ``sum``."""
     text = _json({"format": kind, **content})
     return f'{text[:-1]},"sum":"{_sum_of(text)}"}}\n'
-
-
-def write_whole(path: Path, new: Path, lines: Iterable[str]) -> None:
-    """Put a file in the place of an earlier one, whole or not at all.
-
-    Parameters
-    ----------
-    path, new
-        The file, and one of the same folder in which it is written; that one does not stay.
-    lines
-        Its text.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; the earlier one stays.
-    """
-    try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def unseal(line: str, kind: str, keys: Sequence[str], noun: str) -> dict[str, Any]:
@@ -104,6 +82,35 @@ def text_of(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError:
         raise Damaged("no text") from None
+
+
+@contextmanager
+def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
+    """An open file that takes the place of ``path`` at the end, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file that is replaced, if it is there.
+    new
+        What it is called while it is written; gone afterwards.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for instance to a full disk; ``path`` stays, and is named.
+    """
+    try:
+        with open(new, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException as problem:
+        new.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
+        raise
 
 
 def plain(value: Any) -> Any:

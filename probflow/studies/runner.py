@@ -33,7 +33,7 @@ from probflow.studies.store import Store
 from probflow.studies.timing import keep_timings, time_curves, write_timings
 from probflow.studies.work import Reference, Work
 from probflow.targets import Target
-from probflow.words import check_choice, check_whole
+from probflow.words import check_choice, check_whole, several
 
 __all__ = ["Curve", "Study", "StudyInterrupted", "h_max", "make_curves", "run_curves", "study"]
 
@@ -111,10 +111,10 @@ def study(
         If a cell cannot be written to ``out``; those before it are kept.
     """
     curves = make_curves(
-        targets=[targets] if isinstance(targets, Target) else list(targets),
-        solvers=[solvers] if isinstance(solvers, str | Solver) else list(solvers),
-        steps=steps,
-        measures=[measure] if isinstance(measure, str) else list(measure),
+        targets=several("targets", targets, Target),
+        solvers=several("solvers", solvers, str | Solver),
+        steps=several("steps", steps),
+        measures=several("measure", measure, str),
         grid=default_grid() if grid is None else as_grid(grid),
         process=process,
         settings=Settings(seed, samples, reference_steps),
@@ -181,11 +181,10 @@ def make_curves(
     check_distinct("measure", measures, "once is enough")
     distinct = labelled(solvers)
     check_seed(settings.seed)
-    if settings.samples < 2 or settings.reference_steps < 2:
-        raise ValueError(
-            f"samples, reference_steps: need at least 2, got {settings.samples}, "
-            f"{settings.reference_steps}"
-        )
+    for name in ("samples", "reference_steps"):
+        check_whole(name, getattr(settings, name), 2)
+    if process is not None and not isinstance(process, Process):
+        raise TypeError(f"process: need a probflow process, got {process!r}")
     curves = [
         Curve(target, solver, grid, counts, tuple(measures), process, settings)
         for target in targets
@@ -239,6 +238,8 @@ def run_curves(
             f"executor: need a concurrent.futures.Executor, got {type(executor).__name__}; of a "
             "dask client take client.get_executor()"
         )
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out: need the path of a folder, got {out!r}")
     if resume and out is None:
         raise ValueError("resume: needs out, the folder of the study that is to be resumed")
     if jobs > 1 and executor is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from probflow.grids import Grid
 from probflow.processes import Process
 from probflow.studies.axes import AXES, Scan, scan
+from probflow.studies.folder import surroundings
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
 from probflow.studies.rows import MEASURES, SCAN_TABLE
@@ -98,15 +99,18 @@ def run_scans(
         for job in jobs
     )
     if folder is not None:
-        _write(folder, title, done)
+        _write(folder, title, done, surroundings(jobs[0].process, jobs[0].settings.seed))
     return done
 
 
-def _write(folder: Path, title: str, scans: Sequence[Scan]) -> None:
+def _write(folder: Path, title: str, scans: Sequence[Scan], about: Mapping[str, Any]) -> None:
     """Table and numbers of all scans, LaTeX tables, a figure for each measure."""
     from probflow.report import save_figure, to_latex
+    from probflow.report.captions import sentences, settings_text
+    from probflow.report.files import write_text
     from probflow.report.scans import scan_plot, scan_table
 
+    note = settings_text(about)
     pictures = ""
     for measure in dict.fromkeys(done.rows[0].measure for done in scans):
         chosen = [done for done in scans if done.rows[0].measure == measure]
@@ -115,9 +119,13 @@ def _write(folder: Path, title: str, scans: Sequence[Scan]) -> None:
         )
         pictures += f"![{measure} along the axis]({_figure(measure)}.svg)\n\n"
     tables = [scan_table(done, AXES[done.axis].meaning) for done in scans]
-    texts = (f"# {title}\n\n{pictures}{scans_table(scans)}\n", scans_json(scans), to_latex(*tables))
+    texts = (
+        f"# {title}\n\n{pictures}{scans_table(scans)}\n\n{sentences(note)}\n",
+        scans_json(scans),
+        to_latex(*tables, note=note),
+    )
     for name, text in zip(SCANS, texts, strict=True):
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
 
 
 def _figure(measure: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from probflow.studies.lines import seal, unseal, write_whole
+from probflow.studies.lines import replacing, seal, unseal
 from probflow.studies.rows import NEW_PICTURES, PICTURES
 
 __all__ = [
@@ -175,13 +175,12 @@ def write_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
         If it cannot be written; the earlier one stays.
     """
     names = {kind: name for name, kind in _KINDS.items()}
-
-    def line(picture: Picture) -> str:
-        fields = dataclasses.fields(picture)
-        values = {field.name: _plain(getattr(picture, field.name)) for field in fields}
-        return seal(FORMAT, {"kind": names[type(picture)], "picture": values})
-
-    write_whole(folder / PICTURES, folder / NEW_PICTURES, map(line, pictures))
+    with replacing(folder / PICTURES, folder / NEW_PICTURES) as file:
+        for picture in pictures:
+            fields = dataclasses.fields(picture)
+            values = {f.name: _plain(getattr(picture, f.name)) for f in fields}
+            line = seal(FORMAT, {"kind": names[type(picture)], "picture": values})
+            file.write(line.encode())
 
 
 def read_pictures(folder: Path) -> tuple[Picture, ...]:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from probflow.studies.cells import Cell
-from probflow.studies.lines import Damaged, plain, seal, text_of, unseal, write_whole
+from probflow.studies.lines import Damaged, plain, replacing, seal, text_of, unseal
 from probflow.studies.lock import FolderLock
 from probflow.studies.rows import COMPLETE, NEW, PARTIAL, Row, row_of
 
@@ -199,14 +199,12 @@ class Store:
         """
         own = dict.fromkeys(key for key in keys if key in self._places)
         others = [key for key in self._places if key not in own]
-
-        def line(key: str) -> str:
-            path, offset = self._places[key]
-            with open(path, "rb") as old:
-                old.seek(offset)
-                return old.readline().strip().decode("utf-8") + "\n"
-
-        write_whole(self.folder / COMPLETE, self.folder / NEW, map(line, (*own, *others)))
+        with replacing(self.folder / COMPLETE, self.folder / NEW) as new:
+            for key in (*own, *others):
+                path, offset = self._places[key]
+                with open(path, "rb") as old:
+                    old.seek(offset)
+                    new.write(old.readline().strip() + b"\n")
         told()
         (self.folder / PARTIAL).unlink()
         self._places.clear()

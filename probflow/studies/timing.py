@@ -29,7 +29,7 @@ from probflow.integrate.noise import SeededNoise
 from probflow.models import Model
 from probflow.plan import Plan, Point
 from probflow.studies.cells import LASTING, Curve, Task, cell_keys
-from probflow.studies.lines import Damaged, OtherFormat, seal, unseal, write_whole
+from probflow.studies.lines import Damaged, OtherFormat, replacing, seal, unseal
 from probflow.studies.rows import NEW_TIMINGS, TIMINGS, Timing
 
 __all__ = ["BATCH", "FORMAT", "Timed", "keep_timings", "read_timings", "time_curves"]
@@ -195,8 +195,9 @@ def write_timings(folder: Path, timed: Iterable[Timed]) -> None:
     OSError
         If it cannot be written; the earlier one stays.
     """
-    lines = (seal(FORMAT, dataclasses.asdict(item)) for item in timed)
-    write_whole(folder / TIMINGS, folder / NEW_TIMINGS, lines)
+    with replacing(folder / TIMINGS, folder / NEW_TIMINGS) as file:
+        for item in timed:
+            file.write(seal(FORMAT, dataclasses.asdict(item)).encode())
 
 
 def read_timings(folder: Path, notify: Callable[[str], None]) -> dict[str, Timed]:

@@ -50,6 +50,32 @@ def test_files_are_the_same_in_another_process(tmp_path: Path) -> None:
         assert path.read_bytes() == third.read_bytes(), path.suffix
 
 
+FULL = """
+import resource, sys
+sys.path.insert(0, {here!r})
+from drawn import ORDERS, ROWS
+from probflow.report import rate_plot, save_figure
+figure = rate_plot(ROWS, ORDERS, measure="tv")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    save_figure(figure, sys.argv[1])
+except OSError as problem:
+    print(problem)
+"""
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    """A full disk is an OSError that names the file, in matplotlib's PDF writer, too."""
+    pytest.importorskip("resource")
+    script = FULL.format(here=str(Path(__file__).parent))
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True
+    )
+    assert "File too large: " in run.stdout
+    assert str(tmp_path / "a.pdf") in run.stdout
+    assert run.stderr == ""
+
+
 def test_files_hold_text_and_no_dates(tmp_path: Path) -> None:
     fig = rate_plot(ROWS, ORDERS, measure="tv")
     pdf, svg, _ = save_figure(fig, tmp_path / "rates")

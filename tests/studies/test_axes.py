@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -187,6 +188,33 @@ def test_a_scan_without_a_slope_says_why() -> None:
     assert "refused: ddim is deterministic" in none.reason
 
 
+def test_a_reason_names_values_of_the_axis() -> None:
+    noisy = scan("dimension", [2, 3], plane_like, "ddim", 8, "kl", samples=4)
+    assert re.search(r"the standard error at dimension [23] is \d+ % of the error", noisy.reason)
+
+
+def plane_like(d: int) -> pf.GaussianMixture:
+    return pf.GaussianMixture([1, 2], [[-1.0] * d, [1.0] * d], stds=[0.5, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": 3}, "target: need a target or a function of the value on the axis 'score'"),
+        ({"values": 0.1}, "values: need several in a list, got 0.1"),
+        ({"values": [0.1, "0.2"]}, "values: need a finite number > 0, got '0.2'"),
+        ({"axis": "dimension"}, "target: need a function of the value on the axis 'dimension'"),
+        ({"axis": "smoothness"}, "target: need a function of the value on the axis 'smoothness'"),
+        ({"target": lambda size: size}, "target: need a target for 0.2, got float"),
+    ],
+)
+def test_kinds(changed: dict, message: str) -> None:
+    """One target for every dimension would be a scan of nothing, with the slope 0."""
+    arguments = {"axis": "score", "values": [0.1, 0.2], "target": LINE, "solver": "ddim"}
+    with pytest.raises(TypeError, match=message):
+        scan(**{**arguments, "steps": 8, **changed})
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -194,11 +222,12 @@ def test_a_scan_without_a_slope_says_why() -> None:
         ({"values": []}, "values: need at least one"),
         ({"values": [1.0, 1.0]}, "values: need different ones, got"),
         ({"values": [0.0, 1.0]}, "values: need a finite number > 0, got 0.0"),
+        ({"axis": "dimension", "target": lambda d: LINE}, "target: for d = 3.0 it has 1 coord"),
         ({"grid": pf.grids.uniform()}, "grid: the axis 'initial' needs one with ends in neg_log"),
         ({"process": pf.EDM()}, "process: the axis 'initial' needs a VP process"),
     ],
 )
-def test_arguments(changed: dict, message: str) -> None:
+def test_values(changed: dict, message: str) -> None:
     arguments = {"axis": "initial", "values": [3.0, 4.0], "target": LINE, "solver": "ddim"}
     with pytest.raises(ValueError, match=message):
         scan(**{**arguments, "steps": 8, **changed})

@@ -316,6 +316,10 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
     assert "L2 size of the score error" in picture
     latex = (out / "scans.tex").read_text()
     assert latex.count(r"\midrule") == 1
+    assert " on gaussian-mixture-1d, grid log-snr, " in latex
+    assert "; slope: 1.0" in latex
+    assert "; float64 on cpu; probflow " in latex
+    assert "; float64 on cpu; probflow " in text
     assert r"\label{tab:scan-tv-rk4-24}" in latex
     assert "value & error & floor" in latex  # x is the value, and there is no standard error
     [entry] = json.loads((out / "scans.json").read_text())
