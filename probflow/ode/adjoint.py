@@ -11,6 +11,13 @@ With the adjoint :math:`a(t) = \partial L / \partial y(t)` and :math:`\dot y = f
 solved backwards together with the state (Pontryagin 1962; Chen et al. 2018, arXiv 1806.07366,
 appendix B). The memory does not grow with the number of steps. The gradients are those of the
 exact solution up to the tolerances, not those of the steps that were taken.
+
+With steps for each sample, of lengths :math:`h_i`, states and adjoints are solved for alone; the
+integral over a step is the method's own quadrature, one vector-Jacobian product a stage:
+
+.. math::
+    \frac{\partial L}{\partial \theta} \mathrel{+}=
+        \sum_j \sum_i b_j h_i \Big(\frac{\partial f}{\partial \theta}(t_{ij}, y_{ij})\Big)^T a_{ij}.
 """
 
 from __future__ import annotations
@@ -28,10 +35,19 @@ from probflow.ode.control import error_norm, tolerance
 from probflow.ode.events import real
 from probflow.ode.odeint import odeint
 from probflow.ode.once import once
-from probflow.ode.options import backward_options, checked_options, native_methods, resolve
+from probflow.ode.options import (
+    backward_options,
+    checked_options,
+    is_adaptive,
+    native_methods,
+    resolve,
+)
+from probflow.ode.per_sample import Taken, per_sample_times
 from probflow.ode.plans import adjoint_rule, check_function
-from probflow.ode.problem import Problem
+from probflow.ode.problem import Layout, Problem
 from probflow.ode.result import ODEResult
+from probflow.ode.solve import solve
+from probflow.ode.steps import combine
 from probflow.solvers import Solver
 from probflow.tableaus import TABLEAUS
 from probflow.words import dictionary
@@ -81,7 +97,8 @@ def odeint_adjoint(
         function of the tuple (time's adjoint, y, adjoint of y, adjoints of the parameters), with y
         and its adjoint unpacked where ``y0`` is a tuple, or ``"seminorm"``, which leaves the
         parameters out: they do not feed back into the others, so that fewer steps do (Kidger, Chen,
-        Lyons 2021, arXiv 2009.09457). By default the largest norm of the four.
+        Lyons 2021, arXiv 2009.09457). By default the largest norm of the four. With ``per_sample``
+        the tuple has no adjoints of the parameters, and the norm is one number a sample.
     adjoint_params
         Tensors to find gradients for; by default the parameters of ``func``. Those that require
         none are left out.
@@ -97,7 +114,7 @@ def odeint_adjoint(
     TypeError, ValueError
         As :func:`odeint`; if ``func`` is no ``nn.Module`` and ``adjoint_params`` is missing; if
         ``adjoint_method`` differs from ``method`` and ``options`` are given without
-        ``adjoint_options``.
+        ``adjoint_options``; if it has fixed steps and ``options`` have ``per_sample``.
     RuntimeError
         In the backward pass, if a second derivative is asked for.
 
@@ -133,13 +150,13 @@ def odeint_adjoint(
             adjoint_options=adjoint_options, adjoint_params=adjoint_params,
         )  # fmt: skip
     settings = dictionary(options)
-    for option, default in (("per_sample", False), ("gradients", "direct")):
-        if settings.get(option, default) not in (default, None):
-            raise ValueError(
-                f"{option}: not available with odeint_adjoint; use pf.odeint, whose gradients with "
-                "options={'gradients': 'checkpoint'} save memory, with per_sample, too"
-            )
-    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"))
+    if settings.get("gradients", "direct") not in ("direct", None):
+        raise ValueError(
+            "gradients: not available with odeint_adjoint; use pf.odeint, whose gradients with "
+            "options={'gradients': 'checkpoint'} save memory, too"
+        )
+    apart = bool(settings.get("per_sample"))
+    problem = Problem(func, y0, settings.get("args", ()), settings.get("kwargs"), apart)
     given = parameters(func) if adjoint_params is None else _tensors(adjoint_params)
     params = tuple(p for p in dict.fromkeys(given) if p.requires_grad)
     for argument, value in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
@@ -148,15 +165,26 @@ def odeint_adjoint(
         if value is not None and not several:
             tolerance(argument, value, problem)
     rule = _backward(name, solver, adjoint_method)
+    if apart and not (rule in native_methods() and is_adaptive(rule)):
+        raise ValueError(
+            f"adjoint_method: with per_sample need a method that chooses its steps, got {rule!r}"
+        )
+    for callback in _CALLBACKS if apart else ():
+        if hasattr(func, callback + "_adjoint"):
+            raise ValueError(
+                f"{callback}_adjoint: not available with per_sample; leave it off func"
+            )
     if adjoint_options is not None:
         own = dictionary(adjoint_options, "adjoint_options")
     else:
         own = {option: value for option, value in settings.items() if option not in _FORWARD}
     if rule in native_methods():
-        allowed = backward_options(rule)
+        allowed = (*backward_options(rule), *(("per_sample",) if apart else ()))
         if adjoint_options is None:  # options of a structured solver do not concern the general one
             own = {option: value for option, value in own.items() if option in allowed}
         own = checked_options(rule, own, allowed, "adjoint_options")
+        if apart and own.setdefault("per_sample", True) is not True:
+            raise ValueError("adjoint_options: per_sample is that of options")
     if callable(own.get("norm")) and len(params) < len(set(given)):
         warnings.warn(
             "adjoint_params: those that require no gradient are left out, of the tuple that the "
@@ -237,7 +265,7 @@ def _adjoint_norm(problem: Problem, state_norm: Any, norm: Any) -> Callable[[Any
         time, y, adjoint, *rest = parts
         norms = [time.abs(), of_state(y), of_state(adjoint)]
         norms += [part.abs().square().mean().sqrt() for part in rest[:count] if part.numel()]
-        return torch.stack([value.to(norms[0]) for value in norms]).max()
+        return torch.stack([value.to(norms[0]) for value in norms]).amax(0)
 
     if norm is None:
         return lambda parts: largest(parts, len(parts))
@@ -300,10 +328,7 @@ class _Adjoint(torch.autograd.Function):
         states = states if isinstance(states, tuple) else (states,)
         ctx.call, ctx.count = call, count
         ctx.adjoint_options = call.backward["options"]  # where torchdiffeq has them
-        given = t.detach() if isinstance(t, Tensor) else t
-        ctx.times = host_times(given, "t", bounded=event_t is None)
-        if event_t is not None:
-            ctx.times = [ctx.times[0], float(event_t)]
+        ctx.times = _output_times(call.problem, t, event_t)
         ctx.like = t if isinstance(t, Tensor) else None
         ctx.save_for_backward(*states, *params)
         return (event_t, *states)
@@ -319,7 +344,10 @@ class _Adjoint(torch.autograd.Function):
         )
         by_t = None
         if timed:
-            by_t = torch.stack(by_time).to(ctx.like)
+            by_t = torch.stack(by_time)
+            if by_t.ndim > ctx.like.ndim:  # times that all samples have in common
+                by_t = by_t.sum(1)
+            by_t = by_t.to(ctx.like)
             if call.forward["event_fn"] is not None:  # the second time only told the direction
                 by_t[1:] = 0.0
         parts = problem.state(by_y0)
@@ -328,9 +356,20 @@ class _Adjoint(torch.autograd.Function):
         return None, by_t, None, *parts, *by_params
 
 
+def _output_times(problem: Problem, t: Any, event_t: Tensor | None) -> Tensor:
+    """Times of the states, (m,) on the host, or those of each sample (m, batch)."""
+    given = t.detach() if isinstance(t, Tensor) else t
+    if problem.layout.lead:
+        return per_sample_times(given, problem.y0)
+    times = host_times(given, "t", bounded=event_t is None)
+    if event_t is not None:
+        times = [times[0], float(event_t)]
+    return torch.tensor(times, dtype=torch.float64, device="cpu")
+
+
 def _sweep(
     call: _Call,
-    times: Sequence[float],
+    times: Tensor,
     states: Sequence[Tensor],
     grads: Sequence[Tensor],
     params: Sequence[Tensor],
@@ -341,29 +380,64 @@ def _sweep(
     Parameters
     ----------
     times, states, grads
-        Output times, the states there and the gradients of the loss with respect to them.
+        Output times (m,) or (m, batch), states there and gradients of the loss with respect to
+        them.
     params
         Tensors to find gradients for.
     timed
         Whether those of the times are wanted.
     """
     problem = call.problem
-    system = _augmented(call, params, timed)
-    adjoint = grads[-1]
-    time = real(adjoint).new_zeros(())
+    adjoint, apart = grads[-1], problem.layout.lead
+    system = _augmented(call, () if apart else params, timed)
+    time = real(adjoint).new_zeros(times.shape[1:])
     by_time = [time] * len(times)
-    rest = [torch.zeros_like(param) for param in params]
+    by_params = [torch.zeros_like(param) for param in params]
     for i in range(len(times) - 1, 0, -1):
-        interval = torch.tensor([times[i], times[i - 1]], dtype=torch.float64, device="cpu")
+        interval = times[[i, i - 1]]
         if timed:
             slope = problem(interval[0].to(adjoint.device, problem.time_dtype), states[i])
-            by_time[i] = _inner(grads[i], slope)
+            by_time[i] = _inner(grads[i], slope, apart)
             time = time - by_time[i]
-        state = (time, states[i], adjoint, *rest)
-        end = [part[-1] for part in odeint(system, state, interval, **call.backward)]
-        time, adjoint, rest = real(end[0]), end[2] + grads[i - 1], end[3:]
+        if apart:
+            state = (time, states[i], adjoint)
+            taken = _quadrature(call, state, params, by_params) if params else None
+            solution = solve(system, state, interval, **call.backward, taken=taken).y
+        else:
+            solution = odeint(
+                system, (time, states[i], adjoint, *by_params), interval, **call.backward
+            )
+        time, _, adjoint, *rest = (part[-1] for part in solution)
+        time, adjoint = real(time), adjoint + grads[i - 1]
+        by_params = by_params if apart else rest
     by_time[0] = time
-    return by_time, adjoint, rest
+    return by_time, adjoint, by_params
+
+
+def _quadrature(
+    call: _Call, state: tuple[Tensor, ...], params: Sequence[Tensor], totals: list[Tensor]
+) -> Taken:
+    """Adds the integral over each sample's step to the gradients of the parameters."""
+    tableau, split = TABLEAUS[call.backward["method"]], Layout(state, per_sample=True).split
+
+    def taken(
+        before: Tensor, stages: Sequence[Tensor], times: Sequence[Tensor], length: Tensor
+    ) -> None:
+        for time, weights, share in zip(times, tableau.a, tableau.b, strict=False):
+            if share == 0.0:
+                continue
+            _, y, adjoint = split(combine(before, stages, weights, length))
+            h = length.reshape(-1, *(1,) * (adjoint.ndim - 1))
+            with torch.enable_grad():
+                slope = call.problem(time, y)
+            if not slope.requires_grad:
+                continue
+            found = torch.autograd.grad(slope, params, adjoint * (-share * h), allow_unused=True)
+            for total, grad in zip(totals, found, strict=True):
+                if grad is not None:
+                    total += grad
+
+    return taken
 
 
 def _augmented(call: _Call, params: Sequence[Tensor], timed: bool) -> Callable[..., Any]:
@@ -395,9 +469,9 @@ def _augmented(call: _Call, params: Sequence[Tensor], timed: bool) -> Callable[.
     return system
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Real inner product of two states."""
-    return real(torch.vdot(a.reshape(-1), b.reshape(-1)))
+def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:
+    """Real inner product of two states; with samples apart (batch,)."""
+    return real(a.conj() * b).reshape((*a.shape[:lead], -1)).sum(-1)
 
 
 def _like(grad: Tensor, param: Tensor) -> Tensor:

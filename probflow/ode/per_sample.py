@@ -6,18 +6,24 @@ any sample still runs, and which outputs were passed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
-from probflow.ode.problem import Problem
+from probflow.ode.problem import Problem, host_outputs
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step, stage_times, weighted
 from probflow.tableaus import Tableau
 
-__all__ = ["PerSample"]
+__all__ = ["PerSample", "Taken"]
+
+#: Told of the steps that were accepted: the states before them (batch, ...), the stages, their
+#: times (batch,), and the steps' signed lengths (batch, 1, ...), 0 for samples that took none.
+Taken = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor], None]
 
 _TINY = 1e-300
 _BOOKS = ("t", "h", "errors", "next", "accepted", "rejected", "status")
@@ -36,10 +42,20 @@ class PerSample:
         Tolerances and bounds; ``step_t`` and ``jump_t`` are not used.
     times
         Output times, (m, batch), float64, monotone down each column.
+    taken
+        Called after every try in which a sample took a step.
     """
 
-    def __init__(self, problem: Problem, tableau: Tableau, control: Control, times: Tensor) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        tableau: Tableau,
+        control: Control,
+        times: Tensor,
+        taken: Taken | None = None,
+    ) -> None:
         self.problem, self.tableau, self.control, self.times = problem, tableau, control, times
+        self.taken = taken
         y = problem.y0
         self.y, self.t, self.end = y, times[0].clone(), times[-1]
         self.sign = torch.where(self.end >= self.t, 1.0, -1.0).to(times.dtype)
@@ -132,6 +148,9 @@ class PerSample:
             [(self.status == int(Status.RUNNING)).any().to(now.dtype), lowest, now.max()]
         ).tolist()
         mask = self._rows(accept).bool()
+        if self.taken is not None and low < len(self.times):
+            # A stage of a step that was rejected need not be finite.
+            self.taken(before, [torch.where(mask, k, 0.0) for k in stages], columns, length * mask)
         for i in range(len(stages), len(tableau.dense)):
             if not (high > low or i == tableau.closing):
                 break
@@ -254,17 +273,19 @@ class PerSample:
         ]
 
 
-def per_sample_times(t: Any, outputs: list[float] | None, y0: Tensor) -> Tensor:
+def per_sample_times(t: Any, y0: Tensor) -> Tensor:
     """Output times (m, batch) of the samples, from (m,) or (m, batch).
 
     Raises
     ------
-    ValueError
-        If they do not fit the batch or are not monotone.
+    TypeError, ValueError
+        If they are no times, do not fit the batch or are not monotone.
     """
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
-    if outputs is not None:
-        column = torch.tensor(outputs, dtype=torch.float64, device="cpu").to(dtype)
+    if isinstance(t, np.ndarray) and t.ndim == 2:
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    if not (isinstance(t, Tensor) and t.ndim == 2):
+        column = torch.tensor(host_outputs(t), dtype=torch.float64, device="cpu").to(dtype)
         return column[:, None].expand(-1, len(y0)).to(y0.device)
     times = t.detach().to(device=y0.device, dtype=dtype)
     if times.shape[1] != len(y0):

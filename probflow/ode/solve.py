@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from probflow.ode.options import (
     held_by,
     is_adaptive,
 )
-from probflow.ode.per_sample import PerSample, per_sample_times
+from probflow.ode.per_sample import PerSample, Taken, per_sample_times
 from probflow.ode.problem import Problem, batched, host_outputs, traced, transformed
 from probflow.ode.result import ODEResult, SolveError, Status
 from probflow.ode.steppers import fixed_stepper
@@ -49,8 +48,12 @@ def solve(
     event_fn: Callable[[Tensor, Any], Tensor] | None = None,
     dense: bool = False,
     throw: bool = True,
+    taken: Taken | None = None,
 ) -> ODEResult:
-    """Solve with one of the native methods; arguments as :func:`probflow.solve_ode`."""
+    """Solve with one of the native methods; arguments as :func:`probflow.solve_ode`.
+
+    ``taken`` is told of the steps that each sample takes, with ``per_sample``.
+    """
     settings = checked_options(method, options, allowed_options(method))
     per_sample = bool(settings.get("per_sample", False))
     gradients = settings.get("gradients", "direct")
@@ -80,7 +83,7 @@ def solve(
                 "per_sample: events and dense output are for one step size for the batch; leave "
                 "per_sample out"
             )
-        return solver.per_sample(control(settings, rtol, atol, problem), gradients)
+        return solver.per_sample(control(settings, rtol, atol, problem), gradients, taken)
     if event_fn is not None:
         return solver.event(event_fn, control(settings, rtol, atol, problem) if adaptive else None)
     if method == ADAMS:
@@ -351,7 +354,7 @@ class _Solve:
             event_t=torch.tensor(t, dtype=like.dtype, device=like.device),
         )
 
-    def per_sample(self, settings: Control, gradients: str) -> ODEResult:
+    def per_sample(self, settings: Control, gradients: str, taken: Taken | None) -> ODEResult:
         """Steps of each sample's own length."""
         self._refuse_vmap()
         for name in ("step_t", "jump_t"):
@@ -362,11 +365,8 @@ class _Solve:
                 raise ValueError(f"{name}: not available with per_sample; leave it off func")
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
-        if isinstance(self.t, np.ndarray) and self.t.ndim == 2:
-            self.t = torch.as_tensor(self.t, dtype=torch.float64, device="cpu")
-        rows = isinstance(self.t, Tensor) and self.t.ndim == 2
-        times = per_sample_times(self.t, None if rows else self._times(), self.problem.y0)
-        loop = PerSample(self.problem, self.tableau, settings, times)
+        times = per_sample_times(self.t, self.problem.y0)
+        loop = PerSample(self.problem, self.tableau, settings, times, taken)
         loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
         failures = loop.failures()
         message = Status.SUCCESS.message
