@@ -202,7 +202,7 @@ def plane_like(d: int) -> pf.GaussianMixture:
     [
         ({"target": 3}, "target: need a target or a function of the value on the axis 'score'"),
         ({"values": 0.1}, "values: need several in a list, got 0.1"),
-        ({"values": [0.1, "0.2"]}, "values: need a finite number > 0, got '0.2'"),
+        ({"values": [0.1, "0.2"]}, "values: need a number, got '0.2'"),
         ({"axis": "dimension"}, "target: need a function of the value on the axis 'dimension'"),
         ({"axis": "smoothness"}, "target: need a function of the value on the axis 'smoothness'"),
         ({"target": lambda size: size}, "target: need a target for 0.2, got float"),
