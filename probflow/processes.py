@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, softplus
+from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, quiet, softplus
 from probflow.words import check_whole
 
 __all__ = ["EDM", "VE", "VP", "FlowMatching", "Process"]
@@ -71,7 +71,7 @@ class Process:
 
     def drift(self, t: Array) -> Array:
         r"""Linear drift ``f`` of the forward SDE :math:`dx = f(t) x\,dt + g(t)\,dW`."""
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return self.dalpha(t) / self.alpha(t)
 
     def diffusion(self, t: Array) -> Array:
@@ -91,7 +91,7 @@ class Process:
     def t_of_neg_log_ab(self, value: Array) -> Array:
         r"""Time at which :math:`-\ln\bar\alpha` is ``value``."""
         xp, value = namespace(value)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return self.t(-0.5 * xp.log(xp.expm1(value)))
 
     def prior_std(self, t: float | None = None) -> float:
@@ -288,7 +288,7 @@ class VP(Process):
 
     def dsigma(self, t: Array) -> Array:
         """Time derivative ``beta ab/(2 sigma)``; infinite at ``sigma = 0``."""
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return 0.5 * self.beta(t) * self.ab(t) / self.sigma(t)
 
     def drift(self, t: Array) -> Array:
@@ -303,7 +303,7 @@ class VP(Process):
         """Log-SNR ``-ln(expm1(B))/2``, written so that a large B does not overflow."""
         value = self.neg_log_ab(t)
         xp = namespace(value)[0]
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return -0.5 * (value + xp.log(-xp.expm1(-value)))
 
     def t(self, lambda_: Array) -> Array:
@@ -405,7 +405,7 @@ class EDM(Process):
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``-ln(t)``."""
         xp, t = namespace(t)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return -xp.log(t)
 
     def t(self, lambda_: Array) -> Array:
@@ -444,13 +444,13 @@ class FlowMatching(Process):
     def diffusion(self, t: Array) -> Array:
         """Diffusion ``sqrt(2 t/(1 - t))``; infinite at t = 1."""
         t = namespace(t)[1]
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return (2.0 * t / (1.0 - t)) ** 0.5
 
     def lambda_(self, t: Array) -> Array:
         """Log-SNR ``ln((1 - t)/t)``."""
         xp, t = namespace(t)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return xp.log1p(-t) - xp.log(t)
 
     def t(self, lambda_: Array) -> Array:
