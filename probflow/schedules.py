@@ -6,13 +6,14 @@ Everything works on floats, numpy arrays and torch tensors, in float64.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-__all__ = ["Array", "Cosine", "Discrete", "LinearRate", "namespace", "softplus"]
+__all__ = ["Array", "Cosine", "Discrete", "LinearRate", "namespace", "quiet", "softplus"]
 
 Array = Any  # float, numpy array or torch tensor; what comes in is what goes out
 
@@ -24,10 +25,15 @@ def namespace(t: Array) -> tuple[Any, Array]:
     return np, np.asarray(t, dtype=np.float64)[()]
 
 
+def quiet(**kinds: Any) -> AbstractContextManager[None]:
+    """``numpy.errstate``; nothing in a compiled graph, which knows no warnings of numpy's."""
+    return nullcontext() if torch.compiler.is_compiling() else np.errstate(**kinds)
+
+
 def softplus(x: Array) -> Array:
     """``ln(1 + e^x)`` without overflow, for floats, numpy arrays and tensors."""
     xp, x = namespace(x)
-    with np.errstate(invalid="ignore"):  # NaN stays NaN
+    with quiet(invalid="ignore"):  # NaN stays NaN
         return xp.logaddexp(x, xp.zeros_like(x))
 
 
@@ -71,7 +77,7 @@ class Cosine:
         ratio_minus_1 = -2.0 * xp.sin(0.5 * turn) ** 2 - self._sin / self._cos * xp.sin(turn)
         early = xp.log1p(xp.where(t < 0.5, ratio_minus_1, 0.0 * t))
         cosine = xp.sin(self._rate * (1.0 - t))
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             late = xp.log(xp.where(t < 0.5, 0.0 * t + 1.0, cosine)) - math.log(self._cos)
         return -2.0 * xp.where(t < 0.5, early, late)
 
@@ -80,7 +86,7 @@ class Cosine:
         xp, t = namespace(t)
         # tan(angle), near t = 1 as the cotangent of the complement.
         early = xp.tan(self._rate * (self._s + xp.where(t < 0.5, t, 0.0 * t)))
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             late = 1.0 / xp.tan(self._rate * xp.where(t < 0.5, 0.0 * t + 0.5, 1.0 - t))
         return 2.0 * self._rate * xp.where(t < 0.5, early, late)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probflow.integrate.graphs import states_in_graph
 from probflow.integrate.loop import run_plan
 from probflow.integrate.noise import NoiseSource
 from probflow.plan import Plan
@@ -173,6 +174,9 @@ def run_grid(
         raise ValueError(
             "grid_constructor: the grid must run from t[0] to t[-1] and contain every time of t"
         )
+    if torch.compiler.is_compiling() and noise is None:
+        states = states_in_graph(solver, process, model, y0, grid, _plan)
+        return torch.stack([states[index] for index in wanted])
     plan = _plan(solver, process, grid, model.prediction if process is not None else None)
     run = partial(run_plan, plan, model, y0, noise=noise, check_finite=check_finite)
     if len(wanted) == len(grid):

@@ -188,6 +188,7 @@ class PerSample:
         for values, exponent in zip(history, exponents, strict=True):
             if exponent != 0.0:
                 factor = factor * values**exponent
+        factor = _rough(factor)
         lowest = torch.full_like(error, control.dfactor)
         if control.controller[0] == control.controller[2] == 0.0:
             lowest = torch.where(error < 1.0, 1.0, lowest)
@@ -255,7 +256,7 @@ class PerSample:
         change = self._evaluate(self.t + self.sign * h0, point) - self.first
         of_change = self.norm(change / scale).to(left.dtype) / h0.clamp_min(_TINY)
         worst = torch.maximum(of_slope, of_change)
-        h1 = (0.01 / worst.clamp_min(1e-15)) ** (1.0 / (self.tableau.error_order + 1))
+        h1 = _rough((0.01 / worst.clamp_min(1e-15)) ** (1.0 / (self.tableau.error_order + 1)))
         h1 = torch.where(worst <= 1e-15, torch.maximum(1e-3 * h0, torch.full_like(h0, 1e-6)), h1)
         best = torch.minimum(100.0 * h0, h1).clamp_max(control.max_step)
         return torch.where(torch.isfinite(best), best, h0)
@@ -271,6 +272,15 @@ class PerSample:
             for i, code in enumerate(status)
             if code != int(Status.SUCCESS)
         ]
+
+
+def _rough(powers: Tensor) -> Tensor:
+    """Powers with eight bits, all that step lengths need.
+
+    The last bit of a power depends on how many are taken at once (processors have other code for a
+    few), and so would a sample's steps on the size of its batch.
+    """
+    return powers.to(torch.bfloat16).to(powers.dtype)
 
 
 def per_sample_times(t: Any, y0: Tensor) -> Tensor:

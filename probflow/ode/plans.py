@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times, run_grid, with_options
@@ -76,6 +77,8 @@ def integrate(
     own = {name: settings.pop(name) for name in _GRID if name in settings}
     solver = with_options(solver, settings, _OPTIONS)
     check_function(func, solver)
+    if torch.compiler.is_compiling() and isinstance(t, Tensor):
+        raise ValueError("t: a compiled graph cannot read a tensor; give the times as numbers")
     outputs = host_times(t, "t")
     if isinstance(y0, tuple):
         return _integrate_tuple(solver, func, y0, t, options)

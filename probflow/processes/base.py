@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from probflow.schedules import Array, namespace, softplus
+from probflow.schedules import Array, namespace, quiet, softplus
 
 __all__ = ["Process"]
 
@@ -72,7 +72,7 @@ class Process:
 
     def drift(self, t: Array) -> Array:
         r"""Drift ``f`` of the forward SDE :math:`dx = f(t) x\,dt + g(t)\,dW`: as ``t``, float64."""
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return self.dalpha(t) / self.alpha(t)
 
     def diffusion(self, t: Array) -> Array:
@@ -95,7 +95,7 @@ class Process:
     def t_of_neg_log_ab(self, value: Array) -> Array:
         r"""Time at which :math:`-\ln\bar\alpha` is ``value`` >= 0: its kind and shape, float64."""
         xp, value = namespace(value)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return self.t(-0.5 * xp.log(xp.expm1(value)))
 
     def prior_std(self, t: float | None = None) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from probflow.processes.base import Process
-from probflow.schedules import Array, namespace, softplus
+from probflow.schedules import Array, namespace, quiet, softplus
 
 __all__ = ["FlowMatching"]
 
@@ -40,13 +38,13 @@ class FlowMatching(Process):
     def diffusion(self, t: Array) -> Array:
         """As :meth:`Process.diffusion`: ``sqrt(2 t/(1 - t))``, infinite at t = 1."""
         t = namespace(t)[1]
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return (2.0 * t / (1.0 - t)) ** 0.5
 
     def lambda_(self, t: Array) -> Array:
         """As :meth:`Process.lambda_`: ``ln((1 - t)/t)``."""
         xp, t = namespace(t)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return xp.log1p(-t) - xp.log(t)
 
     def t(self, lambda_: Array) -> Array:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from probflow.processes.base import Process
-from probflow.schedules import Array, namespace
+from probflow.schedules import Array, namespace, quiet
 from probflow.words import check_real
 
 __all__ = ["EDM", "VE"]
@@ -106,7 +104,7 @@ class EDM(Process):
     def lambda_(self, t: Array) -> Array:
         """As :meth:`Process.lambda_`: ``-ln(t)``."""
         xp, t = namespace(t)
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return -xp.log(t)
 
     def t(self, lambda_: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from probflow.processes.base import Process
-from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, softplus
+from probflow.schedules import Array, Cosine, Discrete, LinearRate, namespace, quiet, softplus
 from probflow.words import check_real, check_whole
 
 __all__ = ["VP"]
@@ -220,7 +220,7 @@ class VP(Process):
 
     def dsigma(self, t: Array) -> Array:
         """As :meth:`Process.dsigma`: ``beta ab/(2 sigma)``, infinite at ``sigma = 0``."""
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return 0.5 * self.beta(t) * self.ab(t) / self.sigma(t)
 
     def drift(self, t: Array) -> Array:
@@ -235,7 +235,7 @@ class VP(Process):
         """As :meth:`Process.lambda_`: ``-ln(expm1(B))/2``, so that a large B does not overflow."""
         value = self.neg_log_ab(t)
         xp = namespace(value)[0]
-        with np.errstate(divide="ignore"):
+        with quiet(divide="ignore"):
             return -0.5 * (value + xp.log(-xp.expm1(-value)))
 
     def t(self, lambda_: Array) -> Array:

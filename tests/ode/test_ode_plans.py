@@ -453,3 +453,64 @@ def test_a_solver_registered_now_is_a_method_now(y0: torch.Tensor) -> None:
         torch.testing.assert_close(states, pf.odeint(ODE, y0, times(4), method="edm-euler"))
     finally:
         remove_solver("test-odeint-euler")
+
+
+# In a compiled graph ----------------------------------------------------------------------------
+
+FEW = ["ddim", "pndm", "unipc-3", "dpm-solver-fast", "rk4"]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in DETERMINISTIC if name not in FEW]
+
+
+def one_graph(call, *arguments: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.reset()
+    return torch.compile(call, fullgraph=True, backend="eager")(*arguments)
+
+
+@pytest.mark.parametrize("name", [*FEW, *OTHERS])
+def test_whole_graphs(name: str, y0: torch.Tensor) -> None:
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        return pf.odeint(ODE, y, [1.0, 0.4, 0.05], method=name, options={"step_size": 0.15})
+
+    torch.testing.assert_close(one_graph(solve, y0), solve(y0), rtol=0.0, atol=1e-14)
+
+
+def test_whole_graphs_of_general_methods_on_a_diffusion(y0: torch.Tensor) -> None:
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        return pf.odeint(ODE, y, [1.0, 0.4, 0.05], method="heun3")
+
+    torch.testing.assert_close(one_graph(solve, y0), solve(y0), rtol=0.0, atol=1e-14)
+
+
+def test_whole_graphs_of_plain_functions_and_tuples(y0: torch.Tensor) -> None:
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        states = pf.odeint(lambda t, y: (y[1] * t, -y[0]), (y, y + 1), [0.0, 0.5], method="rk5")
+        return states[0]
+
+    torch.testing.assert_close(one_graph(solve, y0), solve(y0), rtol=0.0, atol=1e-14)
+
+
+def test_whole_graphs_keep_dtype_conditioning_and_gradients() -> None:
+    net = torch.nn.Linear(2, 2).to(torch.bfloat16)
+
+    def scaled(x: torch.Tensor, t: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        return net(x) * (by * t / 1000)[:, None].to(x.dtype)
+
+    model = pf.Model(
+        scaled, PROCESS, prediction="v", time=lambda t: 1000 * t, kwargs={"by": torch.tensor(0.5)}
+    )
+    ode = pf.ProbabilityFlowODE(PROCESS, model)
+
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        return pf.odeint(ode, y, [1.0, 0.6, 0.2, 0.1], method="dpm-solver++-2m")
+
+    y = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    results = [one_graph(solve, y), solve(y)]
+    assert torch.equal(*results)
+    assert results[0].dtype == torch.bfloat16
+    assert torch.equal(*[torch.autograd.grad(r.float().sum(), net.weight)[0] for r in results])
+
+
+def test_a_whole_graph_of_a_plan_needs_times_as_numbers(monkeypatch, y0: torch.Tensor) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # dynamo wraps the error
+    with pytest.raises(ValueError, match="t: a compiled graph cannot read a tensor; give"):
+        pf.odeint(ODE, y0, times(3), method="ddim")

@@ -41,14 +41,16 @@ def test_accuracy(method: str, t: list[float]) -> None:
     assert result.accepted.shape == result.rejected.shape == result.status.shape == (3,)
 
 
+@pytest.mark.parametrize("controller", ["i", "pid"])
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_a_sample_does_not_feel_the_others(method: str) -> None:
+def test_a_sample_does_not_feel_the_others(method: str, controller: str) -> None:
     tol = 1e-4 if TABLEAUS[method].order == 2 else 1e-7
     y0 = starts([0.1, 40.0, 3.0, 0.0])
     t = [0.0, 0.4, 1.0]
+    options = {**OPTIONS, "controller": controller}
 
     def solve(y):
-        return pf.solve_ode(stiff, y, t, method=method, rtol=tol, atol=tol, options=OPTIONS)
+        return pf.solve_ode(stiff, y, t, method=method, rtol=tol, atol=tol, options=options)
 
     together = solve(y0)
     for i in range(len(y0)):
@@ -58,6 +60,8 @@ def test_a_sample_does_not_feel_the_others(method: str) -> None:
         assert int(alone.rejected) == int(together.rejected[i])
     shuffled = solve(y0[[2, 3, 0, 1]])
     assert torch.equal(shuffled.y, together.y[:, [2, 3, 0, 1]])
+    many = solve(y0.repeat(9, 1))  # enough for the processor's code for many numbers at once
+    assert torch.equal(many.y, together.y.repeat(1, 9, 1))
 
 
 def test_the_one_hard_sample_keeps_its_tolerance_in_any_batch() -> None:
