@@ -153,18 +153,21 @@ def test_ddim_with_eta(eta: float, monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("predictor", [1, 3])
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 2), (2, 2), (3, 4), (4, 3)])
 @pytest.mark.parametrize("tau", [0.0, 0.7])
-def test_sa_solver(predictor: int, tau: float, monkeypatch) -> None:
-    orders = {"predictor_order": predictor, "corrector_order": predictor + 1}
-    other = diffusers.SASolverScheduler(tau_func=lambda t: tau, lower_order_final=False, **orders)
+@pytest.mark.parametrize("final", ["keep", "lower"])
+def test_sa_solver(predictor: int, corrector: int, tau: float, final: str, monkeypatch) -> None:
+    orders = {"predictor_order": predictor, "corrector_order": corrector}
+    other = diffusers.SASolverScheduler(
+        tau_func=lambda t: tau, lower_order_final=final == "lower", **orders
+    )
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
     times[-1] = 0.0  # theirs ends at the first level of training
     process = levels.process
     other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
-    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=predictor + 1, tau=tau)
-    solver = solver.with_options(**EULER_START, variant="published")
+    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=corrector, tau=tau)
+    solver = solver.with_options(**EULER_START, variant="published", final=final)
     check(ours(solver, levels, times), theirs(other, X, monkeypatch))
 
 
