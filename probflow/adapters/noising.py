@@ -57,7 +57,9 @@ class NoisingMixin:
         if self.config.seed is None:
             raise ValueError("seed: the scheduler has none; make it with seed=...")
         if not (dtype.is_floating_point and len(shape) and all(size >= 0 for size in shape)):
-            raise ValueError(f"shape, dtype: need (batch, ...) and one of floats, got {shape}, {dtype}")
+            raise ValueError(
+                f"shape, dtype: need (batch, ...) and one of floats, got {shape}, {dtype}"
+            )
         wide = torch.promote_types(dtype, torch.float32)
         return self._seeded(0, tuple(shape), wide, device).to(dtype)
 

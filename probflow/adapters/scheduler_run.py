@@ -272,7 +272,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def check_tensors(**tensors: Any) -> None:
-    """Raise ``TypeError`` for what is no tensor of floats, ``ValueError`` for one without samples."""
+    """Raise ``TypeError`` for what is no tensor of floats, ``ValueError`` for one of 0-d."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__

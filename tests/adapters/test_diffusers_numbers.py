@@ -126,6 +126,8 @@ def test_flows(name: str, solver: str, config: dict, options: dict, monkeypatch)
             {"factor": 1.0, **EULER_START, **LOWER},
         ),
         ("EDMDPMSolverMultistep", "sde-dpm-solver++-2m", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ("CosineDPMSolverMultistep", "sde-dpm-solver++-1", {"solver_order": 1}, {}),
+        ("CosineDPMSolverMultistep", "sde-dpm-solver++-2m", {"sigma_data": 0.7}, {}),
     ],
 )
 def test_edm(name: str, solver: str, config: dict, options: dict, kind: str, monkeypatch) -> None:
@@ -133,6 +135,9 @@ def test_edm(name: str, solver: str, config: dict, options: dict, kind: str, mon
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
     other.sigmas = tensor(times)
+    if name.startswith("Cosine"):  # the increments of a Brownian tree
+        drawn = iter(NOISES)
+        other.noise_sampler = lambda sigma, after: next(drawn)
     # Their state is data plus sigma times noise, and the data of ours is divided by sigma_data.
     factor = float(levels.process.alpha(times[0])) / levels.data_scale
     expected = theirs(other, X / factor, monkeypatch)
