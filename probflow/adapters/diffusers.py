@@ -111,7 +111,7 @@ class ProbflowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
 invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Flow matching: ``flow_shift`` belongs to ``use_flow_sigmas``, ``shift`` to the rest. With
         ``use_dynamic_shifting``, ``set_timesteps`` needs ``mu``. With ``invert_sigmas`` (Mochi) the
-        model is told times that rise from noise to data, and predicts minus the velocity.
+        model is told times that rise, and predicts minus the velocity.
     sigma_data, sigma_schedule, timestep_type, arctan_timesteps
         EDM's preconditioning. ``timestep_type="continuous"`` with v-prediction is Stable Video
         Diffusion's (``sigma_data`` 1).
@@ -212,9 +212,8 @@ invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
     ) -> Any:
         """A scheduler with the noise process, model and timesteps of another one's configuration.
 
-        Values that the other class has by default count as well (diffusers itself drops them, so
-        that a change from Heun to DDPM changes the betas). With another ``solver``, the options of
-        the configuration's are dropped.
+        The other class's default values count as well (diffusers itself drops them, so that a
+        change from Heun to DDPM changes the betas). With another ``solver``, options are dropped.
 
         Parameters
         ----------

@@ -95,7 +95,7 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     if None not in (low, high) and low >= high:
         raise ValueError(f"sigma_min, sigma_max: need 0 < min < max, got {low}, {high}")
     terminal = config["shift_terminal"]
-    if terminal is not None and not (isinstance(terminal, Real) and 0 <= terminal < 1):
+    if terminal is not None and not (isinstance(terminal, Real) and 0 <= float(terminal) < 1):
         raise ValueError(f"shift_terminal: need one in [0, 1), got {terminal!r}")
     lowest = config["lambda_min_clipped"]
     if not isinstance(lowest, Real) or math.isnan(lowest):
@@ -169,7 +169,6 @@ class NoiseLevels:
             self.sign = -1.0 if kind == "epsilon" else 1.0
         elif kind == "flow_prediction" or config["use_flow_sigmas"]:
             self.family, self.process = "flow", FlowMatching()
-            self.process.start, self.process.end = 1.0, 0.0
             self.sign = -1.0 if config["invert_sigmas"] else 1.0
         else:
             self.family, self.process = "vp", discrete(config)

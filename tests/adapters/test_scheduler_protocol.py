@@ -24,6 +24,7 @@ from diffusers import (
 from test_diffusers import loop, normal
 from tiny_pipelines import stable_diffusion, stable_diffusion_xl, unet
 
+import probflow as pf
 from probflow.diffusers import ProbflowScheduler, from_pipeline, from_unet
 from probflow.integrate import run_plan
 
@@ -611,3 +612,49 @@ def test_times_that_rise_from_noise_to_data() -> None:
     weight = float(told) / 1000  # stock counts this as the part of the noise; it is that of data
     torch.testing.assert_close(expected, weight * noise + (1 - weight) * x)
     torch.testing.assert_close(ours.scale_noise(x, told, noise), weight * x + (1 - weight) * noise)
+
+
+class Line(torch.nn.Module):
+    """A network of flows in the manner of diffusers."""
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple:
+        return (torch.tanh(0.7 * x) * (1 + timestep[:, None] / 1000),)
+
+
+def test_models_of_flows_sample_on_the_default_grid() -> None:
+    model = from_unet(Line(), diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0))
+    given = {"seed": 0, "dtype": DOUBLE}
+    fine = pf.sample(model, (4, 3), solver="rk4", steps=60, **given)
+    for solver, options in (
+        ("dpm-solver++-3m", {"steps": 200}),
+        ("dpm-solver-23", {"rtol": 1e-6, "atol": 1e-6}),
+    ):
+        result = pf.sample(model, (4, 3), solver=solver, **options, **given)
+        torch.testing.assert_close(result, fine, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"guidance_scale": "3"}, TypeError, "guidance_scale: need a number, got '3'"),
+        ({"guidance_scale": math.nan}, ValueError, "guidance_scale: need a finite number, got nan"),
+        ({"batched": "no"}, TypeError, "batched: need True or False, got 'no'"),
+        ({"concatenated": 3}, TypeError, "concatenated: need a tensor, got int"),
+    ],
+)
+def test_arguments_of_models_are_checked(options: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        from_unet(Line(), DDIMScheduler(), **options)
+
+
+def test_prompts_are_checked(tmp_path) -> None:
+    pipe = stable_diffusion(tmp_path)
+    for prompt in (3, [3], {"a": 1}):
+        with pytest.raises(TypeError, match="prompt: need a text or one for each sample, got"):
+            from_pipeline(pipe, prompt)
+    for given in ({"prompt": "a cat"}, {"guidance_scale": 3.0}):
+        with pytest.raises(ValueError, match="negative_prompt: it is what guidance leads away"):
+            from_pipeline(pipe, negative_prompt="a dog", **given)
+    model = from_unet(Line(), DDIMScheduler(), concatenated=torch.ones(1, 1, 1))
+    with pytest.raises(ValueError, match="concatenated: need shape"):
+        pf.sample(model, (2, 3), solver="ddim", steps=2, seed=0)
