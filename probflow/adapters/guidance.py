@@ -62,13 +62,7 @@ class Guided(torch.nn.Module):
         concatenated: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
-            raise TypeError(f"guidance_scale: need a number, got {guidance_scale!r}")
-        if not isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale: need a finite number, got {guidance_scale}")
-        check_flags({"batched": batched}, ("batched",))
-        if concatenated is not None and not isinstance(concatenated, Tensor):
-            raise TypeError(f"concatenated: need a tensor, got {type(concatenated).__name__}")
+        _check_guidance(guidance_scale, batched, concatenated)
         self.concatenated = concatenated
         self.guidance_scale, self.batched, self.sign = float(guidance_scale), batched, sign
         self.conditioning = dict(conditioning)
@@ -115,6 +109,16 @@ class Guided(torch.nn.Module):
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]  # learned variances
         return self.sign * output.to(x.dtype)
+
+
+def _check_guidance(guidance_scale: Any, batched: Any, concatenated: Any) -> None:
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
+        raise TypeError(f"guidance_scale: need a number, got {guidance_scale!r}")
+    if not isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale: need a finite number, got {guidance_scale}")
+    check_flags({"batched": batched}, ("batched",))
+    if concatenated is not None and not isinstance(concatenated, Tensor):
+        raise TypeError(f"concatenated: need a tensor, got {type(concatenated).__name__}")
 
 
 def _expanded(value: Any, count: int, name: str) -> Any:
@@ -197,10 +201,10 @@ def conditions_of(
         If the pipeline has no prompt, or one whose use is not known here, or a negative prompt
         would not be used.
     """
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-        texts = [text] if isinstance(text, str) else text or ()
-        if not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
-            raise TypeError(f"{name}: need a text or one for each sample, got {text!r}")
+    for name, given in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        words = [given] if isinstance(given, str) else given or ()
+        if not (isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)):
+            raise TypeError(f"{name}: need a text or one for each sample, got {given!r}")
     if negative_prompt is not None and (prompt is None or not guided):
         raise ValueError(
             "negative_prompt: it is what guidance leads away from; give a prompt and a "

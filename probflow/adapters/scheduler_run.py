@@ -290,14 +290,14 @@ def check_step(model_output: Any, sample: Any, generator: Any) -> None:
         For a list of generators that has neither one nor as many as there are samples.
     """
     check_tensors(model_output=model_output, sample=sample)
-    if isinstance(generator, list) and len(generator) not in (1, len(sample)):
-        raise ValueError(
-            f"generator: need one for each of the {len(sample)} samples, got {len(generator)}"
-        )
     given = generator if isinstance(generator, list) else [generator]
     if not all(g is None or isinstance(g, torch.Generator) for g in given):
         raise TypeError(
             f"generator: need a torch.Generator or a list of one for each sample, got {generator!r}"
+        )
+    if isinstance(generator, list) and len(generator) not in (1, len(sample)):
+        raise ValueError(
+            f"generator: need one for each of the {len(sample)} samples, got {len(generator)}"
         )
 
 
