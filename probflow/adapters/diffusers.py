@@ -34,7 +34,7 @@ from probflow.adapters.scheduler_run import (
     before_call,
     calls_of,
     check_arguments,
-    check_types,
+    check_step,
     clipping,
     distillation,
     solver_of,
@@ -108,9 +108,10 @@ class ProbflowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     lambda_min_clipped
         Levels with a smaller log-SNR are left out.
     use_flow_sigmas, flow_shift, shift, use_dynamic_shifting, time_shift_type, shift_terminal, \
-base_shift, max_shift, base_image_seq_len, max_image_seq_len
+invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Flow matching: ``flow_shift`` belongs to ``use_flow_sigmas``, ``shift`` to the rest. With
-        ``use_dynamic_shifting``, ``set_timesteps`` needs ``mu``.
+        ``use_dynamic_shifting``, ``set_timesteps`` needs ``mu``. With ``invert_sigmas`` (Mochi) the
+        model is told times that rise, and predicts minus the velocity.
     sigma_data, sigma_schedule, timestep_type, arctan_timesteps
         EDM's preconditioning. ``timestep_type="continuous"`` with v-prediction is Stable Video
         Diffusion's (``sigma_data`` 1).
@@ -164,6 +165,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
         base_shift: float | None = 0.5,
         max_shift: float | None = 1.15,
         base_image_seq_len: int = 256,
@@ -210,9 +212,8 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
     ) -> Any:
         """A scheduler with the noise process, model and timesteps of another one's configuration.
 
-        Values that the other class has by default count as well (diffusers itself drops them, so
-        that a change from Heun to DDPM changes the betas). With another ``solver``, the options of
-        the configuration's are dropped.
+        The other class's default values count as well (diffusers itself drops them, so that a
+        change from Heun to DDPM changes the betas). With another ``solver``, options are dropped.
 
         Parameters
         ----------
@@ -464,7 +465,7 @@ base_shift, max_shift, base_image_seq_len, max_image_seq_len
             argument is not known.
         """
         check_arguments({"eta": eta, **others})
-        check_types(model_output, sample, generator)
+        check_step(model_output, sample, generator)
         if str(self.config.variance_type).startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:

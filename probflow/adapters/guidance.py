@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from probflow.adapters.noise_levels import NoiseLevels
 from probflow.adapters.packed import PackedLatents, arguments_of_network, takes_packed
 from probflow.models import Model
+from probflow.words import check_flags
 
 __all__ = ["Guided", "conditions_of", "merged", "model_of"]
 
@@ -64,6 +67,7 @@ class Guided(torch.nn.Module):
         concatenated: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _check_guidance(guidance_scale, batched, concatenated)
         self.concatenated = concatenated
         self.guidance_scale, self.batched, self.sign = float(guidance_scale), batched, sign
         self.conditioning = dict(conditioning)
@@ -104,6 +108,11 @@ class Guided(torch.nn.Module):
         conditional = {k: _expanded(v, count, k) for k, v in self.conditioning.items()}
         if self.concatenated is not None:
             more = _expanded(self.concatenated.to(x), count, "concatenated")
+            if more.shape[2:] != x.shape[2:]:
+                raise ValueError(
+                    f"concatenated: need shape (1 or batch, channels, ...) beside states of shape "
+                    f"{tuple(x.shape)}, got {tuple(self.concatenated.shape)}"
+                )
             fed = torch.cat([x, more], dim=1)
         if self.guidance_scale == 1.0:
             return self._call(fed, t, conditional, x)
@@ -123,6 +132,16 @@ class Guided(torch.nn.Module):
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]  # learned variances
         return self.sign * output.to(x.dtype)
+
+
+def _check_guidance(guidance_scale: Any, batched: Any, concatenated: Any) -> None:
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
+        raise TypeError(f"guidance_scale: need a number, got {guidance_scale!r}")
+    if not isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale: need a finite number, got {guidance_scale}")
+    check_flags({"batched": batched}, ("batched",))
+    if concatenated is not None and not isinstance(concatenated, Tensor):
+        raise TypeError(f"concatenated: need a tensor, got {type(concatenated).__name__}")
 
 
 def _expanded(value: Any, count: int, name: str) -> Any:
@@ -229,9 +248,21 @@ def conditions_of(
 
     Raises
     ------
+    TypeError
+        For a prompt that is no text.
     ValueError
-        If the pipeline has no prompt, or one whose use is not known here.
+        If the pipeline has no prompt, or one whose use is not known here, or a negative prompt
+        would not be used.
     """
+    for name, given in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        words = [given] if isinstance(given, str) else given or ()
+        if not (isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)):
+            raise TypeError(f"{name}: need a text or one for each sample, got {given!r}")
+    if negative_prompt is not None and (prompt is None or not guided):
+        raise ValueError(
+            "negative_prompt: it is what guidance leads away from; give a prompt and a "
+            "guidance_scale other than 1"
+        )
     if prompt is None:
         return {}, {} if guided else None
     wanted = arguments_of_network(network)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import inf, log
+from numbers import Real
 from typing import Any
 
 import torch
@@ -95,10 +96,11 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     ``denoised`` after the first evaluation of every step. Stochastic solvers draw from
     ``noise_sampler(sigma, sigma_next)``, from a seed (sample i is the same for every batch size),
     from a generator, or from torch's global one. As in k-diffusion, the noise sampler is asked only
-    where ``sigma_next > 0``, because trees begin at the least positive sigma. Only churn has noise
-    in a step to 0; that comes from torch's global generator, as all churn does there. ``options``
-    of the call replace those of :func:`sample`. The result has the dtype of ``x``; half precision
-    is computed in float32.
+    where ``sigma_next > 0``, because trees begin at the least positive sigma. What it returns for
+    ``"sample_dpmpp_sde"`` must be increments of one path: both parts of a step are asked, where
+    k-diffusion asks a part and the whole. Only churn has noise in a step to 0; that comes from
+    torch's global generator, as all churn does there. ``options`` of the call replace those of
+    :func:`sample`. The result has the dtype of ``x``; half precision is computed in float32.
 
     Examples
     --------
@@ -111,6 +113,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     """
     chosen = _chosen(name, options)
     levels = EDM() if process is None else process
+    if not isinstance(levels, Process):
+        raise TypeError(f"process: need a process of probflow, got {process!r}")
 
     def sample_fn(
         model: Callable[..., Tensor],
@@ -126,11 +130,7 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
     ) -> Tensor:
         _check_arguments(model, x, callback, noise_sampler, generator)
         kwargs = dictionary(extra_args, "extra_args")
-        times = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").tolist()
-        if len(times) < 2 or any(not a > b >= 0 for a, b in pairwise(times)):
-            raise ValueError(
-                f"sigmas: need at least 2 that strictly decrease and are not negative, got {times}"
-            )
+        times = _times(sigmas)
         solver = _with_options(name, chosen, options)
         plan = plan_to_data(solver, levels, times, "x0")
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -171,7 +171,8 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         *arguments: Any,
         **options: Any,
     ) -> Tensor:
-        if not 0 < sigma_min < sigma_max:
+        numbers = isinstance(sigma_min, Real) and isinstance(sigma_max, Real)
+        if not (numbers and 0 < sigma_min < sigma_max < inf):
             raise ValueError(
                 f"sigma_min, sigma_max: need 0 < min < max, got {sigma_min}, {sigma_max}"
             )
@@ -185,6 +186,20 @@ def sample(name: Any, *, process: Process | None = None, **options: Any) -> Call
         return sample_dpm_fast
     sample_fn.__name__ = _canonical(name) if _canonical(name) in STOCK else f"sample_{chosen.name}"
     return sample_fn
+
+
+def _times(sigmas: Any) -> list[float]:
+    """The levels as floats; ``ValueError`` unless they strictly decrease and are not negative."""
+    try:
+        times = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"sigmas: need a tensor of numbers, got {sigmas!r}") from None
+    flat = isinstance(times, list) and not any(isinstance(time, list) for time in times)
+    if not flat or len(times) < 2 or any(not inf > a > b >= 0 for a, b in pairwise(times)):
+        raise ValueError(
+            f"sigmas: need at least 2 that strictly decrease and are not negative, got {times}"
+        )
+    return times
 
 
 def _failure(plan: Plan, finite: list[Tensor]) -> str:
@@ -258,6 +273,22 @@ def _with_options(name: Any, solver: Solver, options: Mapping[str, Any]) -> Solv
     return solver.with_options(**options)
 
 
+def _drawn_every_step(plan: Plan, like: Tensor) -> Callable[[int], Tensor]:
+    """Normals of torch's global generator, which k-diffusion asks where no churn is as well."""
+    owners = [number for number, step in enumerate(plan.steps) for _ in step.noises]
+    asked = 0
+
+    def draw(number: int) -> Tensor:
+        nonlocal asked
+        while asked < owners[number]:
+            asked += 1
+            torch.randn_like(like)
+        asked += 1
+        return torch.randn_like(like)
+
+    return draw
+
+
 def _source(
     plan: Plan,
     like: Tensor,
@@ -280,9 +311,18 @@ def _source(
         def draw(number: int) -> Tensor:
             if ends[number][1] == 0:
                 return torch.randn_like(like)
-            return noise_sampler(pairs[number, 0], pairs[number, 1]).to(like.dtype)
+            noise = noise_sampler(pairs[number, 0], pairs[number, 1])
+            if not isinstance(noise, Tensor) or noise.shape != like.shape:
+                got = tuple(noise.shape) if isinstance(noise, Tensor) else repr(noise)
+                raise ValueError(
+                    f"noise_sampler: must return a tensor of shape {tuple(like.shape)}, "
+                    f"returned {got}"
+                )
+            return noise.to(like.dtype)
 
         return draw
+    if plan.solver == "edm-churn" and seed is None and generator is None:
+        return _drawn_every_step(plan, like)
     if seed is not None:
         seeded = SeededNoise(seed, like.shape, like.dtype, like.device)
         seeded()  # the draw of the initial state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class LevelGrids:
         given = [n for n, v in (("sigmas", sigmas), ("timesteps", timesteps)) if v is not None]
         if len(given) > 1 and self.family != "flow":
             raise ValueError("timesteps, sigmas: give one of them, not both")
+        if timesteps is not None and self.config["invert_sigmas"]:
+            raise ValueError("timesteps: give sigmas; with invert_sigmas the model's times rise")
         if mu is not None and self.family != "flow":
             raise ValueError("mu: shifts the levels of flow models; this is none")
         if not given:
@@ -87,7 +90,13 @@ class LevelGrids:
                     )
             return np.append(self.levels.times(values), self._end())
         if self.family == "flow":
+            if values[0] <= 0:
+                raise ValueError(f"sigmas: need one above 0, got {values.tolist()}")
             return self._flow_ends(values[values > 0], mu)
+        if len(values) < 2:
+            raise ValueError(
+                f"sigmas: need at least 2, the last for the end of the last step, got {values[0]:g}"
+            )
         if self.family == "vp":  # published levels are rounded: 14.615 for 14.6146
             most = math.exp(-float(self.process.lambda_(self.process.t_max)))
             values = np.where((values > most) & (values < 1.001 * most), most, values)
@@ -95,8 +104,14 @@ class LevelGrids:
             levels = self.process.t(-np.log(values))
         if not np.isfinite(levels).all():
             bad = values[~np.isfinite(levels)][0]
-            raise ValueError(f"sigmas: {bad:g} lies outside the trained noise levels")
+            raise ValueError(
+                f"sigmas: {bad:g} lies outside the trained noise levels, {self._trained_sigmas()}"
+            )
         return np.clip(levels, self.process.t_min, self.process.t_max)
+
+    def _trained_sigmas(self) -> str:
+        ends = (math.exp(-float(self.process.lambda_(t))) for t in (0.0, self.process.t_max))
+        return "{:g} to {:g}, or 0 at the end".format(*ends)
 
     def _to_zero(self) -> bool:
         """Whether the grid ends at sigma = 0."""
@@ -145,7 +160,8 @@ class LevelGrids:
         levels = self.process.t(-np.log(sigmas))
         if not np.isfinite(levels).all():
             raise ValueError(
-                f"sigma_min, sigma_max: {low:g}, {high:g} lie outside the trained noise levels"
+                f"sigma_min, sigma_max: {low:g}, {high:g} lie outside the trained noise levels, "
+                f"{self._trained_sigmas()}"
             )
         levels = np.clip(levels, 0.0, self.process.t_max)
         return np.append(levels, -1.0) if to_zero else levels
@@ -232,7 +248,11 @@ class LevelGrids:
         if config["use_dynamic_shifting"]:
             if mu is None:
                 raise ValueError("mu: needed, because the configuration has use_dynamic_shifting")
-            shift = math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
+            exponential = config["time_shift_type"] == "exponential"
+            low, high = (-700.0, 700.0) if exponential else (0.0, math.inf)
+            if not (isinstance(mu, Real) and low < mu < high):
+                raise ValueError(f"mu: need a number in ({low:g}, {high:g}), got {mu!r}")
+            shift = math.exp(mu) if exponential else float(mu)
         else:
             shift = config["flow_shift"] if config["use_flow_sigmas"] else config["shift"]
         sigmas = shift * sigmas / (1.0 + (shift - 1.0) * sigmas)

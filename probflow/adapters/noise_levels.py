@@ -7,7 +7,8 @@ Three families, each with its process and the times that its models are told:
          index, and runs on to -1, where sigma is 0                      be fractional
 ``edm``  input :math:`y = x/\sqrt{\sigma^2+\sigma_d^2}`; process time     :math:`\ln(\sigma)/4`
          is :math:`\sigma`, data is :math:`x_0/\sigma_d`                  (or an arctangent)
-``flow`` :math:`x = (1-\sigma) x_0 + \sigma\epsilon`; time is sigma       N sigma
+``flow`` :math:`x = (1-\sigma) x_0 + \sigma\epsilon`; time is sigma       N sigma, or
+                                                                         N (1 - sigma)
 =======  =============================================================  =======================
 
 No torch and no diffusers here: configurations are mappings.
@@ -25,7 +26,7 @@ from probflow.adapters.level_grids import LevelGrids
 from probflow.adapters.training_levels import discrete, preconditioned
 from probflow.processes import FlowMatching, Process
 from probflow.schedules import Array, namespace
-from probflow.words import check_choice, check_real, check_whole
+from probflow.words import check_choice, check_flags, check_real, check_whole
 
 __all__ = ["LAYOUTS", "NoiseLevels"]
 
@@ -40,33 +41,57 @@ PREDICTION_TYPES = {
 }
 
 
-# Arguments that are numbers > 0, and those that may be None.
-_POSITIVE = (
-    "rho",
-    "snr_shift_scale",
-    *("sigma_min", "sigma_max", "sigma_data"),
-    *("flow_shift", "shift"),
-    *("clip_sample_range", "sample_max_value"),
-)
-_OPTIONAL = ("sigma_min", "sigma_max", "sigma_data")
+# Arguments that are numbers, with their intervals; None where it is allowed.
+_INTERVALS = {
+    "rho": "(0, inf]",
+    "snr_shift_scale": "(0, inf]",
+    "sigma_min": "(0, inf]",
+    "sigma_max": "(0, inf]",
+    "sigma_data": "(0, inf]",
+    "flow_shift": "(0, inf]",
+    "shift": "(0, inf]",
+    "clip_sample_range": "(0, inf]",
+    "sample_max_value": "(0, inf]",
+    "dynamic_thresholding_ratio": "(0, 1]",
+    "shift_terminal": "[0, 1)",
+    "lambda_min_clipped": "[-inf, inf]",
+    **dict.fromkeys(("beta_start", "beta_end", "base_shift", "max_shift"), "(-inf, inf]"),
+}
+_OPTIONAL = (
+    "sigma_min", "sigma_max", "sigma_data", "base_shift", "max_shift", "shift_terminal",
+)  # fmt: skip
+_WHOLE = {"num_train_timesteps": 1, "original_inference_steps": 1, "steps_offset": 0,
+          "base_image_seq_len": 1, "max_image_seq_len": 1}  # fmt: skip
+_FLAGS = (
+    "rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_lu_lambdas", "set_alpha_to_one", "use_flow_sigmas", "use_dynamic_shifting",
+    "invert_sigmas", "arctan_timesteps", "clip_sample", "thresholding",
+)  # fmt: skip
+_WORDS = {
+    "timestep_spacing": SPACINGS,
+    "timestep_layout": LAYOUTS,
+    "final_sigmas_type": (None, "zero", "sigma_min"),
+    "timestep_type": ("discrete", "continuous"),
+    "time_shift_type": ("exponential", "linear"),
+    "sigma_schedule": ("karras", "exponential"),
+    "variance_type": (
+        None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
+        "learned_range",
+    ),
+}  # fmt: skip
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` or ``TypeError`` for a number that makes no sense."""
-    for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+    check_flags(config, _FLAGS)
+    for name, least in _WHOLE.items():
         check_whole(name, config[name], least)
-    check_whole("original_inference_steps", config["original_inference_steps"], 1)
-    betas = config["trained_betas"]
-    if betas is not None and np.size(betas) < 1:
-        raise ValueError("trained_betas: need at least one")
-    for name in _POSITIVE:
+    for name, interval in _INTERVALS.items():
         if config[name] is not None or name not in _OPTIONAL:
-            check_real(name, config[name], "(0, inf]")
-    check_real("dynamic_thresholding_ratio", config["dynamic_thresholding_ratio"], "(0, 1]")
+            check_real(name, config[name], interval)
     low, high = config["sigma_min"], config["sigma_max"]
     if None not in (low, high) and low >= high:
         raise ValueError(f"sigma_min, sigma_max: need 0 < min < max, got {low}, {high}")
-    check_real("shift_terminal", config["shift_terminal"] or 0.0, "[0, 1)")
 
 
 class NoiseLevels:
@@ -87,7 +112,7 @@ class NoiseLevels:
         The model's prediction type in probflow's words.
     sign, data_scale : float
         The model's output is ``sign`` times that prediction, and data is ``data_scale`` times x0;
-        both are 1 but for EDM.
+        both are 1 but for EDM, and for flows that are told their time from noise to data.
 
     Raises
     ------
@@ -100,15 +125,8 @@ class NoiseLevels:
         self.config = config
         self.count = int(config["num_train_timesteps"])
         self.sign, self.data_scale = 1.0, 1.0
-        for name, allowed in (
-            ("prediction_type", PREDICTION_TYPES),
-            ("timestep_spacing", SPACINGS),
-            ("timestep_layout", LAYOUTS),
-            ("final_sigmas_type", (None, "zero", "sigma_min")),
-            ("timestep_type", ("discrete", "continuous")),
-            ("time_shift_type", ("exponential", "linear")),
-            ("sigma_schedule", ("karras", "exponential")),
-        ):
+        check_choice("prediction_type", config["prediction_type"], PREDICTION_TYPES)
+        for name, allowed in _WORDS.items():
             check_choice(name, config[name], allowed)
         chosen = [n for n in ("karras", "exponential", "beta") if config[f"use_{n}_sigmas"]]
         if config["use_lu_lambdas"]:
@@ -138,7 +156,7 @@ class NoiseLevels:
             self.sign = -1.0 if kind == "epsilon" else 1.0
         elif kind == "flow_prediction" or config["use_flow_sigmas"]:
             self.family, self.process = "flow", FlowMatching()
-            self.process.start, self.process.end = 1.0, 0.0
+            self.sign = -1.0 if config["invert_sigmas"] else 1.0
         else:
             self.family, self.process = "vp", discrete(config)
             self.count = int(self.process.t_max) + 1
@@ -147,7 +165,7 @@ class NoiseLevels:
         """The model's times for process times: the kind and shape of ``times``, float64."""
         xp, times = namespace(times)
         if self.family == "flow":
-            return times * self.count
+            return (1.0 - times if self.sign < 0 else times) * self.count
         if self.family == "vp":
             return times
         if self.config["arctan_timesteps"]:
@@ -159,7 +177,7 @@ class NoiseLevels:
         """The process times for the model's times: the inverse of :meth:`told`, float64."""
         xp, told = namespace(told)
         if self.family == "flow":
-            return told / self.count
+            return 1.0 - told / self.count if self.sign < 0 else told / self.count
         if self.family == "vp":
             return told
         return xp.tan(told * math.pi / 2) if self.config["arctan_timesteps"] else xp.exp(4.0 * told)

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from probflow.adapters.noise_levels import NoiseLevels
-from probflow.adapters.scheduler_run import SchedulerRun, before_call
+from probflow.adapters.scheduler_run import SchedulerRun, before_call, check_tensors
 from probflow.integrate.noise import normals, sample_indices
 
 __all__ = ["NoisingMixin"]
@@ -52,10 +52,14 @@ class NoisingMixin:
         Raises
         ------
         ValueError
-            If the scheduler has no seed.
+            If the scheduler has no seed, or for a shape or dtype that is none.
         """
         if self.config.seed is None:
             raise ValueError("seed: the scheduler has none; make it with seed=...")
+        if not (dtype.is_floating_point and len(shape) and all(size >= 0 for size in shape)):
+            raise ValueError(
+                f"shape, dtype: need (batch, ...) and one of floats, got {shape}, {dtype}"
+            )
         wide = torch.promote_types(dtype, torch.float32)
         return self._seeded(0, tuple(shape), wide, device).to(dtype)
 
@@ -71,9 +75,11 @@ class NoisingMixin:
         ------
         ValueError
             For a timestep outside the training (on the CPU; elsewhere that would wait for the
-            device).
+            device), or shapes that do not fit each other.
+        TypeError
+            For samples or noise that are no tensors of floats.
         """
-        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
+        alpha, sigma = self._alpha_sigma(timesteps, original_samples, noise)
         step = None
         if self._run is not None and self._begin_index is not None:
             step = self._run.at_first_call()
@@ -88,9 +94,16 @@ class NoisingMixin:
         noisy = alpha / self.noise_levels.data_scale * original_samples + sigma * noise
         return noisy.to(original_samples.dtype)
 
-    def _alpha_sigma(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, timesteps: Any, like: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at timesteps, shape (batch, 1, ...), computed in float64."""
+        check_tensors(samples=like, noise=noise)
         told = torch.as_tensor(timesteps, device=like.device)
+        # One sample and many timesteps or noises, or the other way round.
+        if noise.shape[1:] != like.shape[1:] or len({1, len(like), len(noise), told.numel()}) > 2:
+            raise ValueError(
+                f"noise, timesteps: do not fit samples of shape {tuple(like.shape)}, got shapes "
+                f"{tuple(noise.shape)} and {tuple(told.shape)}"
+            )
         if told.device.type == "cpu" and self.noise_levels.family == "vp":
             most = self.noise_levels.process.t_max
             if not bool(((told >= -1) & (told <= most)).all()):
@@ -112,5 +125,5 @@ class NoisingMixin:
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``alpha noise - sigma sample`` at timesteps: the target of v-prediction."""
-        alpha, sigma = self._alpha_sigma(timesteps, sample)
+        alpha, sigma = self._alpha_sigma(timesteps, sample, noise)
         return (alpha * noise - sigma * sample).to(sample.dtype)

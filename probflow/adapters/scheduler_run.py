@@ -29,7 +29,8 @@ __all__ = [
     "before_call",
     "calls_of",
     "check_arguments",
-    "check_types",
+    "check_step",
+    "check_tensors",
     "clipping",
     "distillation",
     "same_time",
@@ -270,15 +271,33 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             )
 
 
-def check_types(model_output: Any, sample: Any, generator: Any) -> None:
-    """Raise ``TypeError`` for what is no tensor, or no generator or list of generators."""
-    for name, value in (("model_output", model_output), ("sample", sample)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: need a tensor, got {type(value).__name__}")
+def check_tensors(**tensors: Any) -> None:
+    """Raise ``TypeError`` for what is no tensor of floats, ``ValueError`` for one of 0-d."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: need a tensor of floats, got {got}")
+        if not value.ndim:
+            raise ValueError(f"{name}: need shape (batch, ...), got a 0-d tensor")
+
+
+def check_step(model_output: Any, sample: Any, generator: Any) -> None:
+    """Raise ``TypeError`` for what is no tensor of floats, or no generator or list of them.
+
+    Raises
+    ------
+    ValueError
+        For a list of generators that has neither one nor as many as there are samples.
+    """
+    check_tensors(model_output=model_output, sample=sample)
     given = generator if isinstance(generator, list) else [generator]
     if not all(g is None or isinstance(g, torch.Generator) for g in given):
         raise TypeError(
             f"generator: need a torch.Generator or a list of one for each sample, got {generator!r}"
+        )
+    if isinstance(generator, list) and len(generator) not in (1, len(sample)):
+        raise ValueError(
+            f"generator: need one for each of the {len(sample)} samples, got {len(generator)}"
         )
 
 

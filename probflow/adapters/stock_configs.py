@@ -133,8 +133,6 @@ def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, An
         config["timestep_spacing"] = "leading"
     if name.startswith("Cosine"):
         config["arctan_timesteps"] = True
-    if config.get("invert_sigmas"):
-        raise ValueError("invert_sigmas: models that run from data to noise are not supported")
     if config.get("interpolation_type", "linear") != "linear":
         raise ValueError("interpolation_type: only linear is supported")
     config = {key: value for key, value in config.items() if value is not None}

@@ -23,7 +23,8 @@ def alphas_cumprod_of(config: Mapping[str, Any]) -> np.ndarray:
     """``alphas_cumprod`` of a configuration in float64, shape (num_train_timesteps,).
 
     At zero terminal SNR (``rescale_betas_zero_snr``; Lin et al. 2024, arXiv 2305.08891) the last
-    value is 2^-24 instead of 0, as in most of diffusers' schedulers.
+    value is 2^-24 instead of 0, as in most of diffusers' schedulers, or where the one before is
+    no greater a quarter of it: log-SNR has to fall.
 
     Raises
     ------
@@ -52,10 +53,14 @@ def preconditioned(sigma_data: float, sigma_min: float, sigma_max: float) -> Pro
 
 def _neg_log_ab(config: Mapping[str, Any]) -> np.ndarray:
     betas = _betas(config)
-    if not ((betas > 0) & (betas <= 1)).all():
+    if betas.ndim != 1 or len(betas) < 2:
         raise ValueError(
-            f"betas: must lie in (0, 1], got {betas.min():g} to {betas.max():g}; see "
-            "trained_betas, beta_start, beta_end"
+            f"trained_betas, num_train_timesteps: need at least two, got shape {betas.shape}"
+        )
+    if not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+        raise ValueError(
+            f"betas: must lie in (0, 1), the last in (0, 1], got {betas.min():g} to "
+            f"{betas.max():g}; see trained_betas, beta_start, beta_end"
         )
     with np.errstate(divide="ignore"):
         value = np.cumsum(-np.log1p(-betas))
@@ -69,14 +74,19 @@ def _neg_log_ab(config: Mapping[str, Any]) -> np.ndarray:
             value = -2.0 * np.log(root)
     if not math.isfinite(value[-1]):
         value[-1] = -2.0 * math.log(START_ALPHA)
+        if (value[-2:-1] >= value[-1]).any():
+            value[-1] = value[-2] + math.log(4.0)
     return value
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
     count = int(config["num_train_timesteps"])
     first, last = config["beta_start"], config["beta_end"]
-    if config["trained_betas"] is not None:
-        return np.asarray(config["trained_betas"], dtype=np.float64)
+    if (given := config["trained_betas"]) is not None:
+        try:
+            return np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"trained_betas: need a sequence of numbers, got {given!r}") from None
     kind = config["beta_schedule"]
     if kind == "linear":
         return np.linspace(first, last, count)

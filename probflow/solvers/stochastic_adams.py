@@ -53,6 +53,7 @@ def sa_solver(
     s_noise: float = 1.0,
     start: str = "runge-kutta",
     variant: str = "exact",
+    final: str = "keep",
 ) -> Linear:
     """x' = L xc + S h sum_j w_j x0_j + N, xc = x + S- h- sum_j (w-_j - v-_j) x0_j; eta = tau^2.
 
@@ -64,13 +65,16 @@ def sa_solver(
     the order is the number of the corrector's outputs, or without one the predictor's, at most 2.
     With tau = 0 predictor 3 and corrector 4 are ``unipc-3``, but for its first two steps.
     ``variant`` "published" has 1/2 in the place of phi_2 where there are two outputs, as the
-    authors' code.
+    authors' code. With ``final`` = "lower" no predictor has more outputs than steps are left, and
+    no corrector more than two beyond.
     """
     check_whole("predictor", predictor, 1, 4)
     check_whole("corrector", corrector, 0, 4)
     check_choice("start", start, ("runge-kutta", "euler"))
     check_choice("variant", variant, ("exact", "published"))
+    check_choice("final", final, ("keep", "lower"))
     check_s_noise(s_noise)
+    left = step.remaining if final == "lower" else 4
     # As UniPC's: what the corrector gains makes up for one output less at the start.
     needed = max(predictor - 2, 0) if start == "runge-kutta" else 0
 
@@ -94,8 +98,8 @@ def sa_solver(
     if corrector and previous and len(previous) - 1 >= needed:
         up = previous[0].t
         old = [p.t for p in previous]
-        factor, after = sum_of(up, t, [t, *old][:corrector])
-        _, before = sum_of(up, t, old[:predictor])
+        factor, after = sum_of(up, t, [t, *old][: min(corrector, left + 2)])
+        _, before = sum_of(up, t, old[: min(predictor, left + 1)])
         outputs = [x0, *(p.outputs[0] for p in previous)]
         x = Linear.sum(
             [1.0, *(factor * w for w in after), *(-factor * v for v in before)],
@@ -104,7 +108,7 @@ def sa_solver(
     own = form(t, s)
     if s.sigma == 0:
         return own.first(x, t, s, x0)
-    stored = previous[: predictor - 1]
+    stored = previous[: min(predictor, left) - 1]
     _, weights = sum_of(t, s, [t, *(p.t for p in stored)])
     return own.noisy(step, own.step(x, t, s, weights, [x0, *(p.outputs[0] for p in stored)]))
 

@@ -438,8 +438,8 @@ def test_errors_of_step() -> None:
         ours.step(x, ours.timesteps[0], x)
     ours.set_timesteps(2)
     for arguments, options, message in (
-        ((None, 999, x), {}, "model_output: need a tensor, got NoneType"),
-        ((x, 999, [1.0]), {}, "sample: need a tensor, got list"),
+        ((None, 999, x), {}, "model_output: need a tensor of floats, got NoneType"),
+        ((x, 999, [1.0]), {}, "sample: need a tensor of floats, got list"),
         ((x, 999, x), {"generator": 3}, "generator: need a torch.Generator .* got 3"),
         ((x, 999, x), {"generator": [None, 3]}, "generator: need a torch.Generator"),
     ):

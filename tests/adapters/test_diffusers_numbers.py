@@ -126,6 +126,8 @@ def test_flows(name: str, solver: str, config: dict, options: dict, monkeypatch)
             {"factor": 1.0, **EULER_START, **LOWER},
         ),
         ("EDMDPMSolverMultistep", "sde-dpm-solver++-2m", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ("CosineDPMSolverMultistep", "sde-dpm-solver++-1", {"solver_order": 1}, {}),
+        ("CosineDPMSolverMultistep", "sde-dpm-solver++-2m", {"sigma_data": 0.7}, {}),
     ],
 )
 def test_edm(name: str, solver: str, config: dict, options: dict, kind: str, monkeypatch) -> None:
@@ -133,6 +135,9 @@ def test_edm(name: str, solver: str, config: dict, options: dict, kind: str, mon
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
     other.sigmas = tensor(times)
+    if name.startswith("Cosine"):  # the increments of a Brownian tree
+        drawn = iter(NOISES)
+        other.noise_sampler = lambda sigma, after: next(drawn)
     # Their state is data plus sigma times noise, and the data of ours is divided by sigma_data.
     factor = float(levels.process.alpha(times[0])) / levels.data_scale
     expected = theirs(other, X / factor, monkeypatch)
@@ -153,18 +158,21 @@ def test_ddim_with_eta(eta: float, monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("predictor", [1, 3])
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 2), (2, 2), (3, 4), (4, 3)])
 @pytest.mark.parametrize("tau", [0.0, 0.7])
-def test_sa_solver(predictor: int, tau: float, monkeypatch) -> None:
-    orders = {"predictor_order": predictor, "corrector_order": predictor + 1}
-    other = diffusers.SASolverScheduler(tau_func=lambda t: tau, lower_order_final=False, **orders)
+@pytest.mark.parametrize("final", ["keep", "lower"])
+def test_sa_solver(predictor: int, corrector: int, tau: float, final: str, monkeypatch) -> None:
+    orders = {"predictor_order": predictor, "corrector_order": corrector}
+    other = diffusers.SASolverScheduler(
+        tau_func=lambda t: tau, lower_order_final=final == "lower", **orders
+    )
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
     times[-1] = 0.0  # theirs ends at the first level of training
     process = levels.process
     other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
-    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=predictor + 1, tau=tau)
-    solver = solver.with_options(**EULER_START, variant="published")
+    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=corrector, tau=tau)
+    solver = solver.with_options(**EULER_START, variant="published", final=final)
     check(ours(solver, levels, times), theirs(other, X, monkeypatch))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_half_precision_and_errors() -> None:
     sample_fn = pf.kdiffusion.sample("dpm-solver++-2m")
     x = sample_fn(lambda x, sigma: 0.5 * x, X.half(), SIGMAS.float(), disable=True)
     assert x.dtype == torch.float16
-    for sigmas in ([1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.5], [np.nan, 0.0]):
+    for sigmas in ([1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.5], [np.nan, 0.0], [np.inf, 0.0]):
         with pytest.raises(ValueError, match="sigmas"):
             sample_fn(denoise, X, torch.tensor(sigmas), disable=True)
     with pytest.raises(ValueError, match="near names"):
@@ -234,8 +235,15 @@ def test_half_precision_and_errors() -> None:
     fast = pf.kdiffusion.sample("sample_dpm_fast")
     with pytest.raises(ValueError, match="n: need a whole number >= 1, got 0"):
         fast(denoise, X, 0.1, 20.0, 0, disable=True)
-    with pytest.raises(ValueError, match="sigma_min, sigma_max: need"):
-        fast(denoise, X, 0.0, 20.0, 5, disable=True)
+    for ends in ((0.0, 20.0), ("a", 20.0), (0.1, math.inf)):
+        with pytest.raises(ValueError, match="sigma_min, sigma_max: need"):
+            fast(denoise, X, *ends, 5, disable=True)
+    ancestral = pf.kdiffusion.sample("sample_euler_ancestral")
+    for wrong in (1.0, X[:1]):
+        with pytest.raises(ValueError, match=r"noise_sampler: must return a tensor of shape \("):
+            ancestral(denoise, X, SIGMAS, disable=True, noise_sampler=lambda a, b, w=wrong: w)
+    with pytest.raises(TypeError, match="process: need a process of probflow, got 3"):
+        pf.kdiffusion.sample("dpmpp_2m", process=3)
 
 
 def test_derivatives_are_refused() -> None:
@@ -250,6 +258,7 @@ def test_derivatives_are_refused() -> None:
         ({"model": None}, r"model: need a callable f\(x, sigma\), got None"),
         ({"x": [1.0]}, r"x: need a tensor of floats, shape \(batch, ...\), got \[1.0\]"),
         ({"x": torch.ones(2, 2, dtype=torch.int64)}, "x: need a tensor of floats.*got torch.int64"),
+        ({"sigmas": None}, "sigmas: need a tensor of numbers, got None"),
         ({"extra_args": [1]}, r"extra_args: need a dictionary, got \[1\]"),
         ({"callback": 3}, "callback: need a callable"),
         ({"noise_sampler": 3}, r"noise_sampler: need a callable f\(sigma, sigma_next\).*got 3"),

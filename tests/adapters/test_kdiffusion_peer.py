@@ -77,6 +77,16 @@ def test_numbers_of_its_functions(
     assert function in STOCK
 
 
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "euler_ancestral", "dpm_2_ancestral"])
+def test_numbers_of_its_functions_from_the_global_generator(name: str) -> None:
+    options = {} if "ancestral" in name else CHURN
+    torch.manual_seed(3)
+    expected = getattr(theirs, f"sample_{name}")(denoise, X, SIGMAS, disable=True, **options)
+    torch.manual_seed(3)
+    result = pf.kdiffusion.sample(f"sample_{name}", **options)(denoise, X, SIGMAS, disable=True)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"eta": 1.0}, {"eta": 0.5, "s_noise": 1.1}], ids=["ode", "eta-1", "eta-0.5"]
 )

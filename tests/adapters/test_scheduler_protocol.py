@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
 )
-from test_diffusers import normal
+from test_diffusers import loop, normal
 from tiny_pipelines import stable_diffusion, stable_diffusion_xl, unet
 
+import probflow as pf
 from probflow.diffusers import ProbflowScheduler, from_pipeline, from_unet
 from probflow.integrate import run_plan
 
@@ -481,7 +483,25 @@ def test_slices_within_a_step_are_refused_with_what_to_take() -> None:
         ({"num_train_timesteps": 0}, ValueError, "num_train_timesteps: need a whole number >= 1"),
         ({"num_train_timesteps": 10.5}, TypeError, "num_train_timesteps: need a whole number"),
         ({"steps_offset": -1}, ValueError, "steps_offset: need a whole number >= 0, got -1"),
-        ({"trained_betas": []}, ValueError, "trained_betas: need at least one"),
+        (
+            {"trained_betas": []},
+            ValueError,
+            "trained_betas, num_train_timesteps: need at least two",
+        ),
+        ({"trained_betas": [0.1, 1.0, 1.0]}, ValueError, r"betas: must lie in \(0, 1\), the last"),
+        ({"trained_betas": "many"}, TypeError, "trained_betas: need a sequence of numbers"),
+        ({"num_train_timesteps": 1}, ValueError, r"need at least two, got shape \(1,\)"),
+        ({"beta_start": "0.1"}, TypeError, "beta_start: need a number, got '0.1'"),
+        ({"set_alpha_to_one": "no"}, TypeError, "set_alpha_to_one: need True or False, got 'no'"),
+        ({"lambda_min_clipped": math.nan}, ValueError, "lambda_min_clipped: need a number"),
+        ({"shift_terminal": "0.1"}, TypeError, "shift_terminal: need a number, got '0.1'"),
+        (
+            {"variance_type": "small"},
+            ValueError,
+            "variance_type: got 'small'; near names: fixed_small",
+        ),
+        ({"max_image_seq_len": 0}, ValueError, "max_image_seq_len: need a whole number >= 1"),
+        ({"max_shift": math.nan}, ValueError, "max_shift: need a number"),
         ({"sigma_min": -1.0}, ValueError, "sigma_min: need a number > 0, got -1.0"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "sigma_min, sigma_max: need 0 < min"),
         ({"rho": 0.0}, ValueError, "rho: need a number"),
@@ -508,3 +528,137 @@ def test_begin_index_and_timesteps_of_noising_are_checked() -> None:
         scheduler.set_begin_index(-1)
     with pytest.raises(ValueError, match=r"timesteps: must lie in \[0, 999\], got \[1000\]"):
         scheduler.add_noise(x, x, torch.tensor([1000]))
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        ({}, {"sigmas": [200.0, 1.0]}, "sigmas: 200 lies outside .* 0.0100005 to 157.407, or 0 at"),
+        ({}, {"sigmas": [5.0]}, "sigmas: need at least 2, the last for the end"),
+        (FLOW, {"sigmas": [0.0]}, r"sigmas: need one above 0, got \[0.0\]"),
+        *(
+            (
+                {**FLOW, "use_dynamic_shifting": True, "time_shift_type": kind},
+                {"mu": mu},
+                "mu: need",
+            )
+            for kind, mu in (
+                ("exponential", math.nan),
+                ("exponential", 1e3),
+                ("exponential", "1"),
+                ("linear", 0.0),
+            )
+        ),
+        ({**FLOW, "invert_sigmas": True}, {"timesteps": [0, 500]}, "timesteps: give sigmas; with"),
+    ],
+)
+def test_levels_are_checked(options: dict, given: dict, message: str) -> None:
+    steps = {} if {"sigmas", "timesteps"} & set(given) else {"num_inference_steps": 4}
+    with pytest.raises(ValueError, match=message):
+        ProbflowScheduler(**options).set_timesteps(**steps, **given)
+
+
+def test_tensors_and_generators_are_checked() -> None:
+    scheduler, x = started(), normal(3, 2)
+    first, whole = scheduler.timesteps[0], torch.zeros(3, 2, dtype=torch.int64)
+    two = [torch.Generator(), torch.Generator()]
+    with pytest.raises(ValueError, match="generator: need one for each of the 3 samples, got 2"):
+        scheduler.step(x, first, x, generator=two)
+    with pytest.raises(TypeError, match=r"sample: need a tensor of floats, got torch\.int64"):
+        scheduler.step(x, first, whole)
+    with pytest.raises(TypeError, match="noise: need a tensor of floats, got float"):
+        scheduler.add_noise(x, 1.0, first)
+    with pytest.raises(ValueError, match=r"noise, timesteps: do not fit .*\(3, 2\), got .*\(2,\)"):
+        scheduler.add_noise(x, x, torch.tensor([5, 6]))
+    with pytest.raises(ValueError, match="noise, timesteps: do not fit"):
+        scheduler.add_noise(x, normal(3, 3), first)
+    for shape, dtype in (((), torch.float32), ((2, -1), torch.float32), ((2,), torch.int64)):
+        with pytest.raises(ValueError, match="shape, dtype: need"):
+            ProbflowScheduler(seed=1).initial_noise(shape, dtype)
+    one, many = scheduler.add_noise(x[:1], x, first), scheduler.add_noise(x[:1], x[:1], first)
+    torch.testing.assert_close(one[:1], many)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "exp"])
+def test_noise_rises_to_zero_terminal_snr(kind: str) -> None:
+    """With linear betas 2^-24 is more than some of the ``alphas_cumprod`` before it."""
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    scheduler = ProbflowScheduler(
+        solver="sde-heun", beta_schedule=kind, timestep_spacing="trailing", seed=1, **options
+    )
+    assert (scheduler.alphas_cumprod.diff() < 0).all()
+    assert float(scheduler.alphas_cumprod[-1]) <= 2.0**-24
+    process = scheduler.noise_levels.process
+    assert (process.beta(np.linspace(0.0, 999.0, 5001)) >= 0).all()
+    scheduler.set_timesteps(7)
+    assert torch.isfinite(loop(scheduler, normal(4, 2))).all()
+
+
+def test_times_that_rise_from_noise_to_data() -> None:
+    other = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, invert_sigmas=True)
+    ours = ProbflowScheduler.from_config(other.config, solver="euler")
+    for scheduler in (other, ours):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.1, 6))
+    torch.testing.assert_close(ours.timesteps, other.timesteps, rtol=0, atol=1e-3)
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * (1 + t / 1000)
+
+    theirs = mine = normal(4, 3)
+    for t, u in zip(other.timesteps, ours.timesteps, strict=True):
+        theirs = other.step(network(theirs, t), t, theirs).prev_sample
+        mine = ours.step(network(mine, u), u, mine).prev_sample
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert other.from_config(ours.config).config.invert_sigmas
+    x, noise = normal(2, 3), normal(2, 3, seed=1)
+    told = ours.timesteps[2:3]
+    expected = other.scale_noise(x, other.timesteps[2:3], noise)
+    weight = float(told) / 1000  # stock counts this as the part of the noise; it is that of data
+    torch.testing.assert_close(expected, weight * noise + (1 - weight) * x)
+    torch.testing.assert_close(ours.scale_noise(x, told, noise), weight * x + (1 - weight) * noise)
+
+
+class Line(torch.nn.Module):
+    """A network of flows in the manner of diffusers."""
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple:
+        return (torch.tanh(0.7 * x) * (1 + timestep[:, None] / 1000),)
+
+
+def test_models_of_flows_sample_on_the_default_grid() -> None:
+    model = from_unet(Line(), diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0))
+    given = {"seed": 0, "dtype": DOUBLE}
+    fine = pf.sample(model, (4, 3), solver="rk4", steps=60, **given)
+    for solver, options in (
+        ("dpm-solver++-3m", {"steps": 200}),
+        ("dpm-solver-23", {"rtol": 1e-6, "atol": 1e-6}),
+    ):
+        result = pf.sample(model, (4, 3), solver=solver, **options, **given)
+        torch.testing.assert_close(result, fine, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"guidance_scale": "3"}, TypeError, "guidance_scale: need a number, got '3'"),
+        ({"guidance_scale": math.nan}, ValueError, "guidance_scale: need a finite number, got nan"),
+        ({"batched": "no"}, TypeError, "batched: need True or False, got 'no'"),
+        ({"concatenated": 3}, TypeError, "concatenated: need a tensor, got int"),
+    ],
+)
+def test_arguments_of_models_are_checked(options: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        from_unet(Line(), DDIMScheduler(), **options)
+
+
+def test_prompts_are_checked(tmp_path) -> None:
+    pipe = stable_diffusion(tmp_path)
+    for prompt in (3, [3], {"a": 1}):
+        with pytest.raises(TypeError, match="prompt: need a text or one for each sample, got"):
+            from_pipeline(pipe, prompt)
+    for given in ({"prompt": "a cat"}, {"guidance_scale": 3.0}):
+        with pytest.raises(ValueError, match="negative_prompt: it is what guidance leads away"):
+            from_pipeline(pipe, negative_prompt="a dog", **given)
+    model = from_unet(Line(), DDIMScheduler(), concatenated=torch.ones(1, 1, 1))
+    with pytest.raises(ValueError, match="concatenated: need shape"):
+        pf.sample(model, (2, 3), solver="ddim", steps=2, seed=0)
