@@ -127,7 +127,9 @@ class Normals:
         if samples.device.type == "cpu":
             self._width = min(self._width, _CACHE)
         hashes = torch.arange(self._width // 2, device=samples.device)
-        self._counter = torch.stack((hashes, hashes + self._pairs // 2)).add_(1).mul_(_GOLDEN)
+        self._counter = (
+            torch.stack((hashes, hashes + self._pairs // 2))[:, None].add_(1).mul_(_GOLDEN)
+        )
         self._scratch = torch.empty(4, 0, dtype=dtype, device=samples.device)
         self._blocks: dict[tuple[int, ...], _Block] = {}
 
@@ -178,12 +180,12 @@ class Normals:
             self._blocks.clear()
         for first in range(0, min(pairs, self._count), width):
             last = min(first + width, pairs)
-            counter = self._counter[:, : (last - first) // 2]
+            counter = self._counter[..., : (last - first) // 2]
             if first:
                 counter = counter + _signed(first // 2 * _GOLDEN)
             cosines, sines = target[:, first:last], target[:, pairs + first : pairs + last]
-            block = self._block(len(keys), counter.shape[1], cosines.shape[1], sines.shape[1])
-            block(keys.view(-1, 1, 1), counter, scale, cosines, sines)
+            block = self._block(len(keys), counter.shape[2], cosines.shape[1], sines.shape[1])
+            block(keys.view(-1, 1), counter, scale, cosines, sines)
 
     def _release(self) -> None:
         """Keep no scratch on an accelerator: it is as large as the result, its allocator quick."""
@@ -208,13 +210,13 @@ class _Block:
     """
 
     def __init__(self, n: int, hashes: int, columns: int, sines: int, scratch: Tensor) -> None:
-        shape = (n, 2, hashes)
+        shape = (2, n, hashes)  # columns of one hash are long runs, too
         self.bits, self.spare = (
             half.view(-1).view(torch.int64)[: math.prod(shape)].view(shape)
             for half in (scratch[:2], scratch[2:])
         )
         self.halves = _halves(self.bits)
-        self.words = self.bits.view(torch.int32)[..., :columns].unbind(1)
+        self.words = self.bits.view(torch.int32)[..., :columns].unbind(0)
         self.product, _, self.radius, self.angle = (
             row[: n * columns].view(n, columns) for row in scratch
         )
@@ -225,7 +227,7 @@ class _Block:
     def __call__(
         self, key: Tensor, counter: Tensor, scale: Any, cosines: Tensor, sines: Tensor
     ) -> None:
-        """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1, 1), counter (2, hashes)."""
+        """Fill ``cosines`` (n, columns) and ``sines``, from key (n, 1), counter (2, 1, hashes)."""
         _mix(torch.bitwise_xor(key, counter, out=self.bits), self.spare, self.halves)
         radius, angle = self.radius.copy_(self.words[0]), self.angle.copy_(self.words[1])
         # -ln u^2 for u = |word|/2^31. Small u, the far tails, keep their relative precision in

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep"]
 
-Places = int | list[int] | slice
+Places = int | list[int] | slice  # counted in nodes from the end
+# Places of the wholes and of the cuts, length of the wholes, and where they are cut.
+Split = tuple[Places, Places, float, float]
 _FEW = 8  # nodes that are cut one by one, as views, rather than together, in copies
 
-# Elements of the states that are made at once: few calls, and still in the processor's cache. A
-# sweep that is short makes no more than the smaller number in vain.
-_LEAST, _MOST = 2**16, 2**17
+# Elements of the states that are made at once: few calls, and not much memory. A sweep that is
+# short makes no more than the smaller number in vain. And nodes: lists of them stay short.
+_LEAST, _MOST, _NODES = 2**18, 2**20, 2**12
 
 
 class Sweep:
@@ -90,7 +93,8 @@ class Sweep:
                 continue  # on the other side of where the sweep began
             count = (last - first) // width
             ahead = start <= first and last <= tree.even if forward else last <= stop
-            if count == 1 or (ahead and count * size <= max(_LEAST, min(_MOST, self._made * size))):
+            most = min(_NODES, max(_LEAST, min(_MOST, self._made * size)) // size)
+            if count == 1 or (ahead and count <= most):
                 self._made += count
                 self._ready = self._nodes(motion, first, last, memory)
                 self._spare.append(memory)
@@ -140,10 +144,8 @@ class Sweep:
         width = self._width
         if last - first == width:
             return [self._state(motion, memory.clone())]
-        splits, size = list(_splits(motion._tree, first, last, width)), (last - first) // width
-        variance = np.empty(size)
-        for _, cut, h, r in splits:
-            variance[cut] = spread(h, r, motion._parts)
+        splits, variance = _splits(motion._tree, first, last, width, motion._parts)
+        size = len(variance)
         cuts = torch.arange(last - width, first, -width, device=motion.device)
         draws = -1 - cuts * motion._tree.name(1)
         of_draws = torch.from_numpy(variance[1:]).to(motion._wide).to(motion.device)
@@ -168,14 +170,20 @@ class Sweep:
         return ready if self._stride > 0 else ready[::-1]
 
 
+@lru_cache(maxsize=32)  # one run after the other goes over the same grid
 def _splits(
-    tree: Tree, first: int, last: int, width: int
-) -> Iterator[tuple[Places, Places, float, float]]:
-    """The splits that cut a node down to a width, those of one kind at a time.
+    tree: Tree, first: int, last: int, width: int, parts: int
+) -> tuple[list[Split], np.ndarray]:
+    """The splits that cut a node down to a width, and the variances of their normals by place."""
+    splits = list(_kinds(tree, first, last, width))
+    variance = np.empty((last - first) // width)
+    for _, cut, h, r in splits:
+        variance[cut] = spread(h, r, parts)
+    return splits, variance
 
-    Places of the wholes and of the cuts, counted in widths from the end; length of the wholes, and
-    where they are cut.
-    """
+
+def _kinds(tree: Tree, first: int, last: int, width: int) -> Iterator[Split]:
+    """The splits that cut a node down to a width, those of one kind at a time."""
     nodes, cell = [(first, last)], 1 << tree.depth
     while nodes := [node for node in nodes if node[1] - node[0] > cell]:
         kinds: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
