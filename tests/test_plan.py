@@ -11,6 +11,7 @@ import pytest
 
 import probflow as pf
 from probflow.plan import Linear, Plan, Point, Register, Stage, Step, StepBuilder, X, trace
+from probflow.plan.columns import Split, column
 
 F, U, Z = Register("f", 0), Register("u", 0), Register("z", 0)
 ALL = pf.all_solvers()
@@ -235,11 +236,93 @@ def test_solvers_say_what_they_need() -> None:
 
 @pytest.mark.parametrize("solver", ALL, ids=lambda s: s.name)
 def test_plans_of_1000_steps(solver: pf.Solver) -> None:
-    process = pf.VP.linear()
+    """The function is called for each kind of step, not for each step."""
+    calls = []
+
+    def counted(step: StepBuilder, **options: object) -> Linear:
+        calls.append(step.number)
+        return solver.function(step, **options)
+
     times = np.linspace(1.0, 1e-3, 1001)
-    made = solver.plan(process, times, "x0")
+    made = replace(solver, function=counted).plan(pf.VP.linear(), times, "x0")
     assert len(made.steps) == 1000
     assert made.times == tuple(times)
+    assert len(calls) < 50
+
+
+@pytest.mark.parametrize("solver", ALL, ids=lambda s: s.name)
+def test_steps_together_are_those_one_by_one(
+    solver: pf.Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, grid = pf.VP.linear(), pf.grids.log_snr(3.0, 0.01, "neg_log_ab")
+    together = solver.plan(process, grid.times(process, 40), "v")
+    monkeypatch.setattr("probflow.plan.tracing._MANY", math.inf)
+    alone = solver.plan(process, grid.times(process, 40), "v")
+    for one, other in zip(together.steps, alone.steps, strict=True):
+        noises = [time for interval in other.noises for time in interval]
+        assert [time for i in one.noises for time in i] == pytest.approx(noises, rel=1e-13)
+        for mine, theirs in zip(one.combinations(), other.combinations(), strict=True):
+            assert [r for r, _ in mine] == [r for r, _ in theirs]
+            size = max(abs(w) for _, w in theirs)
+            assert [w for _, w in mine] == pytest.approx([w for _, w in theirs], abs=1e-13 * size)
+
+
+def traced(function: Callable[[StepBuilder], Linear]) -> tuple[Plan, list[int]]:
+    """A plan of 20 steps, and for each call of the function the number of its steps."""
+    calls = []
+
+    def noted(step: StepBuilder) -> Linear:
+        calls.append(np.size(step.number))
+        return function(step)
+
+    return build(noted, [float(t) for t in range(20, -1, -1)]), calls
+
+
+def test_branches_split_the_steps() -> None:
+    def function(step: StepBuilder) -> Linear:
+        h = step.s.t - step.t.t
+        if step.t.t > 10:
+            h *= 2.0
+        f = step.model(step.x, step.t)
+        return step.x + (3 * h * f if step.remaining == 1 else h * f)
+
+    made, calls = traced(function)
+    weights = [dict(step.update)[F] for step in made.steps]
+    assert weights == [-2.0] * 10 + [-1.0] * 9 + [-3.0]
+    # All, those with t <= 10, of which the last is alone, and those with t > 10.
+    assert calls == [20, 10, 9, 1, 10]
+    assert made.times == tuple(range(20, -1, -1))
+
+
+def test_functions_of_floats_are_called_step_by_step() -> None:
+    def function(step: StepBuilder) -> Linear:
+        return step.x + math.exp(-step.t.t) * step.model(step.x, step.t)
+
+    made, calls = traced(function)
+    assert calls == [20] + [1] * 20
+    assert [dict(s.update)[F] for s in made.steps] == [math.exp(-s.start) for s in made.steps]
+
+
+def test_zero_weights_of_some_steps_are_left_out() -> None:
+    made, _ = traced(lambda step: (step.t.t - 15.0) * step.x + step.model(step.x, step.t))
+    kinds = [{register.kind for register, _ in step.update} for step in made.steps]
+    assert kinds == [{"x", "f"}] * 5 + [{"f"}] + [{"x", "f"}] * 14
+
+
+def test_columns_are_values() -> None:
+    values = column([1.0, 2.0, 3.0])
+    other = values
+    other += 1.0
+    other *= 2.0
+    assert values.tolist() == [1.0, 2.0, 3.0]
+    assert other.tolist() == [4.0, 6.0, 8.0]
+    assert float(column([2.0, 2.0])) == 2.0
+    assert math.ceil(column([1.1, 1.9])) == 2
+    assert [10, 20, 30][column([1, 1])] == 20
+    assert max(column([1.0, 2.0]), 0.5).tolist() == [1.0, 2.0]
+    for ask in (bool, float, int, math.ceil, math.exp):
+        with pytest.raises(Split):
+            ask(column([0.0, 1.5]))
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dpm-solver-2", "dpm-solver-3", "deis-tab3"])
@@ -254,14 +337,13 @@ def test_intermediate_points_are_evaluated_together(solver: str) -> None:
 
     plain = pf.VP.linear()
     process = Counting(plain._schedule, plain.start, plain.end, "counting")
-    times = np.linspace(1.0, 1e-3, 101)
+    times = np.linspace(1.0, 1e-3, 1001)
     made = pf.get_solver(solver).plan(process, times, "eps")
-    assert len(calls) < 30
+    assert len(calls) < 150
     assert made == pf.get_solver(solver).plan(plain, times, "eps")
 
 
-def test_points_that_cannot_be_foretold() -> None:
-    """A time that depends on the values of another intermediate point is evaluated when needed."""
+def test_points_that_depend_on_other_points() -> None:
     process = pf.VP.linear()
 
     def function(step: StepBuilder) -> Linear:
@@ -279,14 +361,11 @@ def test_points_that_cannot_be_foretold() -> None:
 
 
 def test_the_number_of_steps_left_is_known() -> None:
-    left = []
-
     def function(step: StepBuilder) -> Linear:
-        left.append(step.remaining)
-        return step.x + step.model(step.x, step.t)
+        return step.x + step.remaining * step.model(step.x, step.t)
 
-    build(function, [1.0, 0.5, 0.2, 0.0])
-    assert left == [3, 2, 1]
+    made = build(function, [1.0, 0.5, 0.2, 0.0])
+    assert [dict(s.update)[F] for s in made.steps] == [3, 2, 1]
 
 
 def test_points_agree_with_the_process() -> None:

@@ -21,12 +21,16 @@ from probflow.plan import Combination, Plan, Register, Step
 
 __all__ = ["Kernel", "Program", "Stretch", "compiled"]
 
+_LONGEST = 3  # steps of a cycle
+
 States = Generator[Tensor, None, Tensor]
 Kernel = Callable[..., States]  # see _kernel
 
 Sum = tuple[tuple[Register, bool], ...]  # (register, weight is 1)
 # Stages, (input, tangent) each, by model call; and the update.
 Shape = tuple[tuple[tuple[tuple[Sum, Sum], ...], ...], Sum]
+# Of a step: its shape, number of noises, and the registers that are wanted of it later.
+Kind = tuple[Shape, int, frozenset[Register]]
 
 
 def _shape(step: Step, sizes: Sequence[int]) -> Shape:
@@ -55,25 +59,60 @@ def _rounds(step: Step) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _kernel(
-    shape: Shape, noises: int, past: tuple[tuple[Register, int], ...], keep: frozenset[Register]
-) -> Kernel:
-    """Write out the loop over steps of the given shape as a generator and compile it.
+def _kernel(kinds: tuple[Kind, ...], past: tuple[tuple[Register, int], ...]) -> Kernel:
+    """Write out the loop over steps that repeat a cycle of kinds as a generator and compile it.
 
     The generator is ``steps(x, model, rows, noise, past, each)``; it yields the state after each
     step if ``each`` is true, and returns the last. A row is (*weights that are not 1, *noise
-    intervals, *times of the calls) of a step; stages that share a call stand one after the other
+    intervals, *times of the calls) of a cycle; stages that share a call stand one after the other
     in its batch. ``past`` names the registers that steps of the plan refer to later, and for how
-    many steps; ``keep`` are those that are wanted of this step. Their tensors come from the kernel
-    before, and go to the next, in the generator's argument ``past``: ages 1, 2, .. of the first,
-    then of the next register.
+    many steps. Their tensors come from the kernel before, and go to the next, in the generator's
+    argument ``past``: ages 1, 2, .. of the first, then of the next register.
     """
-    weights: list[str] = []
+    row = _Row()
+    body = [line for kind in kinds for line in _step(kind, past, row)]
+    targets = f"({', '.join([*row.weights, *row.intervals, *row.times])},)" if row else "()"
+    head, end = ["def steps(x, model, rows, noise, past, each):"], []
+    if past:
+        old = ", ".join(_old(past))
+        head += [f"    {old}, = past", "    past.clear()"]  # it would hold on to them
+        end.append(f"    past[:] = {old},")
+    head.append(f"    for {targets} in rows:")
+    lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
+    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
+    exec("\n".join(lines), scope)
+    return scope["steps"]
+
+
+class _Row:
+    """Names of what a kernel is given for each cycle of steps."""
+
+    def __init__(self) -> None:
+        self.weights: list[str] = []
+        self.intervals: list[str] = []
+        self.times: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.weights or self.intervals or self.times)
+
+    @staticmethod
+    def new(names: list[str], letter: str) -> str:
+        """The next name in a list."""
+        names.append(f"{letter}{len(names)}")
+        return names[-1]
+
+
+def _old(past: tuple[tuple[Register, int], ...]) -> list[str]:
+    return [f"{register}_{age}" for register, ages in past for age in range(1, ages + 1)]
+
+
+def _step(kind: Kind, past: tuple[tuple[Register, int], ...], row: _Row) -> list[str]:
+    """The lines of a step; what they need of a row is added to it."""
+    (calls, last), noises, keep = kind
     names: dict[Register, str] = {}
 
     def weight() -> str:
-        weights.append(f"w{len(weights)}")
-        return weights[-1]
+        return row.new(row.weights, "w")
 
     def name(register: Register) -> str:
         if register.age:
@@ -92,11 +131,10 @@ def _kernel(
             text += f".add_({name(register)}, alpha={1.0 if unit else weight()})"
         return text
 
-    body = [f"z{index} = noise(*i{index})" for index in range(noises)]
+    body = [f"z{index} = noise(*{row.new(row.intervals, 'i')})" for index in range(noises)]
     done = [f"z{index}" for index in range(noises)]
-    calls, last = shape
     index = 0
-    for call, stages in enumerate(calls):
+    for stages in calls:
         first = index
         tangents = []
         for point, tangent in stages:
@@ -111,41 +149,25 @@ def _kernel(
                 done.append(f"j{index}")
                 tangents.append(expression(tangent))
             index += 1
+        time = row.new(row.times, "t")
         inputs = [name(Register("u", number)) for number in range(first, index)]
         if tangents:
-            given = f"{inputs[0]}, {tangents[0]}, t{call}"
+            given = f"{inputs[0]}, {tangents[0]}, {time}"
             body.append(f"f{first}, j{first} = jvp(model, {given})")
         elif len(inputs) == 1:
-            body.append(f"f{first} = model({inputs[0]}, t{call})")
+            body.append(f"f{first} = model({inputs[0]}, {time})")
         else:
             outputs = ", ".join(f"f{number}" for number in range(first, index))
-            joined = f"model(cat(({', '.join(inputs)})), t{call})"
+            joined = f"model(cat(({', '.join(inputs)})), {time})"
             body.append(f"{outputs} = {joined}.chunk({len(inputs)})")
-    update = expression(last)
-    old = [f"{register}_{age}" for register, ages in past for age in range(1, ages + 1)]
     new = []
     for register, ages in past:
         new.append(name(register) if register in keep else "None")
         new += [f"{register}_{age}" for age in range(1, ages)]
-    body.append(f"{', '.join(['x', *old])} = {', '.join([update, *new])}")
+    body.append(f"{', '.join(['x', *_old(past)])} = {', '.join([expression(last), *new])}")
     if done:  # nothing is held on to while the next step calls the model
         body.append(f"del {', '.join(done)}")
-    body += ["if each:", "    yield x"]
-    row = [
-        *weights,
-        *(f"i{index}" for index in range(noises)),
-        *(f"t{call}" for call in range(len(calls))),
-    ]
-    targets = f"({', '.join(row)},)" if row else "()"
-    head, end = ["def steps(x, model, rows, noise, past, each):"], []
-    if old:
-        head += [f"    {', '.join(old)}, = past", "    past.clear()"]  # it would hold on to them
-        end.append(f"    past[:] = {', '.join(old)},")
-    head.append(f"    for {targets} in rows:")
-    lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
-    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
-    exec("\n".join(lines), scope)
-    return scope["steps"]
+    return [*body, "if each:", "    yield x"]
 
 
 def _jvp(
@@ -166,19 +188,18 @@ def _jvp(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive steps of one shape: their kernel and, in columns, weights and noise intervals."""
+    """Steps that repeat a cycle: kernel and, in columns, weights and noise intervals of cycles."""
 
     kernel: Kernel
-    steps: int
-    calls: int  # of the model, per step
-    nfe: int  # per step
+    cycles: int
+    calls: int  # of the model, in a cycle
     weights: Sequence[Sequence[float]]
     intervals: Sequence[Sequence[tuple[float, float]]]
 
     def rows(self, times: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
         """Rows for the kernel; ``times`` has one tensor per call of the model."""
         columns = *self.weights, *self.intervals, *[iter(times)] * self.calls
-        return zip(*columns) if columns else repeat((), self.steps)  # noqa: B905
+        return zip(*columns) if columns else repeat((), self.cycles)  # noqa: B905
 
     def noises(self, row: Sequence[Any]) -> Sequence[tuple[float, float]]:
         """The noise intervals in a row."""
@@ -202,19 +223,43 @@ class Program:
     held: int  # most outputs of the model that are held at once; one of them may be the state
 
 
-def _stretch(kernel: Kernel, calls: int, steps: Sequence[Step]) -> Stretch:
+def _stretch(kernel: Kernel, calls: int, cycles: Sequence[Sequence[Step]]) -> Stretch:
     weights = [
-        [w for combination in step.combinations() for _, w in combination if w != 1.0]
-        for step in steps
+        [
+            w
+            for step in cycle
+            for combination in step.combinations()
+            for _, w in combination
+            if w != 1.0
+        ]
+        for cycle in cycles
     ]
+    intervals = [[interval for step in cycle for interval in step.noises] for cycle in cycles]
     return Stretch(
         kernel,
-        len(steps),
+        len(cycles),
         calls,
-        steps[0].nfe,
         tuple(zip(*weights, strict=True)),
-        tuple(zip(*[step.noises for step in steps], strict=True)),
+        tuple(zip(*intervals, strict=True)),
     )
+
+
+def _cycles(kinds: Sequence[Kind], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of steps that repeat a cycle: first step, steps of a cycle, number of cycles.
+
+    A stretch begins at each of the ``starts`` at least; one step that repeats is a cycle, too.
+    """
+    for first, stop in pairwise(starts):
+        while first < stop:
+            repeated = {}
+            for size in range(1, _LONGEST + 1):
+                last = first + size
+                while last < stop and kinds[last] == kinds[last - size]:
+                    last += 1
+                repeated[size] = (last - first) // size
+            size = max(repeated, key=lambda n: n * repeated[n] if n == 1 or repeated[n] > 1 else 0)
+            yield first, size, repeated[size]
+            first += size * repeated[size]
 
 
 def _compile(plan: Plan, parallel: bool) -> Program:
@@ -234,20 +279,24 @@ def _compile(plan: Plan, parallel: bool) -> Program:
         for number, step in enumerate(plan.steps)
     )
     sizes = [_rounds(step) if parallel else (1,) * len(step.stages) for step in plan.steps]
-    kernels = [
-        _kernel(_shape(step, sizes[n]), len(step.noises), past, frozenset(wanted[n]))
-        for n, step in enumerate(plan.steps)
+    known: dict[Kind, Kind] = {}  # the same objects, for the sake of comparisons
+    kinds = [
+        known.setdefault(kind, kind)
+        for kind in (
+            (_shape(step, sizes[n]), len(step.noises), frozenset(wanted[n]))
+            for n, step in enumerate(plan.steps)
+        )
     ]
     ends = accumulate(map(len, sizes))
     watched = next((n for n, end in enumerate(ends, 1) if end >= max(2, held)), 0)
-    starts = [
-        number
-        for number in range(len(kernels))
-        if number in (0, 1, watched) or kernels[number] is not kernels[number - 1]
-    ]
+    starts = sorted({0, 1, min(watched, len(kinds)), len(kinds)})
     stretches = [
-        _stretch(kernels[start], len(sizes[start]), plan.steps[start:stop])
-        for start, stop in pairwise([*starts, len(kernels)])
+        _stretch(
+            _kernel(tuple(kinds[first : first + size]), past),
+            sum(map(len, sizes[first : first + size])),
+            [plan.steps[first + size * n :][:size] for n in range(count)],
+        )
+        for first, size, count in _cycles(kinds, starts)
     ]
     times = [stage.time for step in plan.steps for stage in step.stages]
     distinct = {time: place for place, time in enumerate(dict.fromkeys(times))}

@@ -207,7 +207,7 @@ class _Run:
             for stretch in self.program.stretches:
                 call = looked_at if position == 0 or observe is not None else evaluate
                 call = watched(call, watch) if watch.copying else call
-                count = stretch.calls * stretch.steps
+                count = stretch.calls * stretch.cycles
                 rows = stretch.rows(self.rows[position : position + count])
                 position += count
                 kernel = _checkpointed(stretch) if checkpoint else stretch.kernel
@@ -221,7 +221,7 @@ class _Run:
                     if callback is not None:
                         callback(number, self.plan.steps[number].stop, x.to(self.x.dtype))
                     if bar is not None:
-                        bar.update(stretch.nfe)
+                        bar.update(self.plan.steps[number].nfe)
                     number += 1
                     if each:
                         yield x
@@ -233,22 +233,23 @@ class _Run:
 
 
 def _checkpointed(stretch: Stretch) -> Kernel:
-    """The kernel, with each step recomputed in the backward pass (from the noises it drew)."""
+    """The kernel, with each cycle of steps recomputed in the backward pass, with its noises."""
     from torch.utils.checkpoint import checkpoint
 
-    def one_step(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
+    def one_row(x: Tensor, model: Evaluate, row: Any, drawn: list, past: list) -> Any:
         past, draws = list(past), iter(drawn)
-        [x] = stretch.kernel(x, model, [row], lambda *_: next(draws), past, True)
-        return x, past
+        states = list(stretch.kernel(x, model, [row], lambda *_: next(draws), past, True))
+        return states, past
 
     def steps(x: Tensor, model: Evaluate, rows: Any, noise: Any, past: list, each: bool) -> States:
         for row in rows:
             drawn = [noise(*interval) for interval in stretch.noises(row)]
-            x, past[:] = checkpoint(
-                one_step, x, model, row, drawn, tuple(past), use_reentrant=False
+            states, past[:] = checkpoint(
+                one_row, x, model, row, drawn, tuple(past), use_reentrant=False
             )
+            x = states[-1]
             if each:
-                yield x
+                yield from states
         return x
 
     return steps

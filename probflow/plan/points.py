@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from probflow.plan.columns import Column, Number, atan2, exp, hypot
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
@@ -57,27 +58,53 @@ def conversion(process: Any, source: str, wanted: str, point: Any) -> tuple[Any,
     return of_input, of_output
 
 
-class _Batch:
-    """Functions of a process at many times, each evaluated for all of them when first needed."""
+class Points:
+    """The points of a process at many times; what they ask for is evaluated once for all of them.
 
-    def __init__(self, process: Any, times: np.ndarray) -> None:
-        self.times, self._process = times, process
-        self._columns: dict[str, list[float]] = {}
-        self.conversions: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    ``points[3]`` is one of them, and ``points[numbers]`` many, whose attributes are columns.
+    """
 
-    def __getitem__(self, name: str) -> list[float]:
-        if name not in self._columns:
-            values = np.asarray(getattr(self._process, name)(self.times))
-            if values.shape != self.times.shape:
-                values = np.broadcast_to(values, self.times.shape)
-            self._columns[name] = values.tolist()
-        return self._columns[name]
+    def __init__(self, process: Any, times: Any) -> None:
+        self.times = np.asarray(times, dtype=np.float64)
+        self._process = process
+        self._values: dict[str, np.ndarray] = {}
+        self._conversions: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
-    def conversion(self, key: tuple[str, str]) -> list[tuple[float, float]]:
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, index: Any) -> Point:
+        return Point(self, index)
+
+    def values(self, name: str) -> np.ndarray:
+        """An attribute, or a function of the process, at all times."""
+        if name not in self._values:
+            if name == "t":
+                values = self.times
+            elif self._process is None:
+                values = np.full(self.times.shape, math.nan)
+            else:
+                values = self._column(getattr(self._process, name)(self.times))
+            self._values[name] = values
+        return self._values[name]
+
+    def _column(self, values: Any) -> np.ndarray:
+        values = np.asarray(values)
+        return values if values.shape else np.full(self.times.shape, values)
+
+    def rates(self, name: str) -> np.ndarray:
+        """:meth:`values` that a plain ODE does not have."""
+        if self._process is None:
+            raise TypeError(f"{name}: a plain ODE has no noise levels; give a process")
+        return self.values(name)
+
+    def conversion(self, key: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
         """:func:`conversion` at all times; not finite where there is none."""
-        if key not in self.conversions:
+        if self._process is None:
+            raise TypeError("a plain ODE has one prediction type")
+        if key not in self._conversions:
             source, wanted = key
-            alpha, sigma = np.array(self["alpha"]), np.array(self["sigma"])
+            alpha, sigma = self.values("alpha"), self.values("sigma")
             point = SimpleNamespace(t=self.times, alpha=alpha, sigma=sigma)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 of_input, of_output = conversion(self._process, source, wanted, point)
@@ -87,9 +114,8 @@ class _Batch:
                 size = np.maximum(np.abs(p), np.abs(q))
                 rounding = np.abs(of_input) * np.maximum(alpha, sigma) <= 1e-15 * size
             weights = np.where(rounding, 0.0, of_input), of_output
-            columns = [np.broadcast_to(w, self.times.shape).tolist() for w in weights]
-            self.conversions[key] = list(zip(*columns, strict=True))
-        return self.conversions[key]
+            self._conversions[key] = self._column(weights[0]), self._column(weights[1])
+        return self._conversions[key]
 
 
 class Point:
@@ -97,135 +123,86 @@ class Point:
 
     Attributes
     ----------
-    t, alpha, sigma, lambda_ : float
+    t, alpha, sigma, lambda_ : float or Column
         Time, signal factor, noise standard deviation, log-SNR ``ln(alpha/sigma)``.
-    neg_log_ab, ab : float
+    neg_log_ab, ab : float or Column
         :math:`-\ln\bar\alpha` and :math:`\bar\alpha = \alpha^2/(\alpha^2+\sigma^2)`.
-    theta : float
+    theta : float or Column
         Angle ``atan2(sigma, alpha)``, from 0 (data) to pi/2 (noise).
-    rho : float
+    rho : float or Column
         Noise-to-signal ratio ``sigma/alpha`` (the sigma of EDM and k-diffusion).
     """
 
-    __slots__ = ("_batch", "_index", "alpha", "lambda_", "neg_log_ab", "sigma", "t")
+    __slots__ = ("_index", "_points", "alpha", "lambda_", "neg_log_ab", "sigma", "t")
 
-    def __init__(
-        self,
-        t: float,
-        alpha: float,
-        sigma: float,
-        lambda_: float,
-        neg_log_ab: float,
-        batch: _Batch | None = None,
-        index: int = 0,
-    ) -> None:
-        self.t, self.alpha, self.sigma = t, alpha, sigma
-        self.lambda_, self.neg_log_ab = lambda_, neg_log_ab
-        self._batch, self._index = batch, index
+    def __init__(self, points: Points, index: Any) -> None:
+        self._points, self._index = points, index
+        self.t, self.alpha, self.sigma, self.lambda_, self.neg_log_ab = (
+            self._own(points.values(name))
+            for name in ("t", "alpha", "sigma", "lambda_", "neg_log_ab")
+        )
+
+    def _own(self, values: np.ndarray) -> Number:
+        own = values[self._index]
+        return own.view(Column) if isinstance(own, np.ndarray) else float(own)
 
     @staticmethod
-    def many(process: Any, times: Sequence[float] | np.ndarray) -> list[Point]:
-        """Points at all times at once; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
-        if process is None:
-            return [Point(float(t), *(math.nan,) * 4) for t in times]
-        batch = _Batch(process, np.asarray(times, dtype=np.float64))
-        names = ("alpha", "sigma", "lambda_", "neg_log_ab")
-        rows = zip(batch.times.tolist(), *(batch[name] for name in names), strict=True)
-        return [
-            Point(t, alpha, sigma, lambda_, neg_log_ab, batch, index)
-            for index, (t, alpha, sigma, lambda_, neg_log_ab) in enumerate(rows)
-        ]
+    def many(process: Any, times: Any) -> list[Point]:
+        """The points at all times; ``process`` may be ``None`` (a plain ODE: ``t`` only)."""
+        points = Points(process, times)
+        return [points[number] for number in range(len(points))]
 
-    def _rate(self, name: str) -> float:
-        if self._batch is None:
-            raise TypeError(f"{name}: a plain ODE has no noise levels; give a process")
-        return self._batch[name][self._index]
+    @staticmethod
+    def at(process: Any, t: Number) -> Point:
+        """The point at a time, or the points at those of a column."""
+        if isinstance(t, Column):
+            return Points(process, t)[:]
+        return Points(process, [t])[0]
 
-    def conversion(self, types: tuple[str, str]) -> tuple[float, float]:
+    def conversion(self, types: tuple[str, str]) -> tuple[Number, Number]:
         """Weights (c, d) with ``second = c x + d first`` here, for any two prediction types."""
-        if self._batch is None:
-            raise TypeError("a plain ODE has one prediction type")
-        found = self._batch.conversions.get(types) or self._batch.conversion(types)
-        return found[self._index]
+        of_input, of_output = self._points.conversion(types)
+        return self._own(of_input), self._own(of_output)
 
     @property
-    def ab(self) -> float:
+    def ab(self) -> Number:
         """``alphas_cumprod``."""
-        return math.exp(-self.neg_log_ab)
+        return exp(-self.neg_log_ab)
 
     @property
-    def theta(self) -> float:
+    def theta(self) -> Number:
         """Angle ``atan2(sigma, alpha)``."""
-        return math.atan2(self.sigma, self.alpha)
+        return atan2(self.sigma, self.alpha)
 
     @property
-    def rho(self) -> float:
+    def rho(self) -> Number:
         """Noise-to-signal ratio ``sigma/alpha``."""
         return self.sigma / self.alpha
 
     @property
-    def drift(self) -> float:
+    def drift(self) -> Number:
         """Linear drift ``f(t)`` of the forward SDE."""
-        return self._rate("drift")
+        return self._own(self._points.rates("drift"))
 
     @property
-    def diffusion(self) -> float:
+    def diffusion(self) -> Number:
         """Diffusion ``g(t)`` of the forward SDE."""
-        return self._rate("diffusion")
+        return self._own(self._points.rates("diffusion"))
 
     @property
-    def dalpha(self) -> float:
+    def dalpha(self) -> Number:
         """Time derivative of ``alpha``."""
-        return self._rate("dalpha")
+        return self._own(self._points.rates("dalpha"))
 
     @property
-    def dsigma(self) -> float:
+    def dsigma(self) -> Number:
         """Time derivative of ``sigma``."""
-        return self._rate("dsigma")
-
-
-class Between:
-    """Points between those of the grid, by time or log-SNR.
-
-    One by one they cost a hundred times as much as together, so
-    :func:`~probflow.plan.tracing.trace` finds out beforehand which ones a solver will ask for; any
-    other is evaluated when asked for.
-    """
-
-    def __init__(self, process: Any) -> None:
-        self._process = process
-        self._by_time: dict[float, Point] = {}
-        self._by_lambda: dict[float, Point] = {}
-
-    @cached_property
-    def lambda_min(self) -> float:
-        """Log-SNR of the noisiest time, may be -inf."""
-        with np.errstate(divide="ignore"):
-            return float(self._process.lambda_(self._process.t_max))
-
-    def prepare(self, times: list[float], lambdas: list[float]) -> None:
-        """Evaluate points together."""
-        of_lambdas = self._process.t(np.asarray(lambdas)).tolist() if lambdas else []
-        points = Point.many(self._process, times + of_lambdas)
-        self._by_time = dict(zip(times, points, strict=False))
-        self._by_lambda = dict(zip(lambdas, points[len(times) :], strict=True))
-
-    def at(self, t: float) -> Point:
-        """The point at process time ``t``."""
-        if t not in self._by_time:
-            self._by_time[t] = Point.many(self._process, [t])[0]
-        return self._by_time[t]
-
-    def at_lambda(self, lambda_: float) -> Point:
-        """The point with log-SNR ``lambda_``."""
-        if lambda_ not in self._by_lambda:
-            self._by_lambda[lambda_] = self.at(float(self._process.t(lambda_)))
-        return self._by_lambda[lambda_]
+        return self._own(self._points.rates("dsigma"))
 
 
 #: Factor n such that ``x / n`` is the state in the named coordinates.
-COORDINATES: dict[str, Callable[[Point], float]] = {
+COORDINATES: dict[str, Callable[[Point], Number]] = {
     "process": lambda point: 1.0,
-    "vp": lambda point: math.hypot(point.alpha, point.sigma),
+    "vp": lambda point: hypot(point.alpha, point.sigma),
     "ve": lambda point: point.alpha,
 }

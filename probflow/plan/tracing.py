@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import pairwise
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from probflow.plan.builder import StepBuilder
+from probflow.plan.builder import StepBuilder, Tracing
+from probflow.plan.columns import Column, Split, column
 from probflow.plan.linear import Linear
-from probflow.plan.points import Between, Point
-from probflow.plan.steps import Plan
+from probflow.plan.points import Points
+from probflow.plan.steps import Plan, Step
+
+_MANY = 8  # steps
+_FEW = 8  # kinds of them
 
 
 def trace(
@@ -46,151 +49,70 @@ def trace(
     memory
         How many earlier steps the solver looks at.
     """
-    points = Point.many(process, times)
-    between = Between(process)
-    previous: list[StepBuilder] = []
-    steps = []
-    with _uncollected():
-        if process is not None:
-            between.prepare(*_scout(step_function, points, memory, between))
-        for number, (t, s) in enumerate(pairwise(points)):
-            try:
-                builder = StepBuilder(
-                    points,
-                    number,
-                    predictions=(prediction, native),
-                    coordinates=coordinates,
-                    previous=previous,
-                    between=between,
-                )
-                steps.append(builder.finish(step_function(builder)))
-            except (OverflowError, ZeroDivisionError):
-                raise ValueError(
-                    f"{name}: a weight is not finite on the step from t = {t.t:g} to {s.t:g}, "
-                    "where the process has no finite log-SNR (alpha = 0 or sigma = 0): start or "
-                    "end the grid elsewhere"
-                ) from None
-            if memory:
-                previous = [builder, *previous][:memory]
-                for step in previous:
-                    step.grow_old()
-        return Plan(name, prediction, tuple(steps))
+    tracing = Tracing(
+        name,
+        step_function,
+        process,
+        Points(process, times),
+        memory=memory,
+        predictions=(prediction, native),
+        coordinates=coordinates,
+    )
+    numbers = range(len(times) - 1)
+    # The first steps differ in how many there are before them.
+    kinds = [*numbers[:memory], *_together(numbers[memory:])]
+    with _uncollected(), np.errstate(all="ignore"):
+        sketches = [sketch for kind in kinds for sketch in _sketches(tracing, kind)]
+        steps = dict(pair for sketch in sketches for pair in _done(tracing, sketch))
+        return Plan(name, prediction, tuple([steps[number] for number in numbers]))
 
 
-class _Nothing(Linear):
-    """What a solver gets instead of a combination while its intermediate times are noted."""
-
-    __slots__ = ()
-
-    def __add__(self, other: object) -> _Nothing:
-        return self
-
-    __radd__ = __sub__ = __mul__ = __rmul__ = __truediv__ = __add__
-
-    def __neg__(self) -> _Nothing:
-        return self
+def _sketches(tracing: Tracing, numbers: Any) -> Iterator[StepBuilder]:
+    """The steps of these numbers as the solver writes them: those alike at once."""
+    step = StepBuilder(tracing, numbers)
+    try:
+        step.finish(tracing.function(step))
+    except Exception as reason:
+        for part in _parts(step, reason):
+            yield from _sketches(tracing, part)
+    else:
+        yield step
 
 
-_NOTHING = _Nothing({})
+def _done(tracing: Tracing, step: StepBuilder) -> list[tuple[int, Step]]:
+    """The steps as data, each with its number."""
+    try:
+        return list(step.done())
+    except Exception as reason:
+        parts = _parts(step, reason)
+        alike = [sketch for part in parts for sketch in _sketches(tracing, part)]
+        return [pair for sketch in alike for pair in _done(tracing, sketch)]
 
 
-class _Enough(Exception):
-    """All points that were expected are asked for."""
+def _parts(step: StepBuilder, reason: Exception) -> list[Any]:
+    """What to do with steps that failed together: those alike at once, or each alone, with floats.
 
-
-class _Scout(StepBuilder):
-    """A step that only notes the intermediate times and log-SNRs that a solver asks for.
-
-    A point asked for is half way between those of the grid, but for its log-SNR. Where a solver
-    asks for further times that depend on more of it, the notes are wrong, which costs time only.
-    After as many points as expected the rest of the step is left out.
+    Each alone also says best what is wrong, so that the reason counts for a single step only.
     """
-
-    def __init__(
-        self,
-        points: list[Point],
-        number: int,
-        previous: list[StepBuilder],
-        between: Between,
-        expected: int,
-    ) -> None:
-        self._place(points, number, previous)
-        self._between, self._left = between, expected
-        self._middle: Point | None = None
-        self.x = _NOTHING
-        self.outputs: list[Linear] = []
-        self.points: list[Point] = []
-        self.times: list[float] = []
-        self.lambdas: list[float] = []
-
-    def _half_way(self) -> Point:
-        t, s = self.t, self.s
-        return Point(
-            0.5 * (t.t + s.t),
-            0.5 * (t.alpha + s.alpha),
-            0.5 * (t.sigma + s.sigma),
-            0.5 * (t.lambda_ + s.lambda_),
-            0.5 * (t.neg_log_ab + s.neg_log_ab),
-        )
-
-    def _note(self, notes: list[float], place: float) -> Point:
-        notes.append(place)
-        self._left -= 1
-        if self._left == 0:
-            raise _Enough
-        if self._middle is None:
-            self._middle = self._half_way()
-        return self._middle
-
-    def at(self, t: float) -> Point:
-        return self._note(self.times, t)
-
-    def at_lambda(self, lambda_: float) -> Point:
-        middle = self._note(self.lambdas, lambda_)
-        middle.lambda_ = lambda_  # so that places which depend on it are right
-        return middle
-
-    def model(self, state: Linear, at: Point) -> Linear:
-        self.outputs.append(self.x)
-        self.points.append(at)
-        return self.x
-
-    def jvp(self, state: Linear, at: Point, tangent: Linear) -> tuple[Linear, Linear]:
-        return self.model(state, at), self.x
-
-    def noise(self, start: float = 0.0, stop: float = 1.0) -> Linear:
-        return self.x
+    numbers = step.number
+    if not isinstance(numbers, Column):
+        if isinstance(reason, (OverflowError, ZeroDivisionError)):
+            raise ValueError(
+                f"{step.tracing.name}: a weight is not finite on the step from t = {step.t.t:g} to "
+                f"{step.s.t:g}, where the process has no finite log-SNR (alpha = 0 or sigma = 0): "
+                "start or end the grid elsewhere"
+            ) from None
+        raise reason
+    if isinstance(reason, Split):
+        kinds = np.unique(reason.values)
+        if 1 < len(kinds) <= _FEW:
+            return [part for kind in kinds for part in _together(numbers[reason.values == kind])]
+    return numbers.tolist()
 
 
-def _scout(
-    step_function: Callable[[StepBuilder], Linear],
-    points: list[Point],
-    memory: int,
-    between: Between,
-) -> tuple[list[float], list[float]]:
-    """The intermediate times and log-SNRs that a solver asks for, as far as that can be foretold.
-
-    Ends if the first step with a full memory asks for none. A one-step method asks for as many in
-    each step as in the first.
-    """
-    times: list[float] = []
-    lambdas: list[float] = []
-    previous: list[StepBuilder] = []
-    expected = 0
-    for number in range(len(points) - 1):
-        step = _Scout(points, number, previous, between, expected)
-        # _Enough, or an error due to the stand-ins, or one that comes again in the tracing.
-        with suppress(Exception):
-            step_function(step)
-        asked = len(step.times) + len(step.lambdas)
-        if number == memory and not asked:
-            break
-        if memory == 0:
-            expected = expected or asked
-        times += step.times
-        lambdas += step.lambdas
-        previous = [step, *previous][:memory]
-    return times, lambdas
+def _together(numbers: Any) -> list[Any]:
+    """Many steps as a column, whose cost hardly depends on its length; a few each alone."""
+    return [column(numbers)] if len(numbers) > _MANY else list(map(int, numbers))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ the velocity, they are the plain Adams-Bashforth methods. Starts and lowered end
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, exp, expm1, log
+from math import ceil
 
 from probflow.plan import Linear, StepBuilder
+from probflow.plan.columns import exp, expm1, log
 from probflow.solvers.forms import EPS, lowered, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register

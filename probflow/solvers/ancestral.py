@@ -16,10 +16,10 @@ sigma' = 0, rho_up = 0: the step is that of the ODE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, expm1, log, sqrt
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import exp, expm1, log, sqrt
 from probflow.solvers.forms import check_fraction, check_s_noise
 from probflow.solvers.registry import register
 from probflow.solvers.singlestep import fast_step

@@ -12,9 +12,8 @@ kernel reaches, and in which measure, is derived in ``docs/theory.md``.
 
 from __future__ import annotations
 
-from math import cos, exp, expm1, sin, sqrt
-
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import cos, exp, expm1, sin, sqrt
 from probflow.solvers.registry import register
 from probflow.words import check_choice
 

@@ -7,10 +7,11 @@ ODE steps err. For noise added a few times over a long way see :func:`probflow.g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, inf, log, sqrt
+from math import inf
 from typing import Any
 
 from probflow.plan import Linear, StepBuilder
+from probflow.plan.columns import exp, log, sqrt
 from probflow.solvers.registry import register
 from probflow.words import check_choice
 

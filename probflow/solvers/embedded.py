@@ -61,18 +61,19 @@ class EmbeddedPair:
 
     def attempt(self, process: Any, t: float, s: float, prediction: str) -> Attempt:
         """The step from time ``t`` to ``s``, for a model of the given prediction type."""
-        differences: list[Linear] = []
+        differences: list[tuple[StepBuilder, Linear]] = []
 
         def both(step: StepBuilder) -> Linear:
             higher = runge_kutta(step, self.form, self.nodes, self.tableau)
             weights = self.lower(self.form.z(step.t, step.s))
             lower = self.form.step(step.x, step.t, step.s, weights, step.outputs)
-            differences.append(higher - lower)
+            differences.append((step, higher - lower))
             return higher
 
         native = "eps" if self.form is EPS else "x0"
         plan = trace(self.name, both, process, [t, s], native=native, prediction=prediction)
-        return Attempt(plan.steps[0], differences[-1].combination())
+        step, difference = differences[-1]
+        return Attempt(plan.steps[0], step.combinations(difference.scaled())[0])
 
 
 def _first(z: float) -> list[float]:

@@ -9,9 +9,8 @@ prime for quantities at s, the solution is (Lu et al. 2022, arXiv 2206.00927, eq
 
 from __future__ import annotations
 
-from math import expm1
-
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import expm1
 from probflow.solvers.registry import register
 
 

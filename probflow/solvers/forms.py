@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, expm1, inf, sqrt
+from math import inf
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import exp, expm1, sqrt
 from probflow.solvers.phi import adams, moments, phi, phis
 from probflow.words import check_choice
 

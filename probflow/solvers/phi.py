@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from math import expm1, factorial
+from math import factorial
 from typing import Any
 
 import numpy as np
+
+from probflow.plan.columns import Column, Number, expm1, some
 
 __all__ = ["adams", "gauss", "moments", "phi", "phis"]
 
@@ -23,12 +25,15 @@ _SERIES = 5.0
 _FACTORIAL = [float(factorial(k)) for k in range(20)]
 
 
-@lru_cache(maxsize=4096)
-def phis(count: int, z: float) -> Sequence[float]:
+def phis(count: int, z: Number) -> Sequence[Number]:
     r""":math:`\varphi_1(z), \dots` up to ``count``, each as accurate as by :func:`phi`.
 
     The last by its series, the others downwards; all upwards for large z.
     """
+    return _phis(count, z) if isinstance(z, Column) else _remembered(count, z)
+
+
+def _phis(count: int, z: Number) -> Sequence[Number]:
     if abs(z) > _SERIES:
         values = [expm1(z) / z]
         for k in range(1, count):
@@ -36,7 +41,7 @@ def phis(count: int, z: float) -> Sequence[float]:
         return values
     total = term = 1.0 / _FACTORIAL[count]
     n = count
-    while abs(term) > 1e-17 * abs(total):
+    while some(abs(term) > 1e-17 * abs(total)):
         n += 1
         term *= z / n
         total += term
@@ -48,17 +53,20 @@ def phis(count: int, z: float) -> Sequence[float]:
     return values[::-1]
 
 
-def phi(k: int, z: float) -> float:
+_remembered = lru_cache(maxsize=4096)(_phis)
+
+
+def phi(k: int, z: Number) -> Number:
     r""":math:`\varphi_k(z)` for k >= 1, to a relative accuracy of 1e-14 (abs(z) <= 50, k <= 5)."""
     return phis(k, z)[-1]
 
 
-def moments(count: int, z: float = 0.0) -> list[float]:
+def moments(count: int, z: Number = 0.0) -> list[Number]:
     r""":math:`\int_0^1 e^{(1-\theta)z} \theta^k d\theta = k!\,\varphi_{k+1}(z)`, k < ``count``."""
     return [_FACTORIAL[k] * value for k, value in enumerate(phis(count, z))]
 
 
-def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
+def adams(nodes: Sequence[Number], means: Sequence[Number]) -> list[Number]:
     r"""Weights of an Adams method: the mean of each Lagrange polynomial of the nodes.
 
     The mean of a polynomial is given by those of the powers, ``means``: :func:`moments` or others.
@@ -75,7 +83,7 @@ def adams(nodes: Sequence[float], means: Sequence[float]) -> list[float]:
 
 
 @cache
-def _adams(count: int) -> Callable[[Sequence[float], Sequence[float]], list[float]]:
+def _adams(count: int) -> Callable[[Sequence[Number], Sequence[Number]], list[Number]]:
     """:func:`adams` for ``count`` nodes n0, n1, .., written out: a tenth of the time of loops.
 
     b holds the means of the powers times (theta - node) for the nodes before the present one, v

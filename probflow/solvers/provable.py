@@ -10,11 +10,13 @@ the first evaluation, and the order of such a solver is that of the root mean sq
 from __future__ import annotations
 
 from functools import lru_cache
-from math import cos, exp, expm1, log, pi, sqrt
+from math import pi
+from typing import Any
 
 import numpy as np
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import Column, Number, column, cos, exp, expm1, log, sqrt
 from probflow.solvers.chain import alpha_ratio, b_of
 from probflow.solvers.forms import EPS
 from probflow.solvers.phi import adams, moments
@@ -33,14 +35,16 @@ def _between(step: StepBuilder, t: Point, s: Point, fraction: float) -> Point:
 
 
 @lru_cache(maxsize=64)
-def _uniforms(seed: int, block: int) -> list[float]:
-    return np.random.default_rng([seed, block]).random(256).tolist()
+def _uniforms(seed: int, blocks: int) -> np.ndarray:
+    generators = (np.random.default_rng([seed, block]) for block in range(blocks))
+    return np.concatenate([generator.random(256) for generator in generators])
 
 
-def _uniform(step: StepBuilder, seed: int) -> float:
+def _uniform(step: StepBuilder, seed: int) -> Number:
     """The random number in [0, 1) of a step."""
     check_whole("seed", seed, 0)
-    return _uniforms(seed, step.number // 256)[step.number % 256]
+    own = _uniforms(seed, -(-step.steps // 256))[step.number]
+    return column(own) if isinstance(step.number, Column) else float(own)
 
 
 def _noised(step: StepBuilder, state: Linear, r: Point) -> Linear:
@@ -141,7 +145,7 @@ def randomized_midpoint(
     h = _tau(t) - _tau(s)
     middle = _exponential_euler(step.x, t, r, step.model(step.x, t))
     state = exp(h) * step.x + h * exp((1 - a) * h) * step.model(middle, r)
-    if corrections and step.number in _round_ends(step, rounds):
+    if corrections and _among(step.number, _round_ends(step, rounds)):
         return _underdamped(step, state, corrections, length / corrections)
     return state
 
@@ -149,6 +153,10 @@ def randomized_midpoint(
 def _round_ends(step: StepBuilder, rounds: int) -> set[int]:
     """Numbers of the last steps of ``rounds`` rounds as equal as can be."""
     return {round(step.steps * number / rounds) - 1 for number in range(1, rounds + 1)}
+
+
+def _among(number: Any, numbers: set[int]) -> bool:
+    return any(number == other for other in numbers)
 
 
 def _underdamped(step: StepBuilder, state: Linear, steps: int, k: float) -> Linear:
@@ -221,13 +229,21 @@ def li_jiao(step: StepBuilder, rounds: int = 2, seed: int = 0) -> Linear:
     check_whole("seed", seed, 0)
     t, s, previous = step.t, step.s, step.previous
     ends = _round_ends(step, rounds) - {step.steps - 1}
-    r = (step.following or s) if step.number in ends else s
+
+    def stretch(step: StepBuilder) -> tuple[Point, Point]:
+        """Where a step evaluates the score, and the end of its ODE."""
+        before = step.number - 1
+        r = (step.following or step.s) if _among(step.number, ends) else step.s
+        if _among(before, {-1} | ends):
+            return step.t, r
+        g, g_r = step.t.ab, r.ab
+        return step.at_neg_log_ab(-log(g + _uniform(step, seed) * (g_r - g))), r
+
+    at, r = stretch(step)
     g, g_r = t.ab, r.ab
-    if not previous or step.number - 1 in ends:
-        at, state = t, step.x
-    else:
-        at = step.at_neg_log_ab(-log(g + _uniform(step, seed) * (g_r - g)))
-        stored = previous[0].outputs[0] / (2 * previous[0].points[0].ab ** 1.5)
+    state = step.x
+    if at is not t:
+        stored = previous[0].outputs[0] / (2 * stretch(previous[0])[0].ab ** 1.5)
         state = sqrt(at.ab) * (step.x / sqrt(g) + (at.ab - g) * stored)
     slope = step.model(state, at) / (2 * at.ab**1.5)
     state = sqrt(g_r) * (step.x / sqrt(g) + (g_r - g) * slope)

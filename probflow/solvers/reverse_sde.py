@@ -26,10 +26,11 @@ is right to a relative h, and INT W dt is unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import exp, inf, sqrt
+from math import inf
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import Column, Number, exp, sqrt
 from probflow.solvers.forms import (
     EPS,
     X0,
@@ -53,17 +54,18 @@ _K = "k-diffusion"
 _SEEDS = "Gonzalez et al. 2023 (arXiv 2305.14267)"
 
 
-def level(name: str, value: Eta, t: Point, s: Point) -> float:
+def level(name: str, value: Eta, t: Point, s: Point) -> Number:
     """A noise level for the step from t to s: a number, or a function of rho at its middle."""
-    number = value
+    number: Any = value
     if callable(value):
         number = value(exp(-0.5 * (t.lambda_ + s.lambda_)) if s.sigma > 0 else 0.0)
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < inf:
+    real = isinstance(number, (int, float, Column)) and not isinstance(number, bool)
+    if not real or not 0 <= number < inf:
         raise ValueError(
             f"{name}: need a number >= 0, or a function of sigma/alpha that returns one, "
             f"got {number!r}"
         )
-    return float(number)
+    return number if isinstance(number, Column) else float(number)
 
 
 def _form(base: Form, step: StepBuilder, eta: Eta, s_noise: float) -> Form:

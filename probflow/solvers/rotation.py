@@ -26,9 +26,9 @@ singular at :math:`\sigma = 0` or :math:`\alpha = 0`: grids may end and begin th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, log, sin, tan
 
 from probflow.plan import Linear, StepBuilder
+from probflow.plan.columns import cos, log, sin, tan
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
 from probflow.tableaus import HEUN3, MIDPOINT, Tableau

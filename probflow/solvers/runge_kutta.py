@@ -9,9 +9,8 @@ are those of :mod:`probflow.tableaus`.
 
 from __future__ import annotations
 
-from math import log
-
 from probflow.plan import Linear, StepBuilder
+from probflow.plan.columns import log
 from probflow.solvers.registry import register
 from probflow.tableaus import BOSH3, DOPRI5, RK4, RK4_CLASSIC, Tableau
 from probflow.words import check_choice

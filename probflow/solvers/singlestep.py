@@ -8,9 +8,8 @@ DDIM step in all of them.
 
 from __future__ import annotations
 
-from math import sqrt
-
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import sqrt
 from probflow.solvers.forms import (
     EPS,
     X0,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, exp, isfinite, log, sqrt
+from math import ceil
 from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
+from probflow.plan.columns import Column, Number, exp, isfinite, log, sqrt
 from probflow.solvers.forms import X0, Form, check_s_noise, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
@@ -132,13 +133,14 @@ def _eta_of_phi(options: Mapping[str, Any]) -> Eta | None:
     return _EtaOf(options["phi"]) if options["s_noise"] == 1.0 else None
 
 
-def _phi_at(phi: Callable[[float], float], rho: float) -> float:
+def _phi_at(phi: Callable[[float], float], rho: Number) -> Number:
     value = phi(rho) if callable(phi) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+    real = isinstance(value, (int, float, Column)) and not isinstance(value, bool)
+    if not real or not isfinite(value):
         raise ValueError(f"phi: need a function from sigma/alpha to a number, got {value!r}")
     if value <= 0:
         raise ValueError(f"phi: must be positive, but phi({rho:g}) = {value:g}")
-    return float(value)
+    return value if isinstance(value, Column) else float(value)
 
 
 def _means(phi: Callable[[float], float], t: Point, s: Point, count: int) -> list[float]:

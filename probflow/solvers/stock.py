@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from probflow.plan import Linear, StepBuilder
+from probflow.plan.columns import column
 from probflow.solvers.forms import EPS, X0, Form, heun_2, midpoint_2
 from probflow.solvers.phi import adams, moments
 from probflow.solvers.registry import register
@@ -50,7 +51,7 @@ def _spread(step: StepBuilder, form: Form, order: int, solver_type: str, final: 
     check_choice("solver_type", solver_type, ("midpoint", "heun"))
     check_choice("final", final, ("keep", "lower"))
     orders = spread_orders(step.steps, order, final == "lower", step.end.sigma == 0)
-    own = orders[step.number]
+    own = int(column(orders)[step.number])
     output = step.model(step.x, step.t)
     stages = [*reversed(step.previous[: own - 1]), step]
     first, t, s = stages[0], stages[0].t, step.s
