@@ -17,7 +17,7 @@ from probflow.grids import Grid
 from probflow.integrate.loop import run_plan
 from probflow.laws.certificate import certificate
 from probflow.laws.density import density_samples
-from probflow.laws.distances import gaussian_kl, gaussian_w2
+from probflow.laws.distances import gaussian_kl, gaussian_tv, gaussian_w2
 from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.laws.line import distances_1d
 from probflow.laws.path import path_kl, path_kl_samples
@@ -273,25 +273,40 @@ def _line_distances(plan: Plan, process: Any, target: Target) -> dict[str, float
     return distances_1d(plan, process, target)
 
 
+def _line_distance(name: str, plan: Plan, process: Any, target: Target) -> tuple[float, float]:
+    """A distance of laws on the line, and its floor."""
+    distances = _line_distances(plan, process, target)
+    value, floor = distances[name], (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
+    if name == "chi2":
+        value = 0.5 * math.sqrt(value)
+    return value, max(floor, distances.get("error", 0.0) * value)
+
+
+#: Distances of normal laws by their moments, in any dimension; TV on the line.
+NORMAL = {"tv": gaussian_tv, "kl": gaussian_kl, "w2": gaussian_w2}
+
+
+def _normal_distance(name: str, plan: Plan, process: Any, target: Target) -> tuple[float, float]:
+    """The same on a normal target, whatever the number of variables that a step depends on."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        law, true = gaussian_law(plan, process, target), true_law(process, target, plan.times[-1])
+        value = NORMAL[name](true.mean, true.variance, law.mean, law.variance)
+    return value, FLOORS[name]
+
+
 def _marginal(
     name: str, plan: Plan, process: Any, target: Target, settings: Settings
 ) -> Measurement:
-    if target.dim == 1:
-        distances = _line_distances(plan, process, target)
-        value, floor = distances[name], (FLOORS_STOCHASTIC if plan.stochastic else FLOORS)[name]
-        if name == "chi2":
-            value = 0.5 * math.sqrt(value)
+    normal = isinstance(target, Gaussian) and name in NORMAL and (name != "tv" or target.dim == 1)
+    if normal or target.dim == 1:
+        exact = _normal_distance if normal else _line_distance
+        value, floor = exact(name, plan, process, target)
         if not math.isfinite(value):
             raise Refusal(
                 f"{plan.solver} with {len(plan.steps)} steps: {MEASURES[name]} is too large to "
                 "resolve, since true mass lies where the solver's law has none; take more steps"
             )
-        return Measurement(value, floor=max(floor, distances.get("error", 0.0) * value))
-    if isinstance(target, Gaussian) and name in ("kl", "w2"):
-        law, true = gaussian_law(plan, process, target), true_law(process, target, plan.times[-1])
-        distance = gaussian_kl if name == "kl" else gaussian_w2
-        value = distance(true.mean, true.variance, law.mean, law.variance)
-        return Measurement(value, floor=FLOORS[name])
+        return Measurement(value, floor=floor)
     if name == "w2":
         raise Refusal(f"W2 in {target.dim} dimensions is exact for Gaussian targets only")
     if name == "chi2" and plan.stochastic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.special import ndtr
 from probflow.laws.distances import (
     excess,
     gaussian_kl,
+    gaussian_tv,
     gaussian_w2,
     kl_on_grid,
     tv_on_grid,
@@ -108,3 +110,39 @@ def test_small_gaussian_kl_keeps_its_digits(gap: float) -> None:
     exact = mpmath.mpf(float(var[0])) - 1
     exact = (exact - mpmath.log(1 + exact)) / 2
     assert gaussian_kl(zero, var, zero, one) == pytest.approx(float(exact), rel=1e-7)
+
+
+@given(
+    st.floats(-3, 3),
+    st.floats(0.01, 100),
+    st.one_of(st.just(0.0), st.floats(-12, 1).map(lambda k: 10.0**k)),
+    st.one_of(st.just(0.0), st.floats(-12, 0).map(lambda k: -0.99 * 10.0**k), st.floats(0, 9)),
+)
+def test_gaussian_tv_against_40_digits(mean: float, var: float, shift: float, e: float) -> None:
+    """Half the integral of the modulus, between the points where the densities cross."""
+    laws = [np.array([v]) for v in (mean, var, mean + shift, var * (1 + e))]
+    a, v, b, w = (mpmath.mpf(float(x[0])) for x in laws)
+    if v == w:
+        crossings = [(a + b) / 2]
+    else:
+        crossings = mpmath.polyroots(
+            [1 / v - 1 / w, 2 * (b / w - a / v), a**2 / v - b**2 / w + mpmath.log(v / w)],
+            maxsteps=200,
+            extraprec=200,
+        )
+    at = sorted(mpmath.re(c) for c in crossings)
+    gaps = [
+        mpmath.ncdf((x - b) / mpmath.sqrt(w)) - mpmath.ncdf((x - a) / mpmath.sqrt(v)) for x in at
+    ]
+    exact = sum(abs(y - x) for x, y in pairwise([0, *gaps, 0])) / 2
+    assert gaussian_tv(*laws) == pytest.approx(float(exact), abs=1e-15)
+
+
+def test_gaussian_tv_at_the_ends() -> None:
+    zero, one = np.zeros(1), np.ones(1)
+    assert gaussian_tv(zero, one, zero, one) == 0
+    assert gaussian_tv(zero, one, zero, zero) == 1  # a point
+    assert gaussian_tv(zero, one, 50 * one, one) == pytest.approx(1)
+    assert gaussian_tv(zero, one, 1e200 * one, one) == pytest.approx(1)
+    assert gaussian_tv(zero, one, zero, 1e300 * one) == pytest.approx(1)
+    assert math.isnan(gaussian_tv(zero, one, zero, math.inf * one))

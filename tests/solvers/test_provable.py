@@ -107,19 +107,33 @@ def test_a_plan_depends_on_its_seed_alone() -> None:
         assert plan(name, 300).steps[7] != plan(name, 300, seed=1).steps[7]
 
 
+@pytest.mark.parametrize("iteration", ["picard", "gauss-seidel"])
 @pytest.mark.parametrize(
     ("nodes", "sweeps", "order"),
     [(5, 1, 2), (5, 2, 3), (5, 3, 4), (5, 4, 5), (3, 3, 4), (3, 5, 4), (2, 3, 2)],
 )
-def test_collocation_gains_an_order_a_sweep(nodes: int, sweeps: int, order: int) -> None:
-    """Up to that of the nodes, 6 for 5, 4 for 3 and 2 for 2."""
-    counts = (6, 8, 12, 16, 24, 32, 48, 64)
-    plans = [plan("collocation", n, nodes=nodes, sweeps=sweeps) for n in counts]
-    errors = [map_distances(p, VP, TARGET, 1001)["strong"] for p in plans]
-    estimate = estimate_order(counts, errors, claim=order, floor=1e-13)
-    assert estimate.verdict == "consistent", (estimate.reason, errors)
+def test_collocation_gains_an_order_a_sweep(
+    nodes: int, sweeps: int, order: int, iteration: str
+) -> None:
+    """Up to that of the nodes, 6 for 5, 4 for 3 and 2 for 2; in distance and in TV.
+
+    After four Gauss-Seidel sweeps TV has its order from 16 steps on, and comes to rounding at 96: a
+    factor 6 is less than a verdict needs, and the local orders in it are looked at.
+    """
+    counts = (6, 8, 12, 16, 24, 32, 48, 64, 96)
+    options = {"nodes": nodes, "sweeps": sweeps, "iteration": iteration}
+    plans = [plan("collocation", n, **options) for n in counts]
+    distances = [map_distances(p, VP, TARGET, 1001) for p in plans]
+    for measure in ("strong", "tv"):
+        errors = [found[measure] for found in distances]
+        if (measure, sweeps, iteration) == ("tv", 4, "gauss-seidel"):
+            late = -np.diff(np.log(errors[3:])) / np.diff(np.log(counts[3:]))
+            assert np.allclose(late, order, atol=0.02), errors
+            continue
+        estimate = estimate_order(counts, errors, claim=order, floor=1e-13)
+        assert estimate.verdict == "consistent", (measure, estimate.reason, errors)
     assert plans[0].nfe == 6 * (1 + (nodes - 1) * sweeps)
-    assert plans[0].rounds == 6 * (1 + sweeps)
+    assert plans[0].rounds == (6 * (1 + sweeps) if iteration == "picard" else plans[0].nfe)
 
 
 def test_gauss_seidel_sweeps_wait_for_one_another() -> None:

@@ -340,6 +340,22 @@ def test_order_3_of_steps_that_are_spread_unevenly(solver_type: str) -> None:
     assert_order(replace(solver, orders={"strong": 3}), "strong", steps=steps, grid=grid)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_variants_of_unipc_4_are_one(prediction: str) -> None:
+    """B(h) matters in sums of two outputs, of which there is none but after an Euler start."""
+    times = pf.grids.quadratic().times(VP, 12)
+    bh1, bh2, vary = (
+        [
+            pf.get_solver("unipc-4", variant=v, start=start).plan(VP, times, prediction).steps
+            for start in ("runge-kutta", "euler")
+        ]
+        for v in ("bh1", "bh2", "vary")
+    )
+    assert bh1[0] == bh2[0] == vary[0]
+    assert len({bh1[1], bh2[1], vary[1]}) == 3
+    assert bh1[1][4:] == bh2[1][4:] == vary[1][4:]
+
+
 #: Smooth, and of moderate length: with more than one output of the corrector the error is a sum of
 #: two of like size, whose local orders have limits before they show an order.
 WIDE = pf.GaussianMixture([0.35, 0.65], [-1.2, 0.8], stds=[0.6, 0.9])

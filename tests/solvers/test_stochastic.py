@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,12 +22,13 @@ from probflow.integrate.noise import GeneratorNoise
 from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.plan import Combination, Plan, Point, Register, X
 from probflow.processes import Process
-from probflow.studies import check_order, study
+from probflow.studies import assert_order, check_order, study
 from probflow.studies.builtin import mixture
 from probflow.studies.order import fit_order
 
 VP = pf.VP.linear()
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
+SHORT = pf.grids.log_snr(-1.0, 1.0, "lambda")
 STOCHASTIC = [s for s in pf.all_solvers() if s.stochastic]
 NEW = [
     s
@@ -163,20 +165,30 @@ def test_last_step_to_no_noise(solver: pf.Solver, process: Process) -> None:
 # Orders of laws ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", NEW, ids=name)
-def test_variance_on_a_normal_target(solver: pf.Solver) -> None:
-    """Exact moments. Necessary only: F'' = 0 there, and SEEDS-1's leading error is small."""
-    before, last = np.abs(variance_errors(solver, (512, 1024)))
-    order = math.log2(before / last)
-    assert order == pytest.approx(solver.orders["tv"], abs=0.15)
+#: The laws of Gaussian data are exact for any number of variables, and so for any number of steps.
+NORMAL = pf.Gaussian([0.4], 0.25)
+#: Their error is all of the next order: docs/theory.md.
+HIGHER_ON_NORMAL = {"accelerated-sde": 2, "accelerated-sde-half-noise": 2}
+#: A change of sign (seeds-2), little noise (er-sde-3).
+LATE_ON_NORMAL = {"seeds-2", "er-sde-3"}
+
+
+@pytest.mark.parametrize("solver", [s for s in STOCHASTIC if s.name not in RANDOM], ids=name)
+def test_order_on_a_normal_law(solver: pf.Solver) -> None:
+    """Necessary only, since F'' = 0 there. Means are exact: what errs is the variance."""
+    claimed = replace(solver, orders={"tv": HIGHER_ON_NORMAL.get(solver.name, solver.orders["tv"])})
+    most = 4096 if solver.name in LATE_ON_NORMAL else 1024
+    steps = [n for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if n <= most]
+    [estimate] = assert_order(claimed, "tv", target=NORMAL, steps=steps)
+    assert estimate.window[1] == most
 
 
 def variance_errors(solver: pf.Solver, counts: tuple[int, ...]) -> list[float]:
     """Signed errors of the final variance on a normal target."""
-    target, errors = pf.Gaussian([0.4], 0.25), []
+    errors = []
     for steps in counts:
         plan = solver.plan(VP, GRID.times(VP, steps), "eps")
-        law, true = gaussian_law(plan, VP, target), true_law(VP, target, plan.times[-1])
+        law, true = gaussian_law(plan, VP, NORMAL), true_law(VP, NORMAL, plan.times[-1])
         errors.append(float(law.variance[0] - true.variance[0]))
     return errors
 
@@ -217,13 +229,16 @@ def test_what_does_not_converge() -> None:
 @pytest.mark.slow  # 1 minute
 @pytest.mark.parametrize("corrector", range(5))
 @pytest.mark.parametrize("predictor", range(1, 5))
-def test_variance_of_sa_solver(predictor: int, corrector: int) -> None:
-    """In law the number of the corrector's outputs, or without one the predictor's, at most 2."""
-    solver = get("sa-solver", predictor=predictor, corrector=corrector, tau=0.7)
-    errors = np.abs(variance_errors(solver, (256, 512, 1024, 2048)))
-    limit, error = limit_of_orders(errors)
-    assert limit == pytest.approx(min(corrector or predictor, 2), abs=error)
-    assert error < 0.25
+def test_law_of_sa_solver(predictor: int, corrector: int) -> None:
+    """In law the number of the corrector's outputs, or without one the predictor's, at most 2.
+
+    In short steps: with two outputs of the corrector the term of order 2 is small, and with longer
+    ones that of order 3 covers it to 2048 steps.
+    """
+    solver = get("sa-solver", predictor=predictor, corrector=corrector, tau=1.0)
+    solver = replace(solver, orders={"tv": min(corrector or predictor, 2)})
+    steps = [16 * 2**k for k in range(9)]
+    assert_order(solver, "tv", target=NORMAL, grid=SHORT, steps=steps)
 
 
 @pytest.mark.slow  # 4 s
