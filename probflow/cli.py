@@ -259,8 +259,12 @@ def _solvers(arguments: argparse.Namespace) -> int:
 
         print(cite() if arguments.name is None else cite(arguments.name))
         return 0
-    from probflow.describe import solver_table, tableau, tableau_latex
+    from probflow.describe import pair_text, solver_table, tableau, tableau_latex
+    from probflow.solvers.embedded import PAIRS
 
+    if arguments.name in PAIRS and not arguments.latex:
+        print(pair_text(PAIRS[arguments.name]))
+        return 0
     if arguments.name is None:
         if arguments.latex:
             raise ValueError("--latex: prints a tableau, so it needs the name of a solver")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from probflow.plan import Plan, Register, Step, X
-from probflow.solvers import Solver, all_solvers, get_solver
+from probflow.solvers import all_solvers, get_solver
+from probflow.solvers.embedded import PAIRS, EmbeddedPair
+from probflow.solvers.forms import X0
 
-__all__ = ["solver_table", "tableau", "tableau_latex"]
+__all__ = ["pair_text", "solver_table", "tableau", "tableau_latex"]
 
 
 def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) -> str:
@@ -20,7 +22,8 @@ def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) 
     markdown
         As a Markdown table, in the place of aligned text.
     names
-        Names or aliases of solvers; by default all registered ones.
+        Names or aliases of solvers; by default all registered ones and the embedded pairs, whose
+        evaluations are those of a step that is tried.
 
     Returns
     -------
@@ -33,21 +36,28 @@ def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) 
         For an unknown name.
     """
 
-    def orders(solver: Solver, measure: str) -> str:
-        value = solver.orders.get(measure)
-        return "" if value is None else f"{value:g}"
-
+    found = all_solvers() if names is None else [get_solver(name) for name in names]
+    solvers = [
+        ([one.name, *one.aliases], one.nfe, one.orders, one.stochastic, one.reference)
+        for one in found
+    ]
+    if names is None:
+        solvers += [
+            ([pair.name], pair.nfe, pair.orders, False, f"{pair.reference}; adaptive")
+            for pair in PAIRS.values()
+        ]
     header = ["solver", "NFE", "TV", "strong", "path", "noise", "reference"]
     rows = []
-    for solver in all_solvers() if names is None else map(get_solver, names):
-        every = ", ".join([solver.name, *solver.aliases])
+    for own, nfe, orders, stochastic, reference in solvers:
+        every = ", ".join(own)
+        claims = (orders.get(measure) for measure in ("tv", "strong", "path-kl"))
         rows.append(
             [
                 f"`{every}`" if markdown else every,
-                str(solver.nfe),
-                *(orders(solver, measure) for measure in ("tv", "strong", "path-kl")),
-                "yes" if solver.stochastic else "",
-                solver.reference,
+                str(nfe),
+                *("" if order is None else f"{order:g}" for order in claims),
+                "yes" if stochastic else "",
+                reference,
             ]
         )
     if markdown:
@@ -57,6 +67,35 @@ def solver_table(*, markdown: bool = False, names: Sequence[str] | None = None) 
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [header, *rows]
+    )
+
+
+def pair_text(pair: EmbeddedPair) -> str:
+    """An embedded pair in some lines: orders, evaluations, reference, and how it is called.
+
+    Parameters
+    ----------
+    pair
+        One of :data:`probflow.solvers.embedded.PAIRS`.
+
+    Returns
+    -------
+    str
+        The lines.
+    """
+    return "\n".join(
+        [
+            pair.name,
+            "",
+            f"order:      {pair.order} in TV, W2 and strong error, with one of order "
+            f"{pair.order - 1} inside",
+            f"NFE:        {pair.nfe} a step that is tried, {pair.nfe - 1} one that is repeated",
+            f"written in: {'x0' if pair.form is X0 else 'eps'}",
+            f"reference:  {pair.reference}",
+            "",
+            "It chooses its steps by rtol and atol: pf.sample(..., rtol=, atol=), pf.odeint,",
+            "pf.solve_ode.",
+        ]
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 import probflow as pf
 from probflow.cli import main
+from probflow.solvers.embedded import PAIRS
 from probflow.studies import figures
 from probflow.studies.config import read_study
 
@@ -167,7 +168,7 @@ def test_bad_flags(study_file: Path, tmp_path: Path, capsys, arguments, message:
 def test_solvers_lists_the_registry(capsys) -> None:
     assert run("solvers") == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in pf.solver_names())
+    assert all(name in text for name in (*pf.solver_names(), *PAIRS))
 
 
 @pytest.mark.parametrize("name", pf.solver_names(aliases=True))
@@ -182,6 +183,17 @@ def test_solvers_prints_each(name: str, capsys) -> None:
     latex = capsys.readouterr().out
     rows = re.findall(r"^(?:[fj]\d+|x') =", text.split("step 1 of 4")[1], re.MULTILINE)
     assert latex.count(r"\\") == len(rows) + 1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_solvers_prints_embedded_pairs(name: str, capsys) -> None:
+    assert run("solvers", name) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{name}\n")
+    assert PAIRS[name].reference in text
+    assert f"order:      {PAIRS[name].order} in TV" in text
+    assert run("solvers", name, "--latex") == 2
+    assert "has no plan on a grid" in capsys.readouterr().err
 
 
 def test_solvers_bad_name(capsys) -> None:

@@ -55,6 +55,11 @@ class EmbeddedPair:
     lower: Callable[[float], Sequence[float]]
 
     @property
+    def orders(self) -> dict[str, float]:
+        """Declared orders by measure, of steps of one length that tends to 0."""
+        return {"tv": self.order, "strong": self.order}
+
+    @property
     def nfe(self) -> int:
         """Model evaluations of a step that is tried; a repeated one needs one less."""
         return len(self.nodes) + 1
