@@ -284,7 +284,7 @@ class BrownianInterval(BaseBrownian):
         length = 0.0
         for first, last, parent in pieces:
             h = self._tree.length(first, last)
-            state = pairs[parent][parent == first]
+            state = pairs[parent][1 if parent == first else 0]
             if first in unit and last - first == 1:
                 lo = start[1] if first == start[0] else 0.0
                 hi = stop[1] if first == stop[0] else 1.0
@@ -315,7 +315,7 @@ class BrownianInterval(BaseBrownian):
         pairs: dict[int, tuple] = {0: (None, self._root)}
         for middle, (first, _, parent) in cuts.items():
             if middle in made:
-                whole = pairs[parent][parent == first]
+                whole = pairs[parent][1 if parent == first else 0]
                 pairs[middle] = split(whole, ratio[middle], made[middle])
             elif middle in wanted:
                 pairs[middle] = self._pairs[middle]

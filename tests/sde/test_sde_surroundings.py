@@ -149,3 +149,16 @@ def test_scripted_modules(y0: Tensor) -> None:
     expected = pf.sdeint(plain, y0, TS, **how)
     for solve in (pf.sdeint, pf.sdeint_adjoint):
         torch.testing.assert_close(solve(scripted, y0, TS, **how), expected)
+
+
+@pytest.mark.slow  # the compiler looks at every query
+@pytest.mark.filterwarnings("ignore")
+def test_inside_a_compiled_function() -> None:
+    sde, y0 = Neural("ito", "diagonal"), torch.ones(3, 2)
+
+    def solve(y: Tensor) -> Tensor:
+        bm = pf.BrownianInterval(0.0, 1.0, (3, 2), entropy=3)
+        return pf.sdeint(sde, y, torch.tensor(TS), bm=bm, method="euler", dt=0.25)
+
+    same = torch.compile(solve, backend="eager")(y0)
+    torch.testing.assert_close(same, solve(y0), rtol=0.0, atol=0.0)
