@@ -103,7 +103,7 @@ def host_times(t: Any, name: str, *, bounded: bool = True) -> list[float]:
 
 
 def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """A number > 0 (or >= 0) as a float.
+    """A number > 0 (or >= 0), also as a tensor of one element, as a float.
 
     Raises
     ------
@@ -112,6 +112,8 @@ def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.reshape(())
     return check_real(name, value, "[0, inf)" if zero else "(0, inf)")
 
 
