@@ -44,6 +44,8 @@ HIDDEN_STARTS = {
     *(("ab3", "stage1-f0"), ("ab4", "stage1-f0"), ("ab4", "stage2-f1")),
     *((f"exponential-ab{k}-v", "stage1-f0") for k in (3, 4)),
     *(("exponential-ab4-v", f"stage2-f{j}") for j in (0, 1)),
+    # On x0 likewise, seen to 512 steps.
+    *((name, f"stage{j}-f0") for name in ("exponential-ab4-x0", "unipc-3") for j in (1, 2)),
 }
 
 #: Half way in a step the midpoint rule has the weight 0 for the output at its start, but for
