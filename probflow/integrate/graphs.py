@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, add, mul
+from torch import Tensor
 
 from probflow.integrate.evaluations import checked, rounded, with_kwargs
+from probflow.integrate.kernels import combined
 from probflow.models import Model
 from probflow.plan import Combination, Plan
 from probflow.processes import Process
@@ -70,17 +71,7 @@ def states_in_graph(
 
 
 def _sum(combination: Sum, now: dict[str, Tensor], past: list[dict[str, Tensor]]) -> Tensor:
-    """A combination of registers, in the order of operations of the kernels."""
-    terms = [(past[age - 1] if age else now)[name] for name, age, _ in combination]
-    weights = [weight for _, _, weight in combination]
-    total, done = terms[0], 1
-    if weights[0] != 1.0:
-        total = mul(total, weights[0])
-    elif len(terms) > 1:
-        total, done = add(total, terms[1], alpha=weights[1]), 2
-    for term, weight in zip(terms[done:], weights[done:], strict=True):
-        total = add(total, term, alpha=weight)
-    return total
+    return combined([((past[age - 1] if age else now)[name], w) for name, age, w in combination])
 
 
 def _constants(

@@ -7,7 +7,7 @@ generator, with the weights as data, so that a run costs what a careful hand-wri
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, add, mul
 
 from probflow.plan import Combination, Plan, Register, Step
 
-__all__ = ["Kernel", "Program", "Stretch", "compiled"]
+__all__ = ["Kernel", "Program", "Stretch", "combined", "compiled"]
 
 _LONGEST = 3  # steps of a cycle
 
@@ -79,7 +79,7 @@ def _kernel(kinds: tuple[Kind, ...], past: tuple[tuple[Register, int], ...]) -> 
         end.append(f"    past[:] = {old},")
     head.append(f"    for {targets} in rows:")
     lines = [*head, *(f"        {line}" for line in body), *end, "    return x"]
-    scope: dict[str, Any] = {"mul": torch.mul, "add": torch.add, "cat": torch.cat, "jvp": _jvp}
+    scope: dict[str, Any] = {"mul": mul, "add": add, "cat": torch.cat, "jvp": _jvp}
     exec("\n".join(lines), scope)
     return scope["steps"]
 
@@ -106,6 +106,30 @@ def _old(past: tuple[tuple[Register, int], ...]) -> list[str]:
     return [f"{register}_{age}" for register, ages in past for age in range(1, ages + 1)]
 
 
+def combined(terms: Iterable[tuple[Tensor, float]]) -> Tensor:
+    """A combination of tensors, with the operations of the kernels and in their order.
+
+    Parameters
+    ----------
+    terms
+        (tensor, weight) pairs, at least one.
+
+    Returns
+    -------
+    Tensor
+        The sum of weight times tensor; the tensor itself if there is one, of weight 1.
+    """
+    (total, weight), *rest = terms
+    if weight != 1.0:
+        total = mul(total, weight)
+    elif rest:
+        (second, weight), *rest = rest
+        total = add(total, second, alpha=weight)
+    for tensor, weight in rest:
+        total = total.add_(tensor, alpha=weight)
+    return total
+
+
 def _step(kind: Kind, past: tuple[tuple[Register, int], ...], row: _Row) -> list[str]:
     """The lines of a step; what they need of a row is added to it."""
     (calls, last), noises, keep = kind
@@ -119,7 +143,7 @@ def _step(kind: Kind, past: tuple[tuple[Register, int], ...], row: _Row) -> list
             return f"{register._replace(age=0)}_{register.age}"
         return names.get(register, str(register))
 
-    def expression(combination: Sum) -> str:
+    def expression(combination: Sum) -> str:  # as in :func:`combined`
         (first, one), rest = combination[0], combination[1:]
         text = name(first)
         if not one:

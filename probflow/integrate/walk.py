@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor, add, mul
 
+from probflow.integrate.kernels import combined
 from probflow.plan import Combination, Plan, Register
 
 __all__ = ["PlanWalk"]
@@ -177,14 +178,4 @@ class PlanWalk:
         return self._now[register]
 
     def _sum(self, combination: Combination) -> Tensor:
-        """A combination, in the order of operations of :mod:`probflow.integrate.kernels`."""
-        (register, weight), *rest = combination
-        total = self._get(register)
-        if weight != 1.0:
-            total = mul(total, weight)
-        elif rest:
-            (register, weight), *rest = rest
-            total = add(total, self._get(register), alpha=weight)
-        for register, weight in rest:
-            total = total.add_(self._get(register), alpha=weight)
-        return total
+        return combined((self._get(register), weight) for register, weight in combination)

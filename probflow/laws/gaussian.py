@@ -46,7 +46,7 @@ def true_law(process: Any, target: Target, time: float) -> GaussianLaw:
     """Law of the noised target at a process time."""
     if not isinstance(target, Gaussian):
         raise Refusal(f"moments determine the law of Gaussian targets only, not of {target.name}")
-    point = Point.many(process, [time])[0]
+    point = Point.at(process, time)
     parameters = target._parameters64
     mean, variance = parameters["mu"][0].numpy(), parameters["var"][0].numpy()
     axes = parameters["basis"][0].numpy() if "basis" in parameters else None
@@ -96,7 +96,7 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
         for index, stage in enumerate(step.stages):
             coefficients, centre = combine(stage.input)
             rows[Register("u", index)] = coefficients, centre
-            point = Point.many(process, [stage.time])[0]
+            point = Point.at(process, stage.time)
             c, k = conversion(process, "score", plan.prediction, point)
             law = true_law(process, target, stage.time)
             slope = c - k / law.variance

@@ -135,7 +135,7 @@ class _Engine:
         """Largest slope of a mean by the newest variable, where all follow it as alpha does."""
 
         def alpha(index: int) -> float:
-            return float(Point.many(self._process, [self._variables[index].time])[0].alpha)
+            return float(Point.at(self._process, self._variables[index].time).alpha)
 
         @cache
         def follow(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -109,8 +109,8 @@ def map_distances(
             f"derivative is {slope.min():.3g}), so the change of variables is invalid; take more "
             "steps"
         )
-    start = Point.many(process, [plan.times[0]])[0]
-    stop = Point.many(process, [plan.times[-1]])[0]
+    start = Point.at(process, plan.times[0])
+    stop = Point.at(process, plan.times[-1])
     log_cdf, log_sf = target._log_tails(column(y[[0, -1]]), stop.alpha, stop.sigma)
     missed = math.exp(log_cdf[0]) + math.exp(log_sf[1])
     if missed > MISSED_MASS and reach < LARGEST_REACH:

@@ -178,7 +178,7 @@ def path_kl_samples(
     """
     steps = chain(plan)
     model = ExactModel(plan, process, target)
-    [stop] = Point.many(process, [plan.times[-1]])
+    stop = Point.at(process, plan.times[-1])
     end = target.sample(n, stop.alpha, stop.sigma, generator=generator)
     log_next = target.log_prob(end, stop.alpha, stop.sigma)
     seed = int(torch.randint(2**62, (), generator=generator))

@@ -53,13 +53,13 @@ def column(values: np.ndarray) -> torch.Tensor:
 
 def true_log_density(process: Any, target: Target, time: float, x: np.ndarray) -> np.ndarray:
     """Log-density of the noised target at a process time, at points ``x`` of any shape."""
-    point = Point.many(process, [time])[0]
+    point = Point.at(process, time)
     return target.log_prob(column(x.ravel()), point.alpha, point.sigma).numpy().reshape(x.shape)
 
 
 def components(process: Any, target: Target, time: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres and standard deviations of the noised target's components at a process time."""
-    point = Point.many(process, [time])[0]
+    point = Point.at(process, time)
     _, centres, stds = target._line_components(point.alpha, point.sigma)
     return centres.numpy(), stds.numpy()
 

@@ -52,7 +52,7 @@ class ExactModel:
             Point, c, d.
         """
         if time not in self._known:
-            point = Point.many(self._process, [time])[0]
+            point = Point.at(self._process, time)
             c, d = conversion(self._process, "score", self._plan.prediction, point)
             self._known[time] = point, float(c), float(d)
         return self._known[time]

@@ -91,7 +91,7 @@ def _exact(plan: Plan, process: Any, number: int) -> bool:
         if register.kind == "z":
             return False
         time = step.start if register.kind == "x" else step.stages[register.index].time
-        point = Point.many(process, [time])[0]
+        point = Point.at(process, time)
         if point.sigma == 0:
             return False
         of = (

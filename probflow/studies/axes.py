@@ -284,7 +284,7 @@ def _at(
     end = "start" if axis == "initial" else "end"
     grid = replace(grid, **{end: value})  # type: ignore[arg-type]
     times = grid.times(process, steps)
-    [point] = Point.many(process, [times[0] if axis == "initial" else times[-1]])
+    point = Point.at(process, times[0] if axis == "initial" else times[-1])
     level = (point.alpha, point.sigma)
     if axis == "initial":
         return OtherLaws(target, normal_at=level), grid

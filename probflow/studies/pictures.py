@@ -415,7 +415,7 @@ def _densities(curves: Sequence[Curve], steps: int) -> Densities:
 def _plane(curves: Sequence[Curve], steps: int) -> Plane:
     first = curves[0]
     process = first.process_at(steps)
-    [end] = Point.many(process, [first.grid.times(process, steps)[-1]])
+    end = Point.at(process, first.grid.times(process, steps)[-1])
     draws = first.target.sample(
         4000, end.alpha, end.sigma, generator=torch.Generator().manual_seed(0)
     ).numpy()

@@ -97,7 +97,7 @@ def start_states(process: Any, target: Target, time: float, settings: Settings) 
     Tensor
         (samples, d), float64.
     """
-    point = Point.many(process, [time])[0]
+    point = Point.at(process, time)
     return target.sample(settings.samples, point.alpha, point.sigma, generator=generator(settings))
 
 
@@ -165,7 +165,7 @@ def _exact(
     name: str, process: Any, target: Target, time: float, settings: Settings
 ) -> tuple[Callable[[Tensor, Tensor], tuple[float, float]], Tensor, float]:
     """The distance, the exact samples, the floor: what all plans have in common."""
-    [point] = Point.many(process, [time])
+    point = Point.at(process, time)
     sets = [
         target.sample(
             settings.samples, point.alpha, point.sigma, generator=generator(settings, stream)
@@ -231,7 +231,7 @@ def weak_difference(
     WeakDifference
         Contributions of the samples, variance and kurtosis of the differences.
     """
-    [end] = Point.many(process, [plan.times[-1]])
+    end = Point.at(process, plan.times[-1])
     mean, covariance = map(torch.as_tensor, target.moments(end.alpha, end.sigma))
     lines = directions(target.dim, TEST_DIRECTIONS)
     lines = lines / ((lines @ covariance) * lines).sum(dim=1, keepdim=True).sqrt()

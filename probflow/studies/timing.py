@@ -155,7 +155,7 @@ class _Run:
 
     def __init__(self, curve: Curve, steps: int) -> None:
         process, self.plan = curve.plan(steps)
-        [start] = Point.many(process, [self.plan.times[0]])
+        start = Point.at(process, self.plan.times[0])
         seed = curve.settings.seed
         generator = torch.Generator().manual_seed(seed)
         self.model = curve.target.model(process, self.plan.prediction)
