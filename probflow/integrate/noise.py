@@ -255,8 +255,8 @@ class _Block:
         radius.mul_(scale).sqrt_()
         torch.cos(angle.mul_(math.pi * 2.0**-31), out=self.product)
         torch.mul(self.product, radius, out=cosines)
-        angle.sin_()
-        torch.mul(self.sine, self.sine_radius, out=sines)
+        if sines.shape[1]:
+            torch.mul(self.sine.sin_(), self.sine_radius, out=sines)
 
 
 def check_seed(value: object, name: str = "seed") -> int:

@@ -86,48 +86,55 @@ class GaussianMixture(Target):
             self._cache[key] = {k: v.to(x) for k, v in self._parameters64.items()}
         return self._cache[key]
 
+    # Components come first, then samples: what is next to one another in memory is summed apart.
+
     def _components(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """Log joint (b, K), residuals and variances (b, K, d) in each component's eigenbasis."""
+        """Log joint (K, b), residuals (K, b, d) and variances, in each component's eigenbasis.
+
+        Variances are (K, 1, d) where all samples are of one noise level.
+        """
         x = widened(self._flat(x))
         p = self._on(x)
-        a, s = column(alpha, 3), column(sigma, 3)
-        residual = x[:, None, :] - a * p["mu"]
+        a, s = column(alpha, 2), column(sigma, 2)
+        residual = x - a * p["mu"][:, None]
         if "basis" in p:
-            residual = torch.einsum("bkd,kde->bke", residual, p["basis"])
-        variance = (a * a * p["var"] + s * s).expand_as(residual)
-        quad = (residual**2 / variance + torch.log(2 * math.pi * variance)).sum(-1)
-        return p["log_w"] - 0.5 * quad, residual, variance
+            residual = residual @ p["basis"]
+        variance = a * a * p["var"][:, None] + s * s
+        quad = (residual**2 / variance).sum(2) + torch.log(2 * math.pi * variance).sum(2)
+        return p["log_w"][:, None] - 0.5 * quad, residual, variance
 
     def _component_scores(self, residual: Tensor, variance: Tensor) -> Tensor:
         scores, p = -residual / variance, self._on(residual)
-        return torch.einsum("bke,kde->bkd", scores, p["basis"]) if "basis" in p else scores
+        return scores @ p["basis"].transpose(1, 2) if "basis" in p else scores
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.score`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
-        posterior = torch.softmax(log_joint, dim=1)
+        posterior = torch.softmax(log_joint, dim=0)[:, :, None]
         scores = self._component_scores(residual, variance)
-        return torch.einsum("bk,bkd->bd", posterior, scores).to(x.dtype).reshape(x.shape)
+        return (posterior * scores).sum(0).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.log_prob`."""
-        return torch.logsumexp(self._components(x, alpha, sigma)[0], dim=1)
+        return torch.logsumexp(self._components(x, alpha, sigma)[0], dim=0)
 
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
         """See :meth:`Target.score_and_jacobian`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
-        posterior = torch.softmax(log_joint, dim=1)
+        posterior = torch.softmax(log_joint, dim=0)[:, :, None]
         scores = self._component_scores(residual, variance)
-        mean = torch.einsum("bk,bkd->bd", posterior, scores)
-        centred = scores - mean[:, None, :]
-        spread = torch.einsum("bkd,bke->bde", posterior[..., None] * centred, centred)
+        mean = (posterior * scores).sum(0)
+        centred, inverse = scores - mean, posterior / variance
         basis = self._on(mean).get("basis")
-        if basis is None:
-            curvature = torch.diag_embed(torch.einsum("bk,bkd->bd", posterior, 1 / variance))
+        if self.dim == 1:
+            jacobian = (posterior * centred**2 - inverse).sum(0)[:, :, None]
         else:
-            inverse = posterior[..., None] / variance
-            curvature = torch.einsum("kde,bke,kfe->bdf", basis, inverse, basis)
-        return mean.to(x.dtype).reshape(x.shape), spread - curvature
+            jacobian = torch.einsum("kbd,kbe->bde", posterior * centred, centred)
+            if basis is None:
+                jacobian = jacobian - torch.diag_embed(inverse.sum(0))
+            else:
+                jacobian = jacobian - torch.einsum("kde,kbe,kfe->bdf", basis, inverse, basis)
+        return mean.to(x.dtype).reshape(x.shape), jacobian
 
     def _line_components(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
         p = self._parameters64

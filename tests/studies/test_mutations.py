@@ -78,12 +78,23 @@ LATE = {
     **dict.fromkeys(("exponential-ab4-x0", "unipc-3"), 512),
     "seeds-2": 4096,
 }
-#: Without the weights of the state and the times of stages, which are fewer and cruder mistakes.
+
+
+def outputs_and_noises(solver: Solver) -> list[Place]:
+    """Without the weights of the state and the times of stages, which are fewer and cruder."""
+    return [p for p in places(solver) if p.register is not None and p.register.kind in ("f", "z")]
+
+
+#: Every third of a solver's in ordinary runs, the last one among them; all in slow ones.
 OUTPUTS_AND_NOISES = [
-    pytest.param(solver, place, id=f"{solver.name}-{place}")
+    pytest.param(
+        solver,
+        place,
+        id=f"{solver.name}-{place}",
+        marks=[] if number % 3 == 0 else pytest.mark.slow,
+    )
     for solver in SOLVERS
-    for place in places(solver)
-    if place.register is not None and place.register.kind in ("f", "z")
+    for number, place in enumerate(reversed(outputs_and_noises(solver)))
 ]
 
 

@@ -48,8 +48,13 @@ LATE = {
     *("two-interval-2", "seeds-2", "sde-exponential-rk2", "sde-heun", "dpm-solver++-sde-stock"),
     "sde-dpm-solver++-singlestep-stock",
 }
-SLOW = {"sde-heun", "sde-dpm-solver++-singlestep-stock"}
-#: Quadrature in two variables, or a sum over a second noise: more than 10 s for 256 steps.
+#: Quadrature in two variables, or a sum over a second noise: 10 s to a minute. Ordinary runs see
+#: the orders of these on a normal law (``tests/solvers/test_stochastic.py``).
+SLOW = {
+    *("accelerated-sde-3", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
+    *("sde-dpm-solver++-singlestep-stock", "sde-exponential-rk2", "sde-heun"),
+}
+#: More than a minute for 256 steps.
 LONG = {"accelerated-sde-3", "er-sde-2"}
 
 
@@ -79,7 +84,6 @@ def test_order_5_before_rounding(solver: Solver) -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    # A minute to 512 steps.
     [pytest.param(s, id=s.name, marks=pytest.mark.slow if s.name in SLOW else []) for s in SHOWN],
 )
 def test_declared_orders(solver: Solver) -> None:
