@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -163,9 +164,24 @@ class SchedulerRun:
             return self.whole
         firsts, total = self.firsts(), len(calls_of(self.whole))
         if call in firsts:
-            rest = self._planned(self.times[firsts.index(call) :])
+            number = firsts.index(call)
+            steps = self.whole.steps[number:]
+            ages = [
+                register.age - place
+                for place, step in enumerate(steps[: self.whole.memory])
+                for combination in step.combinations()
+                for register, _ in combination
+            ]
+            if max(ages, default=0) <= 0:  # nothing of the steps before
+                return replace(self.whole, steps=steps)
+            rest = self._planned(self.times[number:])
             if calls_of(rest) == calls_of(self.whole)[call:]:
                 return rest
+            if self._solver.whole_grid:
+                raise ValueError(
+                    f"begin_index: {self.whole.solver} plans all steps together, and cannot begin "
+                    f"with model call {call}; take a solver that does not"
+                )
         elif len({len(step.stages) for step in self.whole.steps[:-1]}) == 1:
             near = [f for f in firsts if abs(f - call) <= self.calls_of_step] or firsts[-1:]
             words = " or ".join(f"{f} (strength {1 - (f + 0.5) / total:.3f})" for f in near)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,6 @@ class GaussianMixture(Target):
             self._cache[key] = {k: v.to(x) for k, v in self._parameters64.items()}
         return self._cache[key]
 
-    # Components come first, then samples: what is next to one another in memory is summed apart.
-
     def _components(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor, Tensor]:
         """Log joint (K, b), residuals (K, b, d) and variances, in each component's eigenbasis.
 
@@ -110,9 +109,8 @@ class GaussianMixture(Target):
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.score`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
-        posterior = torch.softmax(log_joint, dim=0)[:, :, None]
         scores = self._component_scores(residual, variance)
-        return (posterior * scores).sum(0).to(x.dtype).reshape(x.shape)
+        return _total(_posterior(log_joint) * scores).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """See :meth:`Target.log_prob`."""
@@ -121,17 +119,17 @@ class GaussianMixture(Target):
     def score_and_jacobian(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
         """See :meth:`Target.score_and_jacobian`."""
         log_joint, residual, variance = self._components(x, alpha, sigma)
-        posterior = torch.softmax(log_joint, dim=0)[:, :, None]
+        posterior = _posterior(log_joint)
         scores = self._component_scores(residual, variance)
-        mean = (posterior * scores).sum(0)
+        mean = _total(posterior * scores)
         centred, inverse = scores - mean, posterior / variance
         basis = self._on(mean).get("basis")
         if self.dim == 1:
-            jacobian = (posterior * centred**2 - inverse).sum(0)[:, :, None]
+            jacobian = _total(posterior * centred**2 - inverse)[:, :, None]
         else:
             jacobian = torch.einsum("kbd,kbe->bde", posterior * centred, centred)
             if basis is None:
-                jacobian = jacobian - torch.diag_embed(inverse.sum(0))
+                jacobian = jacobian - torch.diag_embed(_total(inverse))
             else:
                 jacobian = jacobian - torch.einsum("kde,kbe,kfe->bdf", basis, inverse, basis)
         return mean.to(x.dtype).reshape(x.shape), jacobian
@@ -181,6 +179,24 @@ class GaussianMixture(Target):
             return variances[:, :, None] * np.eye(self.dim)
         q = basis.numpy()
         return np.einsum("kde,ke,kfe->kdf", q, variances, q)
+
+
+# What belongs to components comes first, (K, b, ...): neighbours in memory are then summed apart,
+# which is much faster than sums over a short last dimension.
+
+
+def _posterior(log_joint: Tensor) -> Tensor:
+    """Probabilities of the components, (K, b, 1), from log joints (K, b)."""
+    joint = (log_joint - log_joint.amax(0)).exp()
+    return (joint / _total(joint))[:, :, None]
+
+
+def _total(terms: Tensor) -> Tensor:
+    """Sum over components, one after the other: the same for a sample in any batch.
+
+    ``Tensor.sum`` and ``softmax`` add in another order where few samples are left over.
+    """
+    return reduce(torch.add, terms.unbind(0))
 
 
 class Gaussian(GaussianMixture):
