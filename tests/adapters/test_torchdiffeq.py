@@ -162,7 +162,7 @@ def test_adjoint_gradients_converge_to_discretise_then_differentiate(
 @pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda solver: solver.name)
 def test_every_solver_has_an_adjoint(solver, y0: torch.Tensor) -> None:
     ode = pf.ProbabilityFlowODE(PROCESS, pf.Model(Network(), PROCESS))
-    t = times(96, 0.5, 0.1)
+    t = times(96 if solver.orders["strong"] == 1 else 32, 0.5, 0.1)
     exact = gradients(pf.odeint, ode, y0, t, method=solver)
     given = gradients(torchdiffeq.odeint_adjoint, ode, y0, t, method=solver.name)
     for a, b in zip(given, exact, strict=True):
