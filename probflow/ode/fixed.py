@@ -12,8 +12,9 @@ from torch import Tensor
 
 from probflow.integrate.grid import host_times, refine
 from probflow.integrate.loop import NonFiniteError, all_finite
+from probflow.integrate.transforms import transformed
 from probflow.ode.adaptive import AcceptedStep, step_limit
-from probflow.ode.problem import Problem, host_outputs, traced, transformed
+from probflow.ode.problem import Problem, host_outputs, traced
 from probflow.ode.saved import Stepper
 from probflow.ode.steps import (
     Run,

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times
+from probflow.integrate.transforms import batched, transformed
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
 from probflow.words import dictionary
 
-__all__ = ["Layout", "Problem", "host_outputs", "traced", "transformed"]
+__all__ = ["Layout", "Problem", "host_outputs", "traced"]
 
 
 def traced(t: Any) -> bool:
@@ -25,22 +26,6 @@ def traced(t: Any) -> bool:
     if t.requires_grad and torch.is_grad_enabled():
         return True
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(t))
-
-
-def transformed() -> bool:
-    """Whether values may be hidden: in a transform of torch.func, or while a graph is traced."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def batched(y: Tensor) -> bool:
-    """Whether torch.func.vmap hides the values of a tensor."""
-    try:
-        y.detach().reshape(-1)[:1].tolist()
-    except RuntimeError:
-        return True
-    return False
 
 
 def host_outputs(t: Any, bounded: bool = True) -> list[float]:

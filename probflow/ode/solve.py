@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.transforms import batched, transformed
 from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control, tolerances
@@ -28,7 +29,7 @@ from probflow.ode.options import (
     is_adaptive,
 )
 from probflow.ode.per_sample import PerSample, Taken, per_sample_times
-from probflow.ode.problem import Problem, batched, host_outputs, traced, transformed
+from probflow.ode.problem import Problem, host_outputs, traced
 from probflow.ode.result import ODEResult, SolveError, Status
 from probflow.ode.steppers import fixed_stepper
 from probflow.tableaus import TABLEAUS, Tableau

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.ode.problem import transformed
+from probflow.integrate.transforms import transformed
 from probflow.tableaus import Tableau
 
 __all__ = ["Run", "combine", "dense_value", "rk_step", "run_steps", "stage_times", "time_tensors"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probflow.integrate.transforms import transformed
 from probflow.sde.parts import Parts, flat
 from probflow.sde.settings import NOISE_TYPES
 
@@ -137,6 +138,11 @@ class System:
         It needs one where gradients are on and either the state or a parameter in g asks for them;
         otherwise the graphs of all steps would hang together through the state.
         """
+        if transformed() and not (y.requires_grad or torch.compiler.is_compiling()):
+            raise ValueError(
+                "method: its derivatives of the diffusion are not to be had within torch.func.vmap "
+                "or jvp; take 'milstein' with options={'grad_free': True}, or a method without them"
+            )
         with torch.inference_mode(False), torch.enable_grad():
             y = _recordable(y)
             x = y if y.requires_grad else y.detach().requires_grad_()

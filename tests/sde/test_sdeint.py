@@ -545,6 +545,41 @@ def test_adaptive_steps_do_not_bias_the_law() -> None:
         assert abs(float(x.mean()) - exact) < allowed
 
 
+@pytest.mark.slow  # 5 minutes
+@pytest.mark.parametrize(("method", "kind"), [("milstein", "ito"), ("heun", "stratonovich")])
+def test_mean_errors_are_no_larger_than_those_of_fixed_steps(method: str, kind: str) -> None:
+    """At the same number of evaluations of the drift, and they vanish with the tolerance."""
+    y0, count = torch.ones(1, 2, dtype=DOUBLE), 400
+
+    def mean_error(**settings) -> tuple[float, float, float]:
+        calls, errors = [], []
+
+        class Counted(Geometric):
+            def drift(self, t, y):
+                calls.append(t)
+                return super().drift(t, y)
+
+        sde = Counted(kind)
+        for seed in range(count):
+            bm = pf.BrownianInterval(0.0, 1.0, (1, 2), DOUBLE, entropy=seed)
+            y = pf.sdeint(sde, y0, [0.0, 1.0], bm, method, **settings)[-1]
+            errors.append(float((y - sde.exact(y0, bm(0.0, 1.0)))[0, 0]))
+        x = torch.tensor(errors, dtype=DOUBLE)
+        return float(x.mean()), float(x.std()) / math.sqrt(count), len(calls) / count
+
+    adaptive = []
+    for tolerance in (2e-2, 5e-3, 1e-3):
+        error, uncertainty, calls = mean_error(
+            dt=0.5, adaptive=True, rtol=tolerance, atol=tolerance
+        )
+        per_step = 1 if method == "milstein" else 2
+        fixed, other, _ = mean_error(dt=1.0 / round(calls / per_step))
+        assert abs(error) < 1.25 * abs(fixed) + 3.3 * math.hypot(uncertainty, other)
+        adaptive.append(abs(error))
+    assert adaptive[1] < 0.6 * adaptive[0]
+    assert adaptive[2] < 0.6 * adaptive[1]
+
+
 def test_adaptive_steps_stay_inside_and_land_on_outputs(y0: torch.Tensor) -> None:
     calls, queries = [], []
     bm = pf.BrownianInterval(0.0, 1.0, (5, 2), DOUBLE, entropy=0)
@@ -583,3 +618,42 @@ def test_adaptive_euler_warns(y0: torch.Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pf.sdeint(Ornstein(), y0, [0.0, 1.0], None, "euler", 0.1, True, 0.5, 0.5)
+
+
+# Transforms of torch.func ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("euler", {}), ("srk", {}), ("milstein", {"grad_free": True})]
+)
+def test_transforms_of_torch_func(method: str, options: dict) -> None:
+    sde = Geometric("ito")
+
+    def end(y: torch.Tensor) -> torch.Tensor:
+        chosen = {**options, "seed": 0}
+        return pf.sdeint(sde, y, [0.0, 1.0], method=method, dt=0.1, options=chosen)[-1]
+
+    batch = torch.tensor([[[1.0, 0.7]], [[0.5, 2.0]]], dtype=DOUBLE)
+    expected = torch.stack([end(y) for y in batch])
+    torch.testing.assert_close(torch.func.vmap(end)(batch), expected, rtol=1e-12, atol=0)
+    # The solution is a multiple of its start, and so it is its own derivative along that.
+    value, tangent = torch.func.jvp(end, (batch[0],), (batch[0],))
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(tangent, expected[0], rtol=1e-9, atol=0)
+
+
+def test_what_transforms_of_torch_func_cannot_do_is_refused() -> None:
+    sde, y = Geometric("ito"), torch.ones(3, 1, 2, dtype=DOUBLE)
+
+    def end(y: torch.Tensor, **settings) -> torch.Tensor:
+        return pf.sdeint(sde, y, [0.0, 1.0], dt=0.1, options={"seed": 0}, **settings)[-1]
+
+    with pytest.raises(ValueError, match=r"^method: its derivatives of the diffusion are not"):
+        torch.func.vmap(lambda y: end(y, method="milstein"))(y)
+    with pytest.raises(ValueError, match=r"^y0: under torch.func.vmap steps cannot depend"):
+        torch.func.vmap(lambda y: end(y, method="srk", adaptive=True))(y)
+    y, direction = y[0], torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
+    jacobian = torch.func.jacrev(lambda y: end(y, method="milstein"))(y)
+    torch.testing.assert_close(
+        jacobian[0, :, 0] @ direction[0], end(y, method="milstein")[0] * direction[0]
+    )

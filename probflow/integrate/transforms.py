@@ -1,0 +1,24 @@
+"""Whether a transform of torch.func, or a graph that is traced, hides what tensors hold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["batched", "transformed"]
+
+
+def transformed() -> bool:
+    """Whether values may be hidden: in a transform of torch.func, or while a graph is traced."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def batched(y: Tensor) -> bool:
+    """Whether torch.func.vmap hides the values of a tensor."""
+    try:
+        y.detach().reshape(-1)[:1].tolist()
+    except RuntimeError:
+        return True
+    return False
