@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probflow._version import __version__
-from probflow.processes import Process
+from probflow.processes import VP, Process
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
@@ -191,7 +191,7 @@ def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
         "dtype": "float64",
         "device": "cpu",
-        "process": "vp-linear" if process is None else str(process),
+        "process": getattr(process or VP.linear(), "name", repr(process)),
         "seed": seed,
     }
 
