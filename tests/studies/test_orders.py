@@ -207,7 +207,10 @@ def test_orders_of_noise_up_and_ode_down_by_options(solver: Solver, order: float
 @pytest.mark.parametrize("solver", SHOWN, ids=name)
 def test_w2_and_kl_follow_tv(solver: Solver) -> None:
     """The order of KL is twice that of TV, and so is what its local orders lack at a step count."""
-    assert_order(solver, ["w2", "kl"], steps=(*STEPS, 512))
+    assert_order(solver, "w2", steps=(*STEPS, 512))
+    # Its local orders of KL are 4.60, 4.26, 3.92, 3.86 from 16 to 256 steps: they turn before 4.
+    late = (1024, 2048) if solver.name == "dpm-solver++-sde-stock" else ()
+    assert_order(solver, "kl", steps=(*STEPS, 512, *late))
 
 
 # Other dimensions and processes -----------------------------------------------------------------
