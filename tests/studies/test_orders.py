@@ -228,7 +228,7 @@ def quickly(names: tuple[str, ...], solvers: list[Solver]) -> list:
 
 @pytest.mark.parametrize("solver", quickly(("heun",), DETERMINISTIC))
 def test_strong_order_in_the_plane(solver: Solver) -> None:
-    assert_order(solver, "strong", target=PLANE)
+    assert_order(solver, "strong", target=PLANE, steps=step_counts(solver))
 
 
 PROCESSES: list[Process] = [pf.VE(), pf.EDM(), pf.FlowMatching(), pf.VP.cosine()]
@@ -237,7 +237,8 @@ PROCESSES: list[Process] = [pf.VE(), pf.EDM(), pf.FlowMatching(), pf.VP.cosine()
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("solver", quickly(("dpm-solver++-2m",), SHOWN))
 def test_orders_on_other_processes(solver: Solver, process: Process) -> None:
-    assert_order(solver, process=process, steps=step_counts(solver))
+    late = solver.name == "deis-tab3"  # on VE
+    assert_order(solver, process=process, steps=(*STEPS, 512) if late else step_counts(solver))
 
 
 # Solvers of users, and the helper itself --------------------------------------------------------
