@@ -106,10 +106,10 @@ def cite(*things: str | Solver | EmbeddedPair | Tableau | Plan | Study | Callabl
         Any number of: a solver (its name, an alias, a :class:`~probflow.Solver` or a registered
         step function), an adaptive pair such as ``"dpm-solver-23"``, a Runge-Kutta method of
         :func:`~probflow.odeint` such as ``"dopri5"``, the function
-        :func:`~probflow.rejection_sample`, a :class:`~probflow.plan.Plan`, the result of
-        :func:`~probflow.study` (its solvers, and probflow, which measured; one that names no work
-        of the bibliography is a comment), or ``"probflow"``. Without any: the founding paper and
-        probflow.
+        :func:`~probflow.rejection_sample` (also ``"fors"``), a :class:`~probflow.plan.Plan`, the
+        result of :func:`~probflow.study` (its solvers, and probflow, which measured; one that names
+        no work of the bibliography is a comment), or ``"probflow"``. Without any: the founding
+        paper and probflow.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def _works(thing: Any) -> list[Entry]:
         return [entries()[PROBFLOW]]
     if isinstance(thing, Plan):
         return _works(thing.solver)
-    if thing is rejection_sample:
+    if thing is rejection_sample or thing in ("fors", "rejection_sample"):
         return entries_of("arXiv 2602.01338")
     method = _method(thing)
     works = entries_of(method.reference)

@@ -134,7 +134,10 @@ def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, An
     if name.startswith("Cosine"):
         config["arctan_timesteps"] = True
     if config.get("interpolation_type", "linear") != "linear":
-        raise ValueError("interpolation_type: only linear is supported")
+        raise ValueError(
+            f"interpolation_type: need 'linear', got {config['interpolation_type']!r}; "
+            "'log_linear' is use_exponential_sigmas=True with another number of levels"
+        )
     config = {key: value for key, value in config.items() if value is not None}
     hidden = {key: config.pop(key) for key in own if key in config and key not in known}
     return {**config, "_class_name": OWN}, hidden

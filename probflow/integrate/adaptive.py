@@ -108,6 +108,8 @@ def integrate_pair(
         If the end is not reached; the message names step and time.
     """
     _check(pair, model, y0, times, rtol, atol, first_step, max_num_steps)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: need a function, got {callback!r}")
     if per_sample and callback is not None:
         raise ValueError("callback: not available with per_sample, where no step serves all")
     run = PairRun([]) if run is None else run

@@ -113,7 +113,7 @@ def run_plan(
     NonFiniteError
         If the model returns NaN or infinity.
     """
-    _check_arguments(plan, model, x, noise, threshold, parallel)
+    _check_arguments(plan, model, x, noise, threshold, callback, parallel)
     if noise is not None:
         noise.restart()
     run = _Run(plan, model, x, threshold, parallel)
@@ -327,6 +327,7 @@ def _check_arguments(
     x: Any,
     noise: NoiseSource | None,
     threshold: Any,
+    callback: Any,
     parallel: bool,
 ) -> None:
     if not isinstance(parallel, bool):
@@ -351,6 +352,9 @@ def _check_arguments(
         raise TypeError(
             "parallel: needs a Model, called with one time for each sample; got a plain function"
         )
+    for name, hook in (("callback", callback), ("threshold", threshold)):
+        if hook is not None and not callable(hook):
+            raise TypeError(f"{name}: need a function, got {hook!r}")
     if noise is not None and not (callable(noise) and hasattr(noise, "restart")):
         raise TypeError(
             f"noise: need a NoiseSource (callable, with a method restart), got {noise!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from .curves import curve_handle
 from .page import finish_figure, new_figure
 from .style import GREY, Marks, all_marks, style_context
 from .venues import WIDE, page_width
+
+LEAST_TILE = 0.12  # inches: smaller pictures show nothing
 
 
 def density_plot(
@@ -101,6 +104,8 @@ def image_grid(
 ) -> Figure:
     """Show pictures: a row per solver, a group of columns per budget.
 
+    Groups that do not fit next to one another go below, with the solvers' names again.
+
     Parameters
     ----------
     images
@@ -141,37 +146,56 @@ def image_grid(
     width = page_width(columns, venue)
     gap, group_gap, row_gap, margin = 0.03, 0.1, 0.05, 0.05
     left = margin + 0.06 + 0.062 * max(len(name) for name in images)
-    space = width - left - margin - (groups - 1) * group_gap - groups * (per_group - 1) * gap
-    tile = min(0.5, space / (groups * per_group))
-    if tile < 0.06:
-        raise ValueError(f"{min(counts)} pictures a row do not fit a figure {width} in wide")
+    for beside in range(groups, 0, -1):  # groups next to one another
+        gaps = (beside - 1) * group_gap + beside * (per_group - 1) * gap
+        tile = min(0.5, (width - left - margin - gaps) / (beside * per_group))
+        if tile >= LEAST_TILE:
+            break
+    else:
+        raise ValueError(
+            f"{per_group} pictures in a group do not fit a figure {width} in wide; show fewer"
+        )
     group_width = per_group * tile + (per_group - 1) * gap
-    left += 0.5 * (width - margin - left - groups * group_width - (groups - 1) * group_gap)
-    height = len(images) * (tile + row_gap) + 0.2
+    left += 0.5 * (width - margin - left - beside * group_width - (beside - 1) * group_gap)
+    band = len(images) * (tile + row_gap) + 0.2
+    height = math.ceil(groups / beside) * band
+
+    def corner(group: int) -> tuple[float, float]:
+        """Left and upper end of a group."""
+        below, place = divmod(group, beside)
+        return left + place * (group_width + group_gap), height - below * band
+
     with style_context():
         fig, (ax,) = new_figure(width, 1, 1)
         ax.set_axis_off()
         for i, (name, row) in enumerate(arrays.items()):
-            y = height - 0.2 - i * (tile + row_gap)
-            ax.text(left - 0.06, y - tile / 2, name, ha="right", va="center", fontsize=6.5)
-            for j, image in enumerate(row):
-                group, place = divmod(j, per_group)
-                x = left + group * (group_width + group_gap) + place * (tile + gap)
-                box = (x, x + tile, y - tile, y)
-                if image is None:
-                    ax.plot(
-                        [x, x + tile, x + tile, x, x, x + tile],
-                        [y - tile, y - tile, y, y, y - tile, y],
-                        color="#BBBBBB",
-                        linewidth=0.5,
-                    )
-                else:
-                    ax.imshow(
-                        image, extent=box, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest"
-                    )
+            for group in range(groups):
+                x, y = corner(group)
+                y -= 0.2 + i * (tile + row_gap)
+                if x == left:
+                    ax.text(x - 0.06, y - tile / 2, name, ha="right", va="center", fontsize=6.5)
+                for image in row[group * per_group : (group + 1) * per_group]:
+                    box = (x, x + tile, y - tile, y)
+                    if image is None:
+                        ax.plot(
+                            [x, x + tile, x + tile, x, x, x + tile],
+                            [y - tile, y - tile, y, y, y - tile, y],
+                            color="#BBBBBB",
+                            linewidth=0.5,
+                        )
+                    else:
+                        ax.imshow(
+                            image,
+                            cmap=cmap,
+                            extent=box,
+                            vmin=vmin,
+                            vmax=vmax,
+                            interpolation="nearest",
+                        )
+                    x += tile + gap
         for group, label in enumerate(column_labels):
-            x = left + group * (group_width + group_gap) + group_width / 2
-            ax.text(x, height - 0.1, label, ha="center", va="center", fontsize=6.5)
+            x, y = corner(group)
+            ax.text(x + group_width / 2, y - 0.1, label, ha="center", va="center", fontsize=6.5)
         ax.set_xlim(0.0, width)
         ax.set_ylim(0.0, height)
         ax.set_aspect("auto")

@@ -6,19 +6,12 @@ ODE steps err. For noise added a few times over a long way see :func:`probflow.g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import inf
-from typing import Any
 
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import exp, log, sqrt
-from probflow.solvers.registry import register
+from probflow.solvers.registry import no_sde, register
 from probflow.words import check_choice, check_real
-
-
-def _no_sde(options: Mapping[str, Any]) -> None:
-    """The noise per unit of log-SNR depends on the grid: there is no SDE to follow."""
-    return None
 
 
 @register(
@@ -30,7 +23,7 @@ def _no_sde(options: Mapping[str, Any]) -> None:
     nfe=2,
     stochastic=True,
     orders={"tv": 2},
-    sde=_no_sde,
+    sde=no_sde,
 )
 def edm_churn(
     step: StepBuilder,

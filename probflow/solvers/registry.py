@@ -30,6 +30,7 @@ __all__ = [
     "all_solvers",
     "find_pair",
     "get_solver",
+    "no_sde",
     "register",
     "solver_names",
     "unregister",
@@ -262,6 +263,17 @@ _NO_STEPS = {
     "fors": "samples by rejection and has no plan on a grid; it is pf.rejection_sample",
     "restart": "is a grid for any solver (edm-heun in its paper): pf.grids.restart",
 }
+
+
+def no_sde(options: Mapping[str, Any]) -> None:
+    """``sde`` of a solver whose noise, per unit of log-SNR, depends on the grid: it has no paths.
+
+    Parameters
+    ----------
+    options
+        The solver's.
+    """
+    return None
 
 
 def register(

@@ -15,15 +15,13 @@ steps change slowly; with "heun" it holds on any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import column
 from probflow.solvers.forms import EPS, X0, Form, heun_2, midpoint_2
 from probflow.solvers.phi import adams, moments
-from probflow.solvers.registry import register
+from probflow.solvers.registry import no_sde, register
 from probflow.words import check_choice, check_whole
 
 _STOCK = "diffusers' DPMSolverSinglestepScheduler"
@@ -106,10 +104,6 @@ def dpm_solver_pp_singlestep_stock(
     return _spread(step, X0, order, solver_type, final)
 
 
-def _no_sde(options: Mapping[str, Any]) -> None:
-    return None
-
-
 @register(
     "sde-dpm-solver++-singlestep-stock",
     reference=f'{_STOCK}, "sde-dpmsolver++"; Lu et al. 2022 (arXiv 2211.01095)',
@@ -118,7 +112,7 @@ def _no_sde(options: Mapping[str, Any]) -> None:
     stochastic=True,
     whole_grid=True,
     orders={"tv": 1},
-    sde=_no_sde,
+    sde=no_sde,
 )
 def sde_dpm_solver_pp_singlestep_stock(
     step: StepBuilder, order: int = 2, solver_type: str = "midpoint", final: str = "keep"

@@ -145,7 +145,17 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     -------
     Comparison
         Its ``worse`` is empty if no verdict got worse.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of other types, and if the two have no cell in common.
     """
+    if not isinstance(baseline, Baseline) or not isinstance(study, Study):
+        raise TypeError(
+            "baseline, study: need what read_baseline and study return, got "
+            f"{type(baseline).__name__} and {type(study).__name__}"
+        )
     old = {(curve_key(row), row.steps): row for row in baseline.rows}
     new = {(curve_key(row), row.steps): row for row in study.rows}
     common = [key for key in new if key in old]
@@ -171,6 +181,10 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
             others.append(text)
     missing = [f"{_cell_label(k)}: not in the baseline" for k in new if k not in old]
     missing += [f"{_cell_label(k)}: in the baseline only" for k in old if k not in new]
+    if not common:
+        raise ValueError(
+            f"--compare: the baseline has no cell of this study ({len(old)} others): {missing[0]}"
+        )
     lines = tuple(changes.values())
     return Comparison(len(common), lines, tuple(worse), tuple(others), tuple(missing))
 

@@ -35,6 +35,20 @@ def test_image_grid() -> None:
     assert box.width == pytest.approx(box.height)
 
 
+def test_groups_that_do_not_fit_go_below() -> None:
+    """In a column of 3.25 inches, as icml's, a group of six pictures leaves no room for another."""
+    images = {name: [np.zeros((8, 8))] * 18 for name in ("accelerated-ode-multistep", "ddim")}
+    [ax] = image_grid(images, ["5 NFE", "10 NFE", "20 NFE"], columns=1, venue="icml").axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("ddim") == 3
+    heights = [text.get_position()[1] for text in ax.texts if "NFE" in text.get_text()]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+    extents = [image.get_extent() for image in ax.images]
+    assert len(set(extents)) == len(extents) == 36
+    assert all(0 <= x0 < x1 <= 3.25 for x0, x1, *_ in extents)
+
+
 @pytest.mark.parametrize(
     ("images", "labels"),
     [({}, ["a"]), ({"x": [np.zeros((8, 8))] * 3}, ["a", "b"]), ({"x": []}, ["a"])],

@@ -127,6 +127,14 @@ def test_a_verdict_at_its_edge_is_noise(line) -> None:
     assert len(compared(order=first.order - 1, low=first.low - 1, high=first.high - 1).worse) == 1
 
 
+def test_nothing_in_common_is_an_error(line, tmp_path: Path) -> None:
+    other = study(mixture(), "euler", STEPS, "strong")
+    with pytest.raises(ValueError, match="--compare: the baseline has no cell of this study"):
+        compare(read_baseline(line[1] / "cells.jsonl"), other)
+    with pytest.raises(TypeError, match="baseline, study: need what read_baseline and study"):
+        compare(line[0], line[0])
+
+
 def test_a_folder_is_no_baseline(line) -> None:
     with pytest.raises(ValueError, match=r"is a folder; of a run take .*cells\.jsonl"):
         read_baseline(line[1])

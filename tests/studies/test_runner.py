@@ -110,6 +110,7 @@ def test_local_orders_skip_refused_cells() -> None:
             MIXTURE,
             "refused: edm-churn is stochastic: its strong error needs",
         ),
+        ("li-jiao", "strong", MIXTURE, "refused: li-jiao is stochastic: its strong error needs"),
         ("ddpm", "tv", PLANE, "refused: the density of a stochastic solver in 2 dimensions"),
         ("accelerated-sde-3", "path-kl", PLANE, "refused: a step with a second noise inside"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
