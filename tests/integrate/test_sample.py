@@ -190,7 +190,7 @@ def test_options_are_passed_on() -> None:
         with pytest.raises(TypeError, match=f"^{name}: need a function, got 3"):
             draw("ddim", **{name: 3})
     with pytest.raises(TypeError, match=r"^callback: need a function, got 3"):
-        pf.sample(pf.Model(hook, PROCESS), (2, 2), "dpm-solver-12", callback=3)
+        pf.sample(pf.Model(hook, PROCESS), (2, 2), "dpm-solver-12", seed=0, callback=3)
     bad = pf.Model(lambda x, t: x * math.nan, PROCESS)
     with pytest.raises(pf.NonFiniteError, match="step 0 of 2, t = 1"):
         pf.sample(bad, (2, 2), "ddim", 2, seed=0)

@@ -44,7 +44,7 @@ def test_groups_that_do_not_fit_go_below() -> None:
     heights = [text.get_position()[1] for text in ax.texts if "NFE" in text.get_text()]
     assert heights == sorted(heights, reverse=True)
     assert len(set(heights)) == 3
-    extents = [image.get_extent() for image in ax.images]
+    extents = [tuple(image.get_extent()) for image in ax.images]
     assert len(set(extents)) == len(extents) == 36
     assert all(0 <= x0 < x1 <= 3.25 for x0, x1, *_ in extents)
 

@@ -100,6 +100,13 @@ def test_local_orders_skip_refused_cells() -> None:
     assert math.isfinite(rows[2].eoc)
 
 
+def test_rounds_that_draw_noise_follow_no_path() -> None:
+    for rounds, status in ((2, "refused: li-jiao is stochastic: its strong error"), (1, "ok")):
+        solver = pf.get_solver("li-jiao", rounds=rounds)
+        [row] = study(MIXTURE, solver, [8], "strong").rows
+        assert row.status.startswith(status)
+
+
 @pytest.mark.parametrize(
     ("solver", "name", "target", "reason"),
     [
@@ -110,7 +117,6 @@ def test_local_orders_skip_refused_cells() -> None:
             MIXTURE,
             "refused: edm-churn is stochastic: its strong error needs",
         ),
-        ("li-jiao", "strong", MIXTURE, "refused: li-jiao is stochastic: its strong error needs"),
         ("ddpm", "tv", PLANE, "refused: the density of a stochastic solver in 2 dimensions"),
         ("accelerated-sde-3", "path-kl", PLANE, "refused: a step with a second noise inside"),
         ("ddim", "w2", PLANE, "refused: W2 in 2 dimensions is exact for Gaussian targets only"),
