@@ -24,7 +24,7 @@ from probflow.integrate.evaluations import (
 )
 from probflow.integrate.kernels import Kernel, States, Stretch, compiled
 from probflow.integrate.noise import NoiseSource
-from probflow.integrate.transforms import batched, transformed
+from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import Model
 from probflow.plan import Plan
@@ -142,7 +142,7 @@ def run_plan(
 
 def all_finite(x: Tensor) -> bool:
     """Whether all numbers are finite, or hidden by torch.func.vmap; waits for the device."""
-    if transformed() and batched(x):
+    if hidden(x):
         return True
     # NaN and infinity survive a sum, which is much cheaper than a flag per element; where finite
     # numbers overflow it, the flags decide.

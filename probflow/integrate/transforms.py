@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["batched", "transformed"]
+__all__ = ["hidden", "transformed"]
 
 
 def transformed() -> bool:
@@ -15,10 +15,12 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def batched(y: Tensor) -> bool:
+def hidden(x: Tensor) -> bool:
     """Whether torch.func.vmap hides the values of a tensor."""
+    if torch.compiler.is_compiling() or not transformed():
+        return False
     try:
-        y.detach().reshape(-1)[:1].tolist()
+        x.detach().reshape(-1)[:1].tolist()
     except RuntimeError:
         return True
     return False

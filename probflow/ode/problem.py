@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times
-from probflow.integrate.transforms import batched, transformed
+from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
 from probflow.words import dictionary
@@ -40,7 +40,7 @@ def host_outputs(t: Any, bounded: bool = True) -> list[float]:
         ``torch.func.vmap``.
     """
     if isinstance(t, Tensor):
-        if transformed() and not torch.compiler.is_compiling() and batched(t):
+        if hidden(t):
             raise ValueError(
                 "t: torch.func.vmap hides the times, and these steps depend on them; give times "
                 "that all have in common, or fixed steps from each time to the next"

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probflow.integrate.loop import NonFiniteError
-from probflow.integrate.transforms import batched, transformed
+from probflow.integrate.transforms import hidden, transformed
 from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control, tolerances
@@ -279,7 +279,7 @@ class _Solve:
         )
 
     def _refuse_vmap(self) -> None:
-        if transformed() and batched(self.problem.y0):
+        if hidden(self.problem.y0):
             raise ValueError(
                 f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
                 "give the batch as it is, with per_sample for steps of their own, or use fixed "

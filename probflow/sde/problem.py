@@ -14,7 +14,7 @@ from torch import Tensor
 from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.grid import check_positive, check_steps
 from probflow.integrate.motion import seed_of
-from probflow.integrate.transforms import batched, transformed
+from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
 from probflow.sde.adaptive import Tolerances, run_adaptive
@@ -105,7 +105,7 @@ class Problem:
             return Trajectory([y0], memory, list(self.times))
         method, query = self.method, self.query
         if self.tolerances is not None:
-            if transformed() and batched(y0):
+            if hidden(y0):
                 raise ValueError(
                     "y0: under torch.func.vmap steps cannot depend on the error; take fixed steps, "
                     "adaptive=False"
