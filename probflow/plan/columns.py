@@ -26,6 +26,7 @@ __all__ = [
     "hypot",
     "isfinite",
     "log",
+    "log1p",
     "one_by_one_unless",
     "sin",
     "some",
@@ -113,6 +114,7 @@ expm1 = _of(math.expm1, np.expm1)
 hypot = _of(math.hypot, np.hypot)
 isfinite = _of(math.isfinite, np.isfinite)
 log = _of(math.log, np.log)
+log1p = _of(math.log1p, np.log1p)
 sin = _of(math.sin, np.sin)
 sqrt = _of(math.sqrt, np.sqrt)
 tan = _of(math.tan, np.tan)

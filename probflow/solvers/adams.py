@@ -13,7 +13,7 @@ from math import ceil
 
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import exp, expm1, log
-from probflow.solvers.forms import EPS, lowered, starting_step
+from probflow.solvers.forms import EPS, is_start, lowered, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.words import check_choice
@@ -46,9 +46,8 @@ def _adams(
     final: str = "keep",
 ) -> Linear:
     """Step of an Adams method on eps, after its start."""
-    check_choice("start", start, ("runge-kutta", "euler"))
-    if len(step.previous) < order - 2 and start == "runge-kutta":
-        return starting_step(step, EPS, order - 1)
+    if is_start(len(step.previous), order - 2, start):
+        return starting_step(step, EPS, order - 1, start)
     return _average(step, weights(step, lowered(order, step, final)))
 
 
@@ -60,9 +59,9 @@ def _adams(
     memory=1,
     orders={"tv": 2, "strong": 2},
 )
-def lms_2(step: StepBuilder) -> Linear:
+def lms_2(step: StepBuilder, final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0, 1."""
-    return _adams(step, 2, _rho_weights)
+    return _adams(step, 2, _rho_weights, final=final)
 
 
 @register(
@@ -73,9 +72,9 @@ def lms_2(step: StepBuilder) -> Linear:
     memory=2,
     orders={"tv": 3, "strong": 3},
 )
-def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def lms_3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 2."""
-    return _adams(step, 3, _rho_weights, start)
+    return _adams(step, 3, _rho_weights, start, final)
 
 
 @register(
@@ -86,17 +85,22 @@ def lms_3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     memory=3,
     orders={"tv": 4, "strong": 4},
 )
-def lms_4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def lms_4(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(rho) drho, over the step; j = 0 .. 3."""
-    return _adams(step, 4, _rho_weights, start)
+    return _adams(step, 4, _rho_weights, start, final)
 
 
-def _ipndm(step: StepBuilder, order: int, weights: str, start: str = "runge-kutta") -> Linear:
+def _constant_weights(step: StepBuilder, order: int) -> list[float]:
+    """Weights for steps of equal length, whatever they are."""
+    count = min(order, len(step.previous) + 1)
+    return adams([-float(j) for j in range(count)], moments(count))
+
+
+def _ipndm(step: StepBuilder, order: int, weights: str, start: str, final: str) -> Linear:
     check_choice("weights", weights, ("variable", "constant"))
     if weights == "variable":
-        return _adams(step, order, _rho_weights, start)
-    stored = min(order - 1, len(step.previous))
-    return _average(step, adams([-float(j) for j in range(stored + 1)], moments(stored + 1)))
+        return _adams(step, order, _rho_weights, start, final)
+    return _adams(step, order, _constant_weights, "euler", final)
 
 
 @register(
@@ -106,13 +110,13 @@ def _ipndm(step: StepBuilder, order: int, weights: str, start: str = "runge-kutt
     memory=1,
     orders={"tv": 2, "strong": 2},
 )
-def ipndm_2(step: StepBuilder, weights: str = "variable") -> Linear:
+def ipndm_2(step: StepBuilder, weights: str = "variable", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0, 1.
 
     As published, w = (3/2, -1/2) (``weights="constant"``), which is of order 2 on grids uniform in
     log-SNR only. By default w_j is the mean of l_j(rho) over the step, and the method is ``lms-2``.
     """
-    return _ipndm(step, 2, weights)
+    return _ipndm(step, 2, weights, "euler", final)
 
 
 @register(
@@ -122,13 +126,18 @@ def ipndm_2(step: StepBuilder, weights: str = "variable") -> Linear:
     memory=2,
     orders={"tv": 3, "strong": 3},
 )
-def ipndm_3(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+def ipndm_3(
+    step: StepBuilder,
+    weights: str = "variable",
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
     """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0 .. 2.
 
     As published, w = (23, -16, 5)/12 (``weights="constant"``), which is of order 2 at most. By
     default w_j is the mean of l_j(rho) over the step, and the method is ``lms-3``.
     """
-    return _ipndm(step, 3, weights, start)
+    return _ipndm(step, 3, weights, start, final)
 
 
 @register(
@@ -138,13 +147,18 @@ def ipndm_3(step: StepBuilder, weights: str = "variable", start: str = "runge-ku
     memory=3,
     orders={"tv": 4, "strong": 4},
 )
-def ipndm_4(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+def ipndm_4(
+    step: StepBuilder,
+    weights: str = "variable",
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
     """x' = alpha'/alpha x - sigma' (e^h - 1) sum_j w_j eps_j, j = 0 .. 3.
 
     As published, w = (55, -59, 37, -9)/24 (``weights="constant"``), which is of order 2 at most. By
     default w_j is the mean of l_j(rho) over the step, and the method is ``lms-4``.
     """
-    return _ipndm(step, 4, weights, start)
+    return _ipndm(step, 4, weights, start, final)
 
 
 @register(
@@ -154,7 +168,12 @@ def ipndm_4(step: StepBuilder, weights: str = "variable", start: str = "runge-ku
     memory=3,
     orders={"tv": 4, "strong": 4},
 )
-def pndm(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta") -> Linear:
+def pndm(
+    step: StepBuilder,
+    weights: str = "variable",
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
     """x' = alpha'/alpha x + alpha' (rho' - rho) e, e = sum_j w_j eps_j, j = 0 .. 3.
 
     The first three steps have e = (e1 + 2 e2 + 2 e3 + e4)/6 instead, the outputs at the four
@@ -169,10 +188,9 @@ def pndm(step: StepBuilder, weights: str = "variable", start: str = "runge-kutta
     error h^3 leaves order 3.
     """
     check_choice("weights", weights, ("variable", "constant"))
-    check_choice("start", start, ("runge-kutta", "heun"))
-    t, s, stored = step.t, step.s, len(step.previous)
-    if stored >= (3 if start == "runge-kutta" else 1):
-        return _ipndm(step, 4, weights, "euler")
+    t, s = step.t, step.s
+    if not is_start(len(step.previous), 3, start):
+        return _ipndm(step, 4, weights, "euler", final)
     first = step.model(step.x, t)
     if s.sigma == 0:
         return EPS.first(step.x, t, s, first)
@@ -276,17 +294,20 @@ def deis_tab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep"
 # Adams-Bashforth in process time -----------------------------------------------------------------
 
 
-def _adams_bashforth(step: StepBuilder, order: int, start: str = "runge-kutta") -> Linear:
-    check_choice("start", start, ("runge-kutta", "euler"))
+def _adams_bashforth(
+    step: StepBuilder, order: int, start: str = "runge-kutta", final: str = "keep"
+) -> Linear:
     t, h = step.t, step.s.t - step.t.t
     v = step.model(step.x, t)
-    if len(step.previous) < order - 2 and start == "runge-kutta":
+    if is_start(len(step.previous), order - 2, start):
+        if start == "heun":
+            return step.x + h / 2 * (v + step.model(step.x + h * v, step.s))
         if order == 3:
             return step.x + h * step.model(step.x + h / 2 * v, step.at(t.t + h / 2))
         v2 = step.model(step.x + h / 3 * v, step.at(t.t + h / 3))
         v3 = step.model(step.x + 2 * h / 3 * v2, step.at(t.t + 2 * h / 3))
         return step.x + h / 4 * (v + 3 * v3)
-    stored = step.previous[: order - 1]
+    stored = step.previous[: lowered(order, step, final) - 1]
     nodes = [0.0, *((p.t.t - t.t) / h for p in stored)]
     weights = [h * weight for weight in adams(nodes, moments(len(nodes)))]
     return Linear.sum([1.0, *weights], [step.x, v, *(p.outputs[0] for p in stored)])
@@ -301,9 +322,9 @@ def _adams_bashforth(step: StepBuilder, order: int, start: str = "runge-kutta") 
     memory=1,
     orders={"tv": 2, "strong": 2},
 )
-def ab2(step: StepBuilder) -> Linear:
+def ab2(step: StepBuilder, final: str = "keep") -> Linear:
     """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0, 1."""
-    return _adams_bashforth(step, 2)
+    return _adams_bashforth(step, 2, final=final)
 
 
 @register(
@@ -315,9 +336,9 @@ def ab2(step: StepBuilder) -> Linear:
     memory=2,
     orders={"tv": 3, "strong": 3},
 )
-def ab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def ab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0 .. 2. The first is a midpoint step."""
-    return _adams_bashforth(step, 3, start)
+    return _adams_bashforth(step, 3, start, final)
 
 
 @register(
@@ -329,9 +350,9 @@ def ab3(step: StepBuilder, start: str = "runge-kutta") -> Linear:
     memory=3,
     orders={"tv": 4, "strong": 4},
 )
-def ab4(step: StepBuilder, start: str = "runge-kutta") -> Linear:
+def ab4(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = x + sum_j v_j INT l_j(t) dt, over the step; j = 0 .. 3.
 
     The first two steps are of Heun's third-order method.
     """
-    return _adams_bashforth(step, 4, start)
+    return _adams_bashforth(step, 4, start, final)

@@ -22,6 +22,7 @@ from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import exp, expm1, log, sqrt
 from probflow.solvers.forms import check_s_noise
 from probflow.solvers.registry import register
+from probflow.solvers.reverse_sde import eta_of
 from probflow.solvers.singlestep import fast_step
 from probflow.words import check_real
 
@@ -78,6 +79,34 @@ def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -
     down, up = _split(step.t, step.s, eta)
     eps = step.model(step.x, step.t)
     return step.x + (down - step.t.rho) * eps + _noise(step, check_s_noise(s_noise) * up)
+
+
+@register(
+    "euler-ancestral-rf",
+    reference="ComfyUI's sample_euler_ancestral_RF; diffusers' LTXEulerAncestralRFScheduler",
+    prediction="eps",
+    coordinates="ve",
+    stochastic=True,
+    orders={"tv": 1, "strong": 1, "path-kl": 0.5},
+    sde=eta_of,
+)
+def euler_ancestral_rf(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    """y' = y + (rho_down - rho) eps(y) + s_noise rho_up Z, split in the times of a flow.
+
+    With tau = rho/(1 + rho), the time of rectified flow: tau_down = tau' (1 - eta (1 - tau'/tau)),
+    rho_up^2 = rho'^2 - rho_down^2. Its paths are those of the reverse SDE with the same eta.
+    """
+    check_real("eta", eta, "[0, 1]")
+    check_s_noise(s_noise)
+    t, s = step.t, step.s
+    eps = step.model(step.x, t)
+    if s.sigma == 0:
+        return step.x - t.rho * eps
+    loss = -eta * expm1(t.lambda_ - s.lambda_) / (1 + s.rho)  # 1 - tau_down/tau'
+    gap = s.rho * loss * (1 + s.rho) / (1 + s.rho * loss)
+    down = s.rho - gap
+    up = sqrt(gap * (s.rho + down))
+    return step.x + (down - t.rho) * eps + _noise(step, s_noise * up)
 
 
 @register(

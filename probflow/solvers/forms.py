@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import exp, expm1, sqrt
@@ -36,6 +37,16 @@ __all__ = ["EPS", "X0", "Form", "Tableau", "adams_step", "kutta_3", "runge_kutta
 
 #: From z to the weights of the stages after the first, and of the update.
 Tableau = Callable[[float], tuple[Sequence[Sequence[float]], Sequence[float]]]
+
+
+class Noisy(Protocol):
+    """A linear part with noise."""
+
+    def linear(self, t: Point, s: Point) -> float:
+        """Factor of the state between two points."""
+
+    def std(self, t: Point, s: Point) -> float:
+        """Standard deviation of the noise between them."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def runge_kutta(
     points[1.0] = s
     stages, update = tableau(form.z(t, s))
     outputs = [step.model(step.x, t)]
-    noise = _noise_at(step, form, points) if form.eta else {}
+    noise = noise_at(step, form, points) if form.eta else {}
     for node, weights in zip(nodes, stages, strict=True):
         r = points[node]
         # The weights are those of the whole step, so that h stands for the stage's, too.
@@ -136,7 +147,7 @@ def runge_kutta(
     return new + noise[1.0] if noise else new
 
 
-def _noise_at(step: StepBuilder, form: Form, points: dict[float, Point]) -> dict[float, Linear]:
+def noise_at(step: StepBuilder, form: Noisy, points: dict[float, Point]) -> dict[float, Linear]:
     """The noise term of the exact solution at points, by their fractions of h, of which 1 is one.
 
     One path: from a point to the next the term is multiplied by L, and a new noise is added.
@@ -215,14 +226,12 @@ def adams_step(
 ) -> Linear:
     """The exact integral of the polynomial in log-SNR through the last ``order`` outputs.
 
-    Where fewer are stored, the polynomial through those that are (``start`` = "euler"); that loses
-    order h^(k + 2) with k stored outputs, so that as long as this is more than h^order a
-    Runge-Kutta step of order - 1 takes its place (``start`` = "runge-kutta"). With ``final`` =
-    "lower" the order is at most the number of steps left. A step to sigma' = 0 is a DDIM step.
+    Where fewer are stored, the polynomial through those that are, after the steps of the ``start``
+    (see :func:`is_start`). With ``final`` = "lower" the order is at most the number of steps left.
+    A step to sigma' = 0 is a DDIM step.
     """
-    check_choice("start", start, ("runge-kutta", "euler"))
-    if len(step.previous) < order - 2 and start == "runge-kutta":
-        return starting_step(step, form, order - 1)
+    if is_start(len(step.previous), order - 2, start):
+        return starting_step(step, form, order - 1, start)
     t, s = step.t, step.s
     output = step.model(step.x, t)
     if s.sigma == 0:
@@ -235,8 +244,21 @@ def adams_step(
     return form.noisy(step, form.step(step.x, t, s, weights, outputs))
 
 
-def starting_step(step: StepBuilder, form: Form, order: int) -> Linear:
-    """A Runge-Kutta step of order 2, 3 or 4, for a method that has too little stored yet."""
+def is_start(stored: int, needed: int, start: str) -> bool:
+    """Whether a step with ``stored`` outputs is one of the start of a method that needs more.
+
+    A sum over k stored outputs and the present one errs by h^(k + 2) in a step. ``start``
+    "runge-kutta" takes one-step methods until ``needed`` outputs are stored, which makes up for
+    that; "heun" takes a single one, of order 2, which leaves order 3; "euler" none, which leaves 2.
+    """
+    check_choice("start", start, ("runge-kutta", "heun", "euler"))
+    return stored < {"runge-kutta": needed, "heun": min(needed, 1), "euler": 0}[start]
+
+
+def starting_step(step: StepBuilder, form: Form, order: int, start: str) -> Linear:
+    """A one-step method of order 2 (``start`` "heun", or if asked), 3 or 4."""
+    if start == "heun":
+        return runge_kutta(step, form, [1.0], heun_2(1.0))
     if order == 2:
         return runge_kutta(step, form, [0.5], heun_2(0.5))
     if order == 3:

@@ -154,6 +154,52 @@ def sde_dpm_solver_pp_3m(
 
 
 @register(
+    "sde-dpm-solver-2m",
+    reference=f"{_LU}, SDE-DPM-Solver-2M in the authors' code",
+    prediction="eps",
+    memory=1,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_dpm_solver_2m(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h phi_1 D + N, D = eps + (eps - eps_before) h/(2 h_before).
+
+    As ``sde-dpm-solver++-2m``, on eps. With one output it is ``seeds-1``.
+    """
+    return dpm_solver_2m_step(step, _form(EPS, step, eta, s_noise), solver_type, final)
+
+
+@register(
+    "sde-dpm-solver-3m",
+    reference="dpm-solver-3m with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_dpm_solver_3m(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    factor: float = 2.0,
+    solver_type: str = "midpoint",
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h (phi_1 eps + phi_2 D1 + phi_3 D2) + N, as ``sde-dpm-solver++-3m`` on eps."""
+    form = _form(EPS, step, eta, s_noise)
+    return dpm_solver_3m_step(step, form, factor, solver_type, start, final)
+
+
+@register(
     "dpm-solver++-sde",
     aliases=("dpmpp-sde",),
     reference=f"{_K}'s sample_dpmpp_sde; {_LU}, section 4.3",
@@ -175,7 +221,7 @@ def dpm_solver_pp_sde(
     return runge_kutta(step, form, [check_real("r", r, "(0, 1]")], midpoint_2(r))
 
 
-# Exponential Adams and Runge-Kutta methods on x0 -------------------------------------------------
+# Exponential Adams and Runge-Kutta methods --------------------------------------------------------
 
 
 @register(
@@ -187,9 +233,14 @@ def dpm_solver_pp_sde(
     orders={"tv": 2, "strong": 1},
     sde=eta_of,
 )
-def sde_exponential_ab2(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
+def sde_exponential_ab2(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    final: str = "keep",
+) -> Linear:
     """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
-    return adams_step(step, _form(X0, step, eta, s_noise), 2)
+    return adams_step(step, _form(X0, step, eta, s_noise), 2, final=final)
 
 
 @register(
@@ -202,10 +253,93 @@ def sde_exponential_ab2(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
     sde=eta_of,
 )
 def sde_exponential_ab3(
-    step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0, start: str = "runge-kutta"
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
-    return adams_step(step, _form(X0, step, eta, s_noise), 3, start=start)
+    return adams_step(step, _form(X0, step, eta, s_noise), 3, start=start, final=final)
+
+
+@register(
+    "sde-exponential-ab4",
+    reference="exponential-ab4-x0 with the exact noise of the reverse SDE",
+    prediction="x0",
+    memory=3,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_exponential_ab4(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
+    return adams_step(step, _form(X0, step, eta, s_noise), 4, start=start, final=final)
+
+
+@register(
+    "sde-exponential-ab2-eps",
+    reference="exponential-ab2 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=1,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_exponential_ab2_eps(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
+    return adams_step(step, _form(EPS, step, eta, s_noise), 2, final=final)
+
+
+@register(
+    "sde-exponential-ab3-eps",
+    reference="exponential-ab3 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_exponential_ab3_eps(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
+    return adams_step(step, _form(EPS, step, eta, s_noise), 3, start=start, final=final)
+
+
+@register(
+    "sde-exponential-ab4-eps",
+    reference="exponential-ab4 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=3,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_exponential_ab4_eps(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
+    return adams_step(step, _form(EPS, step, eta, s_noise), 4, start=start, final=final)
 
 
 @register(

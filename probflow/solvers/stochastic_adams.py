@@ -12,7 +12,7 @@ from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import Column, Number, exp, isfinite, log, one_by_one_unless, sqrt
-from probflow.solvers.forms import X0, Form, check_s_noise, starting_step
+from probflow.solvers.forms import EPS, X0, Form, check_s_noise, is_start, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
 from probflow.solvers.reverse_sde import Eta, level
@@ -34,6 +34,61 @@ def _tau_squared(options: Mapping[str, Any]) -> Eta | None:
     if options["s_noise"] != 1.0:
         return None
     return _Square(tau) if callable(tau) else tau**2
+
+
+def _sa_solver(
+    step: StepBuilder,
+    base: Form,
+    predictor: int,
+    corrector: int,
+    tau: Eta,
+    s_noise: float,
+    start: str,
+    variant: str,
+    final: str,
+) -> Linear:
+    check_whole("predictor", predictor, 1, 4)
+    check_whole("corrector", corrector, 0, 4)
+    check_choice("variant", variant, ("exact", "published"))
+    check_choice("final", final, ("keep", "lower"))
+    check_s_noise(s_noise)
+    left = step.remaining if final == "lower" else 4
+    needed = max(predictor - 2, 0)  # as UniPC's: what the corrector gains makes up for one less
+
+    def form(t: Point, s: Point) -> Form:
+        return Form(base.sign, level("tau", tau, t, s) ** 2, s_noise)
+
+    def sum_of(t: Point, s: Point, nodes: list[Point]) -> tuple[float, list[float]]:
+        """Factor S h, and weights of outputs at the nodes."""
+        h = s.lambda_ - t.lambda_
+        fractions = [(node.lambda_ - t.lambda_) / h for node in nodes]
+        own = form(t, s)
+        means = moments(len(nodes), own.z(t, s))
+        if variant == "published" and len(nodes) == 2:
+            means[1] = 0.5
+        return own.scale(s) * h, adams(fractions, means)
+
+    t, s, previous, x = step.t, step.s, step.previous, step.x
+    if is_start(len(previous), needed, start):
+        order = min(predictor if corrector else predictor - 1, 3)
+        return starting_step(step, form(t, s), order, start)
+    output = step.model(x, t)
+    if corrector and previous and not is_start(len(previous) - 1, needed, start):
+        up = previous[0].t
+        old = [p.t for p in previous]
+        factor, after = sum_of(up, t, [t, *old][: min(corrector, left + 2)])
+        _, before = sum_of(up, t, old[: min(predictor, left + 1)])
+        outputs = [output, *(p.outputs[0] for p in previous)]
+        x = Linear.sum(
+            [1.0, *(factor * w for w in after), *(-factor * v for v in before)],
+            [x, *outputs[: len(after)], *outputs[1 : 1 + len(before)]],
+        )
+    own = form(t, s)
+    if s.sigma == 0:
+        return own.first(x, t, s, output)
+    stored = previous[: min(predictor, left) - 1]
+    _, weights = sum_of(t, s, [t, *(p.t for p in stored)])
+    return own.noisy(step, own.step(x, t, s, weights, [output, *(p.outputs[0] for p in stored)]))
 
 
 @register(
@@ -68,49 +123,32 @@ def sa_solver(
     authors' code. With ``final`` = "lower" no predictor has more outputs than steps are left, and
     no corrector more than two beyond.
     """
-    check_whole("predictor", predictor, 1, 4)
-    check_whole("corrector", corrector, 0, 4)
-    check_choice("start", start, ("runge-kutta", "euler"))
-    check_choice("variant", variant, ("exact", "published"))
-    check_choice("final", final, ("keep", "lower"))
-    check_s_noise(s_noise)
-    left = step.remaining if final == "lower" else 4
-    # As UniPC's: what the corrector gains makes up for one output less at the start.
-    needed = max(predictor - 2, 0) if start == "runge-kutta" else 0
+    return _sa_solver(step, X0, predictor, corrector, tau, s_noise, start, variant, final)
 
-    def form(t: Point, s: Point) -> Form:
-        return Form(X0.sign, level("tau", tau, t, s) ** 2, s_noise)
 
-    def sum_of(t: Point, s: Point, nodes: list[Point]) -> tuple[float, list[float]]:
-        """Factor S h, and weights of outputs at the nodes."""
-        h = s.lambda_ - t.lambda_
-        fractions = [(node.lambda_ - t.lambda_) / h for node in nodes]
-        own = form(t, s)
-        means = moments(len(nodes), own.z(t, s))
-        if variant == "published" and len(nodes) == 2:
-            means[1] = 0.5
-        return own.scale(s) * h, adams(fractions, means)
+@register(
+    "sa-solver-eps",
+    reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1 on eps",
+    prediction="eps",
+    memory=4,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=_tau_squared,
+)
+def sa_solver_eps(
+    step: StepBuilder,
+    predictor: int = 3,
+    corrector: int = 4,
+    tau: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = L xc + S h sum_j w_j eps_j + N: ``sa-solver`` on eps.
 
-    t, s, previous, x = step.t, step.s, step.previous, step.x
-    if len(previous) < needed:
-        return starting_step(step, form(t, s), min(predictor if corrector else predictor - 1, 3))
-    x0 = step.model(x, t)
-    if corrector and previous and len(previous) - 1 >= needed:
-        up = previous[0].t
-        old = [p.t for p in previous]
-        factor, after = sum_of(up, t, [t, *old][: min(corrector, left + 2)])
-        _, before = sum_of(up, t, old[: min(predictor, left + 1)])
-        outputs = [x0, *(p.outputs[0] for p in previous)]
-        x = Linear.sum(
-            [1.0, *(factor * w for w in after), *(-factor * v for v in before)],
-            [x, *outputs[: len(after)], *outputs[1 : 1 + len(before)]],
-        )
-    own = form(t, s)
-    if s.sigma == 0:
-        return own.first(x, t, s, x0)
-    stored = previous[: min(predictor, left) - 1]
-    _, weights = sum_of(t, s, [t, *(p.t for p in stored)])
-    return own.noisy(step, own.step(x, t, s, weights, [x0, *(p.outputs[0] for p in stored)]))
+    Var N = tau^2 sigma'^2 (e^2h - 1) grows with the step, where on x0 it stays below sigma'^2.
+    """
+    return _sa_solver(step, EPS, predictor, corrector, tau, s_noise, start, "exact", final)
 
 
 # ER-SDE ------------------------------------------------------------------------------------------
