@@ -84,14 +84,13 @@ def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -
 @register(
     "euler-ancestral-rf",
     reference="ComfyUI's sample_euler_ancestral_RF; diffusers' LTXEulerAncestralRFScheduler",
-    prediction="eps",
-    coordinates="ve",
+    prediction="x0",
     stochastic=True,
     orders={"tv": 1, "strong": 1, "path-kl": 0.5},
     sde=eta_of,
 )
 def euler_ancestral_rf(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
-    """y' = y + (rho_down - rho) eps(y) + s_noise rho_up Z, split in the times of a flow.
+    """x' = alpha' [rho_down/sigma x + (1 - rho_down/rho) x0 + s_noise rho_up Z], split in a flow.
 
     With tau = rho/(1 + rho), the time of rectified flow: tau_down = tau' (1 - eta (1 - tau'/tau)),
     rho_up^2 = rho'^2 - rho_down^2. Its paths are those of the reverse SDE with the same eta.
@@ -99,14 +98,13 @@ def euler_ancestral_rf(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0
     check_real("eta", eta, "[0, 1]")
     check_s_noise(s_noise)
     t, s = step.t, step.s
-    eps = step.model(step.x, t)
-    if s.sigma == 0:
-        return step.x - t.rho * eps
     loss = -eta * expm1(t.lambda_ - s.lambda_) / (1 + s.rho)  # 1 - tau_down/tau'
-    gap = s.rho * loss * (1 + s.rho) / (1 + s.rho * loss)
-    down = s.rho - gap
-    up = sqrt(gap * (s.rho + down))
-    return step.x + (down - t.rho) * eps + _noise(step, s_noise * up)
+    gap = s.rho * loss * (1 + s.rho) / (1 + s.rho * loss)  # rho' - rho_down
+    kept = (s.rho - gap) / t.sigma
+    up = sqrt(gap * (2 * s.rho - gap))
+    x0 = step.model(step.x, t)
+    new = s.alpha * kept * step.x + s.alpha * (1 - kept * t.alpha) * x0
+    return new + _noise(step, s.alpha * s_noise * up)
 
 
 @register(

@@ -84,12 +84,15 @@ def _to_data(solver: Solver, process: Any, times: list[float], prediction: str |
 
 
 def _exact(plan: Plan, process: Any, number: int) -> bool:
-    """Whether a step maps exact states and outputs to the exact state, without noise."""
-    clean, noise, size = 0.0, 0.0, 0.0  # the update's parts along x0 and eps
+    """Whether a step maps exact states and outputs, and its own noise, to the exact state."""
+    clean, noise, drawn, size = 0.0, 0.0, 0.0, 0.0  # the update's parts along x0, eps and Z
     for register, weight in plan.steps[number].update:
         step = plan.steps[number - register.age]
         if register.kind == "z":
-            return False
+            if register.age or process.sigma(plan.steps[number].stop) == 0:
+                return False
+            drawn = hypot(drawn, weight)
+            continue
         time = step.start if register.kind == "x" else step.stages[register.index].time
         point = Point.at(process, time)
         if point.sigma == 0:
@@ -102,5 +105,6 @@ def _exact(plan: Plan, process: Any, number: int) -> bool:
         clean, noise = clean + weight * of[0], noise + weight * of[1]
         size += abs(weight) * hypot(*of)
     stop = plan.steps[number].stop
+    noise = hypot(noise, drawn) if drawn else noise
     wrong = abs(clean - float(process.alpha(stop))), abs(noise - float(process.sigma(stop)))
     return max(wrong) < 1e-9 * size

@@ -53,8 +53,7 @@ class _Turn:
 
     def __init__(self, step: StepBuilder, eta: Eta, s_noise: float) -> None:
         self.t, self.x, self.start = step.t, step.x, step.t.theta
-        given: Number = level("eta", eta, step.t, step.s)
-        self.eta = given if step.s.sigma > 0 else 0.0
+        self.eta: Number = level("eta", eta, step.t, step.s)
         self.s_noise = check_s_noise(s_noise)
         self.v = step.model(step.x, step.t)
         self.h = step.s.theta - self.start
@@ -147,6 +146,9 @@ def _angle_adams(
     s_noise: float = 1.0,
 ) -> Linear:
     turn = _Turn(step, eta, s_noise)
+    if turn.eta and step.s.sigma == 0:
+        turn.eta = 0.0
+        return turn.state(step.s, (), (), [])
     if is_start(len(step.previous), order - 2, start):
         first = {"heun": HEUN2, "runge-kutta": MIDPOINT if order == 3 else HEUN3}
         return _runge_kutta(step, turn, first[start])

@@ -90,6 +90,8 @@ def inner_twice(values: torch.Tensor) -> torch.Tensor:
     [
         ("FlowMatchEulerDiscrete", "euler", {"shift": 3.0}, {}),
         ("FlowMatchHeunDiscrete", "heun", {"shift": 3.0}, {}),
+        ("LTXEulerAncestralRF", "euler-ancestral-rf", {}, {}),
+        ("LTXEulerAncestralRF", "euler-ancestral-rf", {"eta": 0.4, "s_noise": 0.9}, {}),
         ("DPMSolverMultistep", "dpm-solver++-2m", FLOW, {}),
         ("DPMSolverMultistep", "sde-dpm-solver++-2m", {"algorithm_type": "sde-dpmsolver++"}, {}),
         ("DPMSolverMultistep", "dpm-solver++-3m", {"solver_order": 3}, {"factor": 1.0, **LOWER}),
@@ -98,12 +100,15 @@ def inner_twice(values: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_flows(name: str, solver: str, config: dict, options: dict, monkeypatch) -> None:
-    config = config if name.startswith("Flow") else {**FLOW, **config}
+    if name.startswith("LTX"):
+        options = config
+    elif not name.startswith("Flow"):
+        config = {**FLOW, **config}
     other = getattr(diffusers, f"{name}Scheduler")(**config)
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
-    if name.startswith("UniPC"):
-        times[0] = 0.999  # theirs cannot begin at 1, and moves it
+    if name.startswith("UniPC") or "s_noise" in options:
+        times[0] = 0.999  # UniPC cannot begin at 1, and moves it; nor can a law that is not exact
     other.sigmas = tensor(times)
     if "Heun" in name:
         other.sigmas = torch.cat([inner_twice(tensor(times)), tensor([0.0])])
@@ -161,18 +166,27 @@ def test_ddim_with_eta(eta: float, monkeypatch) -> None:
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 2), (2, 2), (3, 4), (4, 3)])
 @pytest.mark.parametrize("tau", [0.0, 0.7])
 @pytest.mark.parametrize("final", ["keep", "lower"])
-def test_sa_solver(predictor: int, corrector: int, tau: float, final: str, monkeypatch) -> None:
+@pytest.mark.parametrize("on", ["data", "noise"])
+def test_sa_solver(
+    on: str, predictor: int, corrector: int, tau: float, final: str, monkeypatch
+) -> None:
     orders = {"predictor_order": predictor, "corrector_order": corrector}
     other = diffusers.SASolverScheduler(
-        tau_func=lambda t: tau, lower_order_final=final == "lower", **orders
+        tau_func=lambda t: tau,
+        lower_order_final=final == "lower",
+        algorithm_type=f"{on}_prediction",
+        **orders,
     )
     other.set_timesteps(10)
     levels, times = levels_of(other, 10)
     times[-1] = 0.0  # theirs ends at the first level of training
     process = levels.process
     other.sigmas = tensor(process.sigma(tensor(times)) / process.alpha(tensor(times)))
-    solver = pf.get_solver("sa-solver", predictor=predictor, corrector=corrector, tau=tau)
-    solver = solver.with_options(**EULER_START, variant="published", final=final)
+    name, options = (
+        ("sa-solver", {"variant": "published"}) if on == "data" else ("sa-solver-eps", {})
+    )
+    solver = pf.get_solver(name, predictor=predictor, corrector=corrector, tau=tau)
+    solver = solver.with_options(**EULER_START, final=final, **options)
     check(ours(solver, levels, times), theirs(other, X, monkeypatch))
 
 

@@ -97,6 +97,30 @@ ROWS = [
         # To sigma = 0 the stock scheduler with bh1 returns NaN: its B is infinite there.
         for end in (({}, SIGMA_MIN) if variant == "bh2" else (SIGMA_MIN,))
     ),
+    *(
+        Row(
+            "UniPCMultistep",
+            f"unipc-{order}-eps",
+            {"solver_order": order, "solver_type": variant, "predict_x0": False, **SIGMA_MIN},
+            {
+                "variant": variant,
+                **(LOWER if order > 1 else {}),
+                **(EULER_START if order > 2 else {}),
+            },
+        )
+        for order in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+    ),
+    *(
+        Row(
+            "UniPCMultistep",
+            "unipc-3" if predict_x0 else "unipc-3-eps",
+            {"solver_order": 3, "predict_x0": predict_x0, "disable_corrector": off, **SIGMA_MIN},
+            {"disable_corrector": off, **LOWER, **EULER_START},
+        )
+        for predict_x0 in (True, False)
+        for off in ([0], [0, 1, 5])
+    ),
     Row("DEISMultistep", "ddim", {"solver_order": 1}),
     Row("DEISMultistep", "exponential-ab2", {"solver_order": 2}, LOWER),
     Row("DEISMultistep", "exponential-ab2", {"solver_order": 2}, {}, 20),
@@ -118,14 +142,16 @@ ROWS = [
         Row(
             "DPMSolverMultistep",
             f"{solver}-2m",
-            {"solver_order": 2, "solver_type": "heun", "algorithm_type": algorithm, **SIGMA_MIN},
-            {"solver_type": "heun"},
+            {"solver_order": 2, "solver_type": kind, "algorithm_type": algorithm, **SIGMA_MIN},
+            {"solver_type": kind},
             20,
         )
-        for solver, algorithm in (
-            ("dpm-solver++", "dpmsolver++"),
-            ("dpm-solver", "dpmsolver"),
-            ("sde-dpm-solver++", "sde-dpmsolver++"),
+        for solver, algorithm, kind in (
+            ("dpm-solver++", "dpmsolver++", "heun"),
+            ("dpm-solver", "dpmsolver", "heun"),
+            ("sde-dpm-solver++", "sde-dpmsolver++", "heun"),
+            ("sde-dpm-solver", "sde-dpmsolver", "heun"),
+            ("sde-dpm-solver", "sde-dpmsolver", "midpoint"),
         )
     ),
     Row(

@@ -138,7 +138,9 @@ def test_last_step_to_no_noise_finds_the_point(solver: pf.Solver, process: Proce
 
     x = float(process.alpha(0.9)) * point + float(process.sigma(0.9)) * X
     result = run(solver, process, [0.9, 0.5, 0.1, 0.0], x, eps)
-    torch.testing.assert_close(result, point.expand_as(X), rtol=1e-12, atol=0)
+    # On eps the rounding of the first step (1e-14) times the corrector's weights (30) times X.
+    rtol = 1e-11 if solver.name.startswith("unipc") and solver.prediction == "eps" else 1e-12
+    torch.testing.assert_close(result, point.expand_as(X), rtol=rtol, atol=0)
 
 
 # Consistency -------------------------------------------------------------------------------

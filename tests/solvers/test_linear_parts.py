@@ -9,22 +9,26 @@ general tests of laws leave out solvers of many variables; here they are as chea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from mutants import mutant, places
 from refused import MANY_VARIABLES
+from scipy.integrate import quad
 
 import probflow as pf
 from probflow.plan import Plan, Point, Register, X
 
 VP = pf.VP.linear()
 TIMES = [0.9, 0.75, 0.55, 0.4, 0.3, 0.22]
-FAMILIES = ("sde-exponential-", "sde-dpm-solver++-", "dpm-solver++-sde", "seeds-", "sa-", "er-sde-")
+FAMILIES = ("sde-exponential-", "sde-dpm-solver", "dpm-solver++-sde", "seeds-", "sa-", "er-sde-")
 SOLVERS = [
     s
     for s in pf.all_solvers()
-    if s.name.startswith(FAMILIES) and not s.name.endswith(("-stock", "-ancestral"))
+    if s.name.startswith(FAMILIES) and not s.name.endswith(("-stock", "-ancestral", "-v"))
 ]
+#: Of v they are exact where x0 and eps turn v rigidly.
+TURNING = [s for s in pf.all_solvers() if s.name.startswith("sde-") and s.name.endswith("-v")]
 
 
 def with_eta(solver: pf.Solver, eta: float) -> pf.Solver:
@@ -89,3 +93,37 @@ def test_a_wrong_weight_is_a_mistake(name: str) -> None:
     for place in places(solver):
         plan = mutant(solver, place, 1.1).plan(VP, TIMES)
         assert mistakes(plan, 1.0), place
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.3])
+@pytest.mark.parametrize("solver", TURNING, ids=lambda s: s.name)
+def test_a_rigid_turn_is_integrated_exactly(solver: pf.Solver, eta: float) -> None:
+    """Outputs that turn rigidly add up to the integral; others count (1 + eta) L as in the ODE."""
+    options = {"start": "euler"} if "start" in solver.options else {}
+    plan = solver.with_options(eta=eta, **options).plan(VP, TIMES, "v")
+    ode = pf.get_solver(solver.name.removeprefix("sde-"), **options).plan(VP, TIMES, "v")
+    angles = [math.atan2(VP.sigma(t), VP.alpha(t)) for t in TIMES]
+    for number, (step, of_ode) in enumerate(zip(plan.steps, ode.steps, strict=True)):
+        t, s = angles[number : number + 2]
+
+        def left(u: float, s: float = s) -> float:
+            return (math.cos(u) / math.cos(s)) ** eta
+
+        def integral(turned: Callable[[float], float], left=left, t=t, s=s) -> float:
+            return (1 + eta) * quad(lambda u: left(u) * turned(u - t), t, s, epsabs=1e-13)[0]
+
+        weights, without = dict(step.update), dict(of_ode.update)
+        of_x, of_v, variance = weights[X], 0.0, 0.0
+        for register, weight in weights.items():
+            if register.kind == "z":
+                variance += weight**2
+            if register.kind == "f":
+                turn = angles[number - register.age] - t
+                of_x -= weight * math.sin(turn)
+                of_v += weight * math.cos(turn)
+                if register.age:
+                    ratio = (1 + eta) * left(angles[number - register.age])
+                    assert weight == pytest.approx(ratio * without[register], rel=1e-12)
+        assert of_x == pytest.approx(left(t) - integral(math.sin), abs=1e-12)
+        assert of_v == pytest.approx(integral(math.cos), abs=1e-12)
+        assert variance == pytest.approx(1 - left(t) ** 2, abs=1e-12)
