@@ -6,12 +6,11 @@ import probflow as pf
 #: ``tests/studies/test_orders.py``; means of functions: ``tests/solvers/test_stochastic.py``.
 MANY_VARIABLES = {
     "er-sde-3",
-    "sa-solver",
-    "sde-dpm-solver++-3m",
-    "sde-exponential-ab3",
-    "sde-exponential-rk3",
-    "sde-exponential-rk4",
-    "seeds-3",
+    *("sa-solver", "sa-solver-eps"),
+    *("sde-dpm-solver++-3m", "sde-dpm-solver-3m"),
+    *("sde-exponential-ab3", "sde-exponential-ab3-eps", "sde-exponential-ab3-v"),
+    *("sde-exponential-ab4", "sde-exponential-ab4-eps", "sde-exponential-ab4-v"),
+    *("sde-exponential-rk3", "sde-exponential-rk4", "seeds-3"),
 }
 #: Their plans depend on random numbers, so that an order is one of a mean over seeds: see
 #: ``tests/solvers/test_provable.py``.

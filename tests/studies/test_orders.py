@@ -45,6 +45,7 @@ def name(solver: Solver) -> str:
 #: At 8 and 16 steps their errors are far above the asymptote, and the window begins at 32.
 LATE = {
     *("exponential-ab4", "exponential-ab4-x0", "unipc-3", "unipc-4", "edm-churn"),
+    *("unipc-3-eps", "unipc-4-eps"),
     *("two-interval-2", "seeds-2", "sde-exponential-rk2", "sde-heun", "dpm-solver++-sde-stock"),
     "sde-dpm-solver++-singlestep-stock",
 }
