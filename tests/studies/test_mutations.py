@@ -13,6 +13,7 @@ import math
 import pytest
 from mutants import GRID, VP, Place, mutant, places
 from refused import REFUSED
+from thinned import thinned
 
 import probflow as pf
 from probflow.plan import Linear, StepBuilder
@@ -85,16 +86,15 @@ def outputs_and_noises(solver: Solver) -> list[Place]:
     return [p for p in places(solver) if p.register is not None and p.register.kind in ("f", "z")]
 
 
-#: Every third of a solver's in ordinary runs, the last one among them; all in slow ones.
+#: The last one of each solver in ordinary runs, and every sixth; all in slow ones.
 OUTPUTS_AND_NOISES = [
-    pytest.param(
-        solver,
-        place,
-        id=f"{solver.name}-{place}",
-        marks=[] if number % 3 == 0 else pytest.mark.slow,
-    )
+    parameter
     for solver in SOLVERS
-    for number, place in enumerate(reversed(outputs_and_noises(solver)))
+    for parameter in thinned(
+        [(solver, place) for place in reversed(outputs_and_noises(solver))],
+        lambda case: f"{case[0].name}-{case[1]}",
+        every=6,
+    )
 ]
 
 

@@ -52,8 +52,10 @@ LATE = {
 #: Quadrature in two variables, or a sum over a second noise: 10 s to a minute. Ordinary runs see
 #: the orders of these on a normal law (``tests/solvers/test_stochastic.py``).
 SLOW = {
-    *("accelerated-sde-3", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
-    *("sde-dpm-solver++-singlestep-stock", "sde-exponential-rk2", "sde-heun"),
+    *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
+    *("sde-dpm-solver++-singlestep-stock", "sde-exponential-rk2", "sde-heun", "two-interval-2"),
+    *("sde-dpm-solver-2m", "sde-exponential-ab2", "sde-exponential-ab2-eps"),
+    "sde-exponential-ab2-v",
 }
 #: More than a minute for 256 steps.
 LONG = {"accelerated-sde-3", "er-sde-2"}
