@@ -58,7 +58,9 @@ ZERO_WHERE_EVEN = {
 #: Their right weights are not confirmed at these step counts either (tests/studies/test_orders.py),
 #: so that a wrong one cannot be told from them. The tableaus are checked as numbers, and unipc-4 is
 #: the code of unipc-3 with a longer memory, and stochastic single steps that of the others.
-UNCONFIRMED = {"rk5", "edm-rk5", "unipc-4", "sde-dpm-solver++-singlestep-stock"}
+UNCONFIRMED = {
+    *("rk5", "edm-rk5", "unipc-4", "unipc-4-eps", "sde-dpm-solver++-singlestep-stock"),
+}
 SOLVERS = [s for s in ALL if s.name not in UNCONFIRMED]
 
 MUTATIONS = [
@@ -70,13 +72,14 @@ MUTATIONS = [
 #: normal law they are exact by their moments.
 LONG = {
     *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
-    *("sde-exponential-rk2", "sde-heun"),
+    *("sde-exponential-rk2", "sde-heun", "sde-dpm-solver-2m"),
+    *("sde-exponential-ab2", "sde-exponential-ab2-eps", "sde-exponential-ab2-v"),
 }
 NORMAL = pf.Gaussian(0.4, 0.25)
 #: Last step count of those whose orders show late.
 LATE = {
     **dict.fromkeys(("edm-churn", "exponential-ab4", "two-interval-2"), 256),
-    **dict.fromkeys(("exponential-ab4-x0", "unipc-3"), 512),
+    **dict.fromkeys(("exponential-ab4-x0", "unipc-3", "unipc-3-eps"), 512),
     "seeds-2": 4096,
 }
 
