@@ -8,6 +8,7 @@ MANY_VARIABLES = {
     "er-sde-3",
     *("sa-solver", "sa-solver-eps"),
     *("sde-dpm-solver++-3m", "sde-dpm-solver-3m"),
+    *("sde-deis-tab2", "sde-deis-tab3", "sde-lms-3", "sde-lms-4"),
     *("sde-exponential-ab3", "sde-exponential-ab3-eps", "sde-exponential-ab3-v"),
     *("sde-exponential-ab4", "sde-exponential-ab4-eps", "sde-exponential-ab4-v"),
     *("sde-exponential-rk3", "sde-exponential-rk4", "seeds-3"),

@@ -13,9 +13,10 @@ from math import ceil
 
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import exp, expm1, log
-from probflow.solvers.forms import EPS, is_start, lowered, starting_step
+from probflow.solvers.forms import EPS, Form, is_start, lowered, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
+from probflow.solvers.reverse_sde import Eta, eta_of, form_of
 from probflow.words import check_choice
 
 _DEIS = "Zhang, Chen 2023 (arXiv 2204.13902)"
@@ -31,11 +32,11 @@ def _rho_weights(step: StepBuilder, order: int) -> list[float]:
     return adams(nodes, moments(len(nodes)))
 
 
-def _average(step: StepBuilder, weights: list[float]) -> Linear:
-    """DDIM step with a weighted mean of the last outputs."""
+def _average(step: StepBuilder, form: Form, weights: list[float]) -> Linear:
+    """DDIM step, or with noise one of SEEDS-1, with a weighted mean of the last outputs."""
     stored = step.previous[: len(weights) - 1]
     outputs = [step.model(step.x, step.t), *(p.outputs[0] for p in stored)]
-    return EPS.first(step.x, step.t, step.s, Linear.sum(weights, outputs))
+    return form.noisy(step, form.first(step.x, step.t, step.s, Linear.sum(weights, outputs)))
 
 
 def _adams(
@@ -44,11 +45,12 @@ def _adams(
     weights: Callable[[StepBuilder, int], list[float]],
     start: str = "runge-kutta",
     final: str = "keep",
+    form: Form = EPS,
 ) -> Linear:
     """Step of an Adams method on eps, after its start."""
     if is_start(len(step.previous), order - 2, start):
-        return starting_step(step, EPS, order - 1, start)
-    return _average(step, weights(step, lowered(order, step, final)))
+        return starting_step(step, form, order - 1, start)
+    return _average(step, form, weights(step, lowered(order, step, final)))
 
 
 @register(
@@ -289,6 +291,139 @@ def deis_tab2(step: StepBuilder, start: str = "runge-kutta", final: str = "keep"
 def deis_tab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep") -> Linear:
     """x' = alpha'/alpha x + alpha' sum_j eps_j INT l_j(t) drho, over the step; j = 0 .. 3."""
     return _adams(step, 4, _t_weights, start, final)
+
+
+# With noise --------------------------------------------------------------------------------------
+
+# In the reverse SDEs, too, what multiplies x is alpha'/alpha: on eps the family of a method has
+# 1 + eta times its weights.
+
+
+@register(
+    "sde-lms-2",
+    aliases=("sde-deis-rhoab1",),
+    reference="lms-2 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=1,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_lms_2(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(rho) drho + N; j = 0, 1."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 2, _rho_weights, final=final, form=form)
+
+
+@register(
+    "sde-lms-3",
+    aliases=("sde-deis-rhoab2",),
+    reference="lms-3 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_lms_3(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(rho) drho + N; j = 0 .. 2."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 3, _rho_weights, start, final, form)
+
+
+@register(
+    "sde-lms-4",
+    aliases=("sde-deis-rhoab3",),
+    reference="lms-4 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=3,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_lms_4(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(rho) drho + N; j = 0 .. 3."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 4, _rho_weights, start, final, form)
+
+
+@register(
+    "sde-deis-tab1",
+    reference="deis-tab1 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=1,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_deis_tab1(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(t) drho + N; j = 0, 1."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 2, _t_weights, final=final, form=form)
+
+
+@register(
+    "sde-deis-tab2",
+    reference="deis-tab2 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=2,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_deis_tab2(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(t) drho + N; j = 0 .. 2."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 3, _t_weights, start, final, form)
+
+
+@register(
+    "sde-deis-tab3",
+    reference="deis-tab3 with the exact noise of the reverse SDE",
+    prediction="eps",
+    memory=3,
+    stochastic=True,
+    orders={"tv": 2, "strong": 1},
+    sde=eta_of,
+)
+def sde_deis_tab3(
+    step: StepBuilder,
+    eta: Eta = 1.0,
+    s_noise: float = 1.0,
+    start: str = "runge-kutta",
+    final: str = "keep",
+) -> Linear:
+    """x' = alpha'/alpha x + (1 + eta) alpha' sum_j eps_j INT l_j(t) drho + N; j = 0 .. 3."""
+    form = form_of(EPS, step, eta, s_noise)
+    return _adams(step, 4, _t_weights, start, final, form)
 
 
 # Adams-Bashforth in process time -----------------------------------------------------------------

@@ -66,7 +66,8 @@ def level(name: str, value: Eta, t: Point, s: Point) -> Number:
     return check_real(name, number, "[0, inf)", kind=kind)
 
 
-def _form(base: Form, step: StepBuilder, eta: Eta, s_noise: float) -> Form:
+def form_of(base: Form, step: StepBuilder, eta: Eta, s_noise: float) -> Form:
+    """The form of a method, with the noise that the options of its family ask for."""
     return Form(base.sign, level("eta", eta, step.t, step.s), check_s_noise(s_noise))
 
 
@@ -92,7 +93,7 @@ def sde_dpm_solver_pp_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
 
     Var N = sigma'^2 (1 - e^(-2 eta h)). For eta = 1 this is ``ddpm-posterior``.
     """
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     x0 = step.model(step.x, step.t)
     return form.noisy(step, form.first(step.x, step.t, step.s, x0))
 
@@ -119,7 +120,7 @@ def sde_dpm_solver_pp_2m(
     With ``solver_type="heun"`` phi_2 stands in place of phi_1/2: ``sde-exponential-ab2``. The first
     step, one to sigma' = 0, and the last with ``final`` = "lower", takes D = x0.
     """
-    return dpm_solver_2m_step(step, _form(X0, step, eta, s_noise), solver_type, final)
+    return dpm_solver_2m_step(step, form_of(X0, step, eta, s_noise), solver_type, final)
 
 
 @register(
@@ -149,7 +150,7 @@ def sde_dpm_solver_pp_3m(
     order shows at coarse steps. ``variant`` "diffusers" has alpha' D2 less, as written there: in
     the weight of D2, alpha' ((1 - e^z + z)/z^2 + 1/2), 1/2 is subtracted. Its order is 1.
     """
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     return dpm_solver_3m_step(step, form, factor, solver_type, start, final, variant)
 
 
@@ -173,7 +174,7 @@ def sde_dpm_solver_2m(
 
     As ``sde-dpm-solver++-2m``, on eps. With one output it is ``seeds-1``.
     """
-    return dpm_solver_2m_step(step, _form(EPS, step, eta, s_noise), solver_type, final)
+    return dpm_solver_2m_step(step, form_of(EPS, step, eta, s_noise), solver_type, final)
 
 
 @register(
@@ -195,7 +196,7 @@ def sde_dpm_solver_3m(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h (phi_1 eps + phi_2 D1 + phi_3 D2) + N, as ``sde-dpm-solver++-3m`` on eps."""
-    form = _form(EPS, step, eta, s_noise)
+    form = form_of(EPS, step, eta, s_noise)
     return dpm_solver_3m_step(step, form, factor, solver_type, start, final)
 
 
@@ -217,7 +218,7 @@ def dpm_solver_pp_sde(
     x0_r is evaluated at r of h, after a step of ``sde-dpm-solver++-1``; its noise is that of the
     same path, of which N is the rest: N = L_r N_r + the noise from r on.
     """
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     return runge_kutta(step, form, [check_real("r", r, "(0, 1]")], midpoint_2(r))
 
 
@@ -240,7 +241,7 @@ def sde_exponential_ab2(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
-    return adams_step(step, _form(X0, step, eta, s_noise), 2, final=final)
+    return adams_step(step, form_of(X0, step, eta, s_noise), 2, final=final)
 
 
 @register(
@@ -260,7 +261,7 @@ def sde_exponential_ab3(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
-    return adams_step(step, _form(X0, step, eta, s_noise), 3, start=start, final=final)
+    return adams_step(step, form_of(X0, step, eta, s_noise), 3, start=start, final=final)
 
 
 @register(
@@ -280,7 +281,7 @@ def sde_exponential_ab4(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j x0_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
-    return adams_step(step, _form(X0, step, eta, s_noise), 4, start=start, final=final)
+    return adams_step(step, form_of(X0, step, eta, s_noise), 4, start=start, final=final)
 
 
 @register(
@@ -299,7 +300,7 @@ def sde_exponential_ab2_eps(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0, 1."""
-    return adams_step(step, _form(EPS, step, eta, s_noise), 2, final=final)
+    return adams_step(step, form_of(EPS, step, eta, s_noise), 2, final=final)
 
 
 @register(
@@ -319,7 +320,7 @@ def sde_exponential_ab3_eps(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 2."""
-    return adams_step(step, _form(EPS, step, eta, s_noise), 3, start=start, final=final)
+    return adams_step(step, form_of(EPS, step, eta, s_noise), 3, start=start, final=final)
 
 
 @register(
@@ -339,7 +340,7 @@ def sde_exponential_ab4_eps(
     final: str = "keep",
 ) -> Linear:
     """x' = L x + S h sum_j w_j eps_j + N, w_j = INT_0^1 e^((1 - u) z) l_j(u) du, j = 0 .. 3."""
-    return adams_step(step, _form(EPS, step, eta, s_noise), 4, start=start, final=final)
+    return adams_step(step, form_of(EPS, step, eta, s_noise), 4, start=start, final=final)
 
 
 @register(
@@ -355,7 +356,7 @@ def sde_exponential_rk2(
     step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0, c2: float = 0.5
 ) -> Linear:
     """x' = L x + S h [phi_1 x0 + phi_2/c2 (x0_2 - x0)] + N, x0_2 on the path at c2 of h."""
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     return runge_kutta(step, form, [check_real("c2", c2, "(0, 1]")], heun_2(c2))
 
 
@@ -370,7 +371,7 @@ def sde_exponential_rk2(
 )
 def sde_exponential_rk3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [phi_1 x0 + 3/2 phi_2 (x0_3 - x0)] + N, x0_2 and x0_3 at h/3 and 2 h/3."""
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
 
 
@@ -385,7 +386,7 @@ def sde_exponential_rk3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
 )
 def sde_exponential_rk4(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [b1 x0 + b2 (x0_2 + x0_3) + b4 x0_4] + N, c = (0, 1/2, 1/2, 1)."""
-    return runge_kutta(step, _form(X0, step, eta, s_noise), [0.5, 0.5, 1.0], krogstad_4)
+    return runge_kutta(step, form_of(X0, step, eta, s_noise), [0.5, 0.5, 1.0], krogstad_4)
 
 
 # SEEDS: Runge-Kutta methods on eps ---------------------------------------------------------------
@@ -401,7 +402,7 @@ def sde_exponential_rk4(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
 )
 def seeds_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = alpha'/alpha x - (1 + eta) sigma' (e^h - 1) eps + sigma' sqrt(eta (e^2h - 1)) Z."""
-    form = _form(EPS, step, eta, s_noise)
+    form = form_of(EPS, step, eta, s_noise)
     eps = step.model(step.x, step.t)
     return form.noisy(step, form.first(step.x, step.t, step.s, eps))
 
@@ -417,7 +418,7 @@ def seeds_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
 )
 def seeds_2(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h phi_1 eps_r + N, eps_r at h/2 after a step of ``seeds-1``, on one path."""
-    return runge_kutta(step, _form(EPS, step, eta, s_noise), [0.5], midpoint_2(0.5))
+    return runge_kutta(step, form_of(EPS, step, eta, s_noise), [0.5], midpoint_2(0.5))
 
 
 @register(
@@ -431,7 +432,7 @@ def seeds_2(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
 )
 def seeds_3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [phi_1 eps + 3/2 phi_2 (eps_3 - eps)] + N: ``dpm-solver-3`` on a path."""
-    form = _form(EPS, step, eta, s_noise)
+    form = form_of(EPS, step, eta, s_noise)
     return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
 
 
@@ -454,7 +455,7 @@ def sde_heun(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     Var N = eta |h| (g^2 + g'^2)/2, with h = s - t < 0. A step to sigma' = 0 takes x0.
     """
     t, s = step.t, step.s
-    form = _form(X0, step, eta, s_noise)
+    form = form_of(X0, step, eta, s_noise)
     score = step.model(step.x, t)
     if s.sigma == 0:
         return s.alpha / t.alpha * (step.x + t.sigma**2 * score)

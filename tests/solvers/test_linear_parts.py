@@ -21,7 +21,10 @@ from probflow.plan import Plan, Point, Register, X
 
 VP = pf.VP.linear()
 TIMES = [0.9, 0.75, 0.55, 0.4, 0.3, 0.22]
-FAMILIES = ("sde-exponential-", "sde-dpm-solver", "dpm-solver++-sde", "seeds-", "sa-", "er-sde-")
+FAMILIES = (
+    *("sde-exponential-", "sde-dpm-solver", "dpm-solver++-sde", "seeds-", "sa-", "er-sde-"),
+    *("sde-lms-", "sde-deis-"),
+)
 SOLVERS = [
     s
     for s in pf.all_solvers()

@@ -74,6 +74,7 @@ LONG = {
     *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
     *("sde-exponential-rk2", "sde-heun", "sde-dpm-solver-2m"),
     *("sde-exponential-ab2", "sde-exponential-ab2-eps", "sde-exponential-ab2-v"),
+    *("sde-deis-tab1", "sde-lms-2"),
 }
 NORMAL = pf.Gaussian(0.4, 0.25)
 #: Last step count of those whose orders show late.

@@ -55,7 +55,7 @@ SLOW = {
     *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
     *("sde-dpm-solver++-singlestep-stock", "sde-exponential-rk2", "sde-heun", "two-interval-2"),
     *("sde-dpm-solver-2m", "sde-exponential-ab2", "sde-exponential-ab2-eps"),
-    "sde-exponential-ab2-v",
+    *("sde-exponential-ab2-v", "sde-deis-tab1", "sde-lms-2"),
 }
 #: More than a minute for 256 steps.
 LONG = {"accelerated-sde-3", "er-sde-2"}
