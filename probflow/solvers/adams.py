@@ -16,7 +16,7 @@ from probflow.plan.columns import exp, expm1, log
 from probflow.solvers.forms import EPS, Form, is_start, lowered, starting_step
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
-from probflow.solvers.reverse_sde import Eta, eta_of, form_of
+from probflow.solvers.reverse_sde import Eta, form_of, register_sde
 from probflow.words import check_choice
 
 _DEIS = "Zhang, Chen 2023 (arXiv 2204.13902)"
@@ -299,15 +299,12 @@ def deis_tab3(step: StepBuilder, start: str = "runge-kutta", final: str = "keep"
 # 1 + eta times its weights.
 
 
-@register(
+@register_sde(
     "sde-lms-2",
     aliases=("sde-deis-rhoab1",),
     reference="lms-2 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_lms_2(
     step: StepBuilder,
@@ -320,15 +317,12 @@ def sde_lms_2(
     return _adams(step, 2, _rho_weights, final=final, form=form)
 
 
-@register(
+@register_sde(
     "sde-lms-3",
     aliases=("sde-deis-rhoab2",),
     reference="lms-3 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_lms_3(
     step: StepBuilder,
@@ -342,15 +336,12 @@ def sde_lms_3(
     return _adams(step, 3, _rho_weights, start, final, form)
 
 
-@register(
+@register_sde(
     "sde-lms-4",
     aliases=("sde-deis-rhoab3",),
     reference="lms-4 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_lms_4(
     step: StepBuilder,
@@ -364,14 +355,11 @@ def sde_lms_4(
     return _adams(step, 4, _rho_weights, start, final, form)
 
 
-@register(
+@register_sde(
     "sde-deis-tab1",
     reference="deis-tab1 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_deis_tab1(
     step: StepBuilder,
@@ -384,14 +372,11 @@ def sde_deis_tab1(
     return _adams(step, 2, _t_weights, final=final, form=form)
 
 
-@register(
+@register_sde(
     "sde-deis-tab2",
     reference="deis-tab2 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_deis_tab2(
     step: StepBuilder,
@@ -405,14 +390,11 @@ def sde_deis_tab2(
     return _adams(step, 3, _t_weights, start, final, form)
 
 
-@register(
+@register_sde(
     "sde-deis-tab3",
     reference="deis-tab3 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_deis_tab3(
     step: StepBuilder,

@@ -26,6 +26,7 @@ is right to a relative h, and INT W dt is unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -76,6 +77,10 @@ def eta_of(options: Mapping[str, Any]) -> Eta | None:
     return options["eta"] if options["s_noise"] == 1.0 else None
 
 
+#: Registers a method of order 2 in law.
+register_sde = partial(register, stochastic=True, orders={"tv": 2, "strong": 1}, sde=eta_of)
+
+
 # SDE-DPM-Solver++ --------------------------------------------------------------------------------
 
 
@@ -98,15 +103,12 @@ def sde_dpm_solver_pp_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
     return form.noisy(step, form.first(step.x, step.t, step.s, x0))
 
 
-@register(
+@register_sde(
     "sde-dpm-solver++-2m",
     aliases=("sde-dpmpp-2m", "dpmpp-2m-sde"),
     reference=f"{_LU}, SDE-DPM-Solver++(2M); {_K}'s sample_dpmpp_2m_sde",
     prediction="x0",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_dpm_solver_pp_2m(
     step: StepBuilder,
@@ -123,15 +125,12 @@ def sde_dpm_solver_pp_2m(
     return dpm_solver_2m_step(step, form_of(X0, step, eta, s_noise), solver_type, final)
 
 
-@register(
+@register_sde(
     "sde-dpm-solver++-3m",
     aliases=("sde-dpmpp-3m", "dpmpp-3m-sde"),
     reference=f"{_K}'s sample_dpmpp_3m_sde, with its factor 2",
     prediction="x0",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_dpm_solver_pp_3m(
     step: StepBuilder,
@@ -154,14 +153,11 @@ def sde_dpm_solver_pp_3m(
     return dpm_solver_3m_step(step, form, factor, solver_type, start, final, variant)
 
 
-@register(
+@register_sde(
     "sde-dpm-solver-2m",
     reference=f"{_LU}, SDE-DPM-Solver-2M in the authors' code",
     prediction="eps",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_dpm_solver_2m(
     step: StepBuilder,
@@ -177,14 +173,11 @@ def sde_dpm_solver_2m(
     return dpm_solver_2m_step(step, form_of(EPS, step, eta, s_noise), solver_type, final)
 
 
-@register(
+@register_sde(
     "sde-dpm-solver-3m",
     reference="dpm-solver-3m with the exact noise of the reverse SDE",
     prediction="eps",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_dpm_solver_3m(
     step: StepBuilder,
@@ -200,15 +193,12 @@ def sde_dpm_solver_3m(
     return dpm_solver_3m_step(step, form, factor, solver_type, start, final)
 
 
-@register(
+@register_sde(
     "dpm-solver++-sde",
     aliases=("dpmpp-sde",),
     reference=f"{_K}'s sample_dpmpp_sde; {_LU}, section 4.3",
     prediction="x0",
     nfe=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def dpm_solver_pp_sde(
     step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0, r: float = 0.5
@@ -225,14 +215,11 @@ def dpm_solver_pp_sde(
 # Exponential Adams and Runge-Kutta methods --------------------------------------------------------
 
 
-@register(
+@register_sde(
     "sde-exponential-ab2",
     reference="exponential-ab2-x0 with the exact noise of the reverse SDE",
     prediction="x0",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab2(
     step: StepBuilder,
@@ -244,14 +231,11 @@ def sde_exponential_ab2(
     return adams_step(step, form_of(X0, step, eta, s_noise), 2, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab3",
     reference="exponential-ab3-x0 with the exact noise of the reverse SDE",
     prediction="x0",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab3(
     step: StepBuilder,
@@ -264,14 +248,11 @@ def sde_exponential_ab3(
     return adams_step(step, form_of(X0, step, eta, s_noise), 3, start=start, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab4",
     reference="exponential-ab4-x0 with the exact noise of the reverse SDE",
     prediction="x0",
     memory=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab4(
     step: StepBuilder,
@@ -284,14 +265,11 @@ def sde_exponential_ab4(
     return adams_step(step, form_of(X0, step, eta, s_noise), 4, start=start, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab2-eps",
     reference="exponential-ab2 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab2_eps(
     step: StepBuilder,
@@ -303,14 +281,11 @@ def sde_exponential_ab2_eps(
     return adams_step(step, form_of(EPS, step, eta, s_noise), 2, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab3-eps",
     reference="exponential-ab3 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab3_eps(
     step: StepBuilder,
@@ -323,14 +298,11 @@ def sde_exponential_ab3_eps(
     return adams_step(step, form_of(EPS, step, eta, s_noise), 3, start=start, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab4-eps",
     reference="exponential-ab4 with the exact noise of the reverse SDE",
     prediction="eps",
     memory=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab4_eps(
     step: StepBuilder,
@@ -343,14 +315,11 @@ def sde_exponential_ab4_eps(
     return adams_step(step, form_of(EPS, step, eta, s_noise), 4, start=start, final=final)
 
 
-@register(
+@register_sde(
     "sde-exponential-rk2",
     reference="exponential-rk2 on x0 with the exact noise of the reverse SDE",
     prediction="x0",
     nfe=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_rk2(
     step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0, c2: float = 0.5
@@ -360,14 +329,11 @@ def sde_exponential_rk2(
     return runge_kutta(step, form, [check_real("c2", c2, "(0, 1]")], heun_2(c2))
 
 
-@register(
+@register_sde(
     "sde-exponential-rk3",
     reference="exponential-rk3 on x0, c = 0, 1/3, 2/3, with the exact noise of the reverse SDE",
     prediction="x0",
     nfe=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_rk3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [phi_1 x0 + 3/2 phi_2 (x0_3 - x0)] + N, x0_2 and x0_3 at h/3 and 2 h/3."""
@@ -375,14 +341,11 @@ def sde_exponential_rk3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0)
     return runge_kutta(step, form, [1 / 3, 2 / 3], kutta_3(1 / 3, 2 / 3))
 
 
-@register(
+@register_sde(
     "sde-exponential-rk4",
     reference="exponential-rk4 on x0 with the exact noise of the reverse SDE",
     prediction="x0",
     nfe=4,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_rk4(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [b1 x0 + b2 (x0_2 + x0_3) + b4 x0_4] + N, c = (0, 1/2, 1/2, 1)."""
@@ -407,28 +370,22 @@ def seeds_1(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     return form.noisy(step, form.first(step.x, step.t, step.s, eps))
 
 
-@register(
+@register_sde(
     "seeds-2",
     reference=f"{_SEEDS}, SEEDS-2",
     prediction="eps",
     nfe=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def seeds_2(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h phi_1 eps_r + N, eps_r at h/2 after a step of ``seeds-1``, on one path."""
     return runge_kutta(step, form_of(EPS, step, eta, s_noise), [0.5], midpoint_2(0.5))
 
 
-@register(
+@register_sde(
     "seeds-3",
     reference=f"{_SEEDS}, SEEDS-3",
     prediction="eps",
     nfe=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def seeds_3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = L x + S h [phi_1 eps + 3/2 phi_2 (eps_3 - eps)] + N: ``dpm-solver-3`` on a path."""
@@ -439,15 +396,12 @@ def seeds_3(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
 # In process time ---------------------------------------------------------------------------------
 
 
-@register(
+@register_sde(
     "sde-heun",
     reference="Kloeden, Platen 1992, section 15.1; Song et al. 2021 (arXiv 2011.13456), eq. 6",
     prediction="score",
     nfe=2,
-    stochastic=True,
     family="sde",
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_heun(step: StepBuilder, eta: Eta = 1.0, s_noise: float = 1.0) -> Linear:
     """x' = x + h/2 (F(x, t) + F(x + h F + N, s)) + N, F = f x - (1 + eta)/2 g^2 score.

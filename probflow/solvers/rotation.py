@@ -42,7 +42,7 @@ from probflow.plan.columns import Number, atan2, cos, exp, expm1, log, log1p, si
 from probflow.solvers.forms import check_s_noise, is_start, lowered, noise_at
 from probflow.solvers.phi import adams, gauss, moments
 from probflow.solvers.registry import register
-from probflow.solvers.reverse_sde import Eta, eta_of, level
+from probflow.solvers.reverse_sde import Eta, eta_of, level, register_sde
 from probflow.tableaus import HEUN2, HEUN3, MIDPOINT, Tableau
 
 _REFERENCE = "Salimans, Ho 2022 (arXiv 2202.00512), appendix D, eq. 27 for constant v"
@@ -242,15 +242,12 @@ def sde_exponential_ab1_v(
     return _angle_adams(step, 1, eta=eta, s_noise=s_noise)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab2-v",
     reference="exponential-ab2-v with the exact noise of the reverse SDE",
     prediction="v",
     coordinates="vp",
     memory=1,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab2_v(
     step: StepBuilder,
@@ -265,15 +262,12 @@ def sde_exponential_ab2_v(
     return _angle_adams(step, 2, final=final, eta=eta, s_noise=s_noise)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab3-v",
     reference="exponential-ab3-v with the exact noise of the reverse SDE",
     prediction="v",
     coordinates="vp",
     memory=2,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab3_v(
     step: StepBuilder,
@@ -289,15 +283,12 @@ def sde_exponential_ab3_v(
     return _angle_adams(step, 3, start, final, eta, s_noise)
 
 
-@register(
+@register_sde(
     "sde-exponential-ab4-v",
     reference="exponential-ab4-v with the exact noise of the reverse SDE",
     prediction="v",
     coordinates="vp",
     memory=3,
-    stochastic=True,
-    orders={"tv": 2, "strong": 1},
-    sde=eta_of,
 )
 def sde_exponential_ab4_v(
     step: StepBuilder,

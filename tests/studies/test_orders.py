@@ -148,8 +148,9 @@ def given(value: Solver | float) -> str:
     [
         (pf.get_solver("sde-exponential-rk4"), (8, 12, 16, 24, 32, 64)),
         (pf.get_solver("seeds-3"), (8, 12, 16, 24, 32, 48, 64, 96)),
-        # sde-dpm-solver++-3m in other words.
+        # sde-dpm-solver++-3m and sde-dpm-solver-3m in other words.
         (pf.get_solver("sde-exponential-ab3"), (16, 24, 32, 48, 64, 96, 128, 192)),
+        (pf.get_solver("sde-exponential-ab3-eps"), (16, 24, 32, 48, 64, 96, 128, 192)),
         (pf.get_solver("er-sde-3", phi=square), (16, 24, 32, 48, 64, 96, 128, 192, 256)),
         (pf.get_solver("sa-solver"), (16, 24, 32, 64, 128)),
     ],
