@@ -50,7 +50,8 @@ def _adams(
     """Step of an Adams method on eps, after its start."""
     if is_start(len(step.previous), order - 2, start):
         return starting_step(step, form, order - 1, start)
-    return _average(step, form, weights(step, lowered(order, step, final)))
+    to_data = form.eta and step.s.sigma == 0  # a DDIM step, or differences of noises would stay
+    return _average(step, form, [1.0] if to_data else weights(step, lowered(order, step, final)))
 
 
 @register(

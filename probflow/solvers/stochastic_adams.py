@@ -84,8 +84,8 @@ def _sa_solver(
             [x, *outputs[: len(after)], *outputs[1 : 1 + len(before)]],
         )
     own = form(t, s)
-    if s.sigma == 0:
-        return own.first(x, t, s, output)
+    if s.sigma == 0:  # from where the output was evaluated: the model's x0
+        return own.first(step.x, t, s, output)
     stored = previous[: min(predictor, left) - 1]
     _, weights = sum_of(t, s, [t, *(p.t for p in stored)])
     return own.noisy(step, own.step(x, t, s, weights, [output, *(p.outputs[0] for p in stored)]))

@@ -87,8 +87,8 @@ def _unipc(
             [1.0, factor * new, *(factor * change for change in changes)],
             [x, f, *(p.outputs[0] for p in previous[:order_before])],
         )
-    if s.sigma == 0:
-        return form.first(x, t, s, f)
+    if s.sigma == 0:  # from where f was evaluated: the model's x0
+        return form.first(step.x, t, s, f)
     stored = previous[: lowered(order, step, final) - 1]
     outputs = [f, *(p.outputs[0] for p in stored)]
     return form.step(x, t, s, _predictor(*layout(t, s, stored)), outputs)
@@ -130,7 +130,7 @@ def unipc_2(
     corrected state: the same step with the weights w- of the polynomial through x0_0 as well
     (h-, S- belong to that step). So the output at a predicted state serves its correction and the
     next prediction. The last state is a prediction, whose error is that of one step: the order
-    holds. A step to sigma' = 0 is a DDIM step from xc.
+    holds. A step to sigma' = 0 is a DDIM step from x.
     """
     return _unipc(step, X0, 2, variant, disable_corrector, final=final)
 
