@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from thinned import thinned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,8 +91,13 @@ def interpret(
 # The loop is the plan ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("solver", ALL, ids=by_name)
+@pytest.mark.parametrize(
+    ("solver", "prediction"),
+    thinned(
+        [(solver, prediction) for solver in ALL for prediction in PREDICTIONS],
+        lambda case: f"{case[0].name}-{case[1]}",
+    ),
+)
 def test_the_loop_is_the_plan(solver: pf.Solver, prediction: str) -> None:
     net, plan = Net(), plan_of(solver, prediction)
     model = pf.Model(net, PROCESS, prediction)

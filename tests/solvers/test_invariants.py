@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from thinned import thinned
 from torch import Tensor
 
 import probflow as pf
@@ -77,8 +79,13 @@ def nothing(x: Tensor, t: Tensor) -> Tensor:
 # Exactness ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", INTEGRATORS, ids=by_name)
+def on_processes(solvers: list[pf.Solver]) -> list[Any]:
+    """Each solver on each process; in ordinary runs on one or two."""
+    cases = [(solver, process) for solver in solvers for process in PROCESSES]
+    return thinned(cases, lambda case: f"{case[0].name}-{case[1]!r}")
+
+
+@pytest.mark.parametrize(("solver", "process"), on_processes(INTEGRATORS))
 def test_zero_score_scales_by_the_signal(solver: pf.Solver, process: Process) -> None:
     """With no score only the linear part is left: x is multiplied by alpha'/alpha, exactly.
 
@@ -160,8 +167,7 @@ def eta_at(solver: pf.Solver, process: Process, t: float) -> float:
     return solver.eta(rho) if callable(solver.eta) else solver.eta
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", WITH_LIMIT, ids=by_name)
+@pytest.mark.parametrize(("solver", "process"), on_processes(WITH_LIMIT))
 def test_small_steps_follow_the_exact_drift(solver: pf.Solver, process: Process) -> None:
     """(x_n - x_0)/(n h) tends to the velocity (or the reverse SDE's drift) as h, with n = 3."""
     t = 0.5
@@ -183,8 +189,9 @@ def test_small_steps_follow_the_exact_drift(solver: pf.Solver, process: Process)
     assert fine < 0.2 * coarse or fine < 1e-8
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", [s for s in WITH_LIMIT if s.stochastic], ids=by_name)
+@pytest.mark.parametrize(
+    ("solver", "process"), on_processes([s for s in WITH_LIMIT if s.stochastic])
+)
 def test_small_steps_have_the_exact_variance(solver: pf.Solver, process: Process) -> None:
     """The noise of a step has variance eta g^2 |h| (1 + O(h))."""
     t = 0.5
@@ -250,8 +257,7 @@ def test_every_process_is_vp_after_scaling(solver: pf.Solver, process: Process) 
     torch.testing.assert_close(ours / float(norm[-1]), theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("solver", ALL, ids=by_name)
+@pytest.mark.parametrize(("solver", "process"), on_processes(ALL))
 def test_the_prediction_type_of_the_model_does_not_matter(
     solver: pf.Solver, process: Process
 ) -> None:
