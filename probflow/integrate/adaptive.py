@@ -271,6 +271,10 @@ class _Loop:
         self.run.rejected[i] += 1
         place = self._place(i)
         if not math.isfinite(error):
+            before = self.x[i] if self.per_sample else self.x
+            if not (self.run.accepted[i] or bool(torch.isfinite(before).all())):
+                who = f", sample {i}" if self.per_sample else ""
+                raise NonFiniteError(f"{self.pair.name}: NaN or infinity in the initial state{who}")
             outputs = first[i] if self.per_sample else first
             if not bool(torch.isfinite(outputs).all()):
                 raise NonFiniteError(f"{self.pair.name}: NaN or infinity in the model at {place}")
