@@ -21,14 +21,20 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    It is 1 if ``--compare`` finds a verdict that got worse, 2 for bad input, 130 if interrupted.
+    It is 1 if ``--compare`` finds a verdict that got worse or nobody reads the output to its end,
+    2 for bad input, 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):  # a dash where the locale has none is a question mark
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of ``| head``, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 1
     except (ValueError, TypeError, OSError) as problem:
         print(f"probflow: error: {problem}", file=sys.stderr)
         return 2
@@ -87,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     solvers.add_argument("--grid", default="log-snr", help="kind of grid for the tableau")
     solvers.add_argument("--steps", type=int, default=4, help="number of steps of that grid")
     solvers.add_argument("--step", type=int, help="which step to print (0 is the first)")
-    solvers.add_argument("--latex", action="store_true", help="print the tableau as LaTeX")
-    solvers.add_argument("--bibtex", action="store_true", help="print what to cite for it")
-    solvers.add_argument("--markdown", action="store_true", help="print the list as Markdown")
+    form = solvers.add_mutually_exclusive_group()
+    form.add_argument("--latex", action="store_true", help="print the tableau as LaTeX")
+    form.add_argument("--bibtex", action="store_true", help="print what to cite for it")
+    form.add_argument("--markdown", action="store_true", help="print the list as Markdown")
     solvers.set_defaults(run=_solvers)
 
     sample = commands.add_parser("sample", help="draw samples; write them and a picture")
@@ -101,11 +108,17 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", help="TorchScript (.pt) or torch.export (.pt2) model f(x, t)"
     )
     sample.add_argument("--shape", help="shape of one sample for a checkpoint, e.g. 3,32,32")
-    sample.add_argument("--prediction", default="eps", help="what the checkpoint predicts")
-    sample.add_argument("--time-scale", type=float, default=1.0, help="model time / process time")
+    sample.add_argument("--prediction", help="what the checkpoint predicts; eps by default")
+    sample.add_argument(
+        "--time-scale", type=float, help="model time / process time of the checkpoint; 1 by default"
+    )
     sample.add_argument("--process", default="vp-linear", help="noising process")
     sample.add_argument("--solver", default="accelerated-ode-multistep")
-    sample.add_argument("--steps", type=int, default=20)
+    sample.add_argument(
+        "--steps", type=int, help="20 by default; none for a solver that chooses its steps"
+    )
+    sample.add_argument("--rtol", type=float, help="relative tolerance of such a solver")
+    sample.add_argument("--atol", type=float, help="absolute tolerance of such a solver")
     sample.add_argument("--grid", default="log-snr", help="kind of grid")
     sample.add_argument("-n", "--number", type=int, default=64, help="number of samples")
     sample.add_argument("--seed", type=int, default=0)
@@ -259,6 +272,8 @@ def _solvers(arguments: argparse.Namespace) -> int:
 
         print(cite() if arguments.name is None else cite(arguments.name))
         return 0
+    if arguments.markdown and arguments.name is not None:
+        raise ValueError(f"--markdown: prints the list, so it takes no name, got {arguments.name}")
     from probflow.describe import pair_text, solver_table, tableau, tableau_latex
     from probflow.solvers.embedded import PAIRS
 
@@ -311,6 +326,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from probflow.grids import Grid
     from probflow.integrate.sample import sample
     from probflow.report import save_figure
+    from probflow.solvers.registry import find_pair
     from probflow.studies.config import PROCESSES
     from probflow.studies.samples import samples_figure
     from probflow.words import check_choice
@@ -319,7 +335,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     check_choice("--process", arguments.process, PROCESSES)
     if arguments.number < 1:
         raise ValueError(f"--number: need at least 1, got {arguments.number}")
-    process = PROCESSES[arguments.process]()
+    if not arguments.checkpoint:
+        for name in ("shape", "prediction", "time_scale"):
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: says what a --checkpoint is; a target has its own")
+    process, steps = PROCESSES[arguments.process](), arguments.steps
+    adaptive = find_pair(arguments.solver) is not None
     model, shape = (
         _checkpoint(arguments, process) if arguments.checkpoint else _named_target(arguments.target)
     )
@@ -331,11 +353,13 @@ def _sample(arguments: argparse.Namespace) -> int:
         model,
         (arguments.number, *shape),
         arguments.solver,
-        arguments.steps,
+        20 if steps is None and not adaptive else steps,
         process=process,
         grid=Grid(arguments.grid),
         seed=arguments.seed,
-        progress=not arguments.no_progress,
+        progress=not (arguments.no_progress or adaptive),
+        rtol=arguments.rtol,
+        atol=arguments.atol,
     )
     np.save(out / "samples.npy", x.numpy())
     figure = samples_figure(x.numpy(), None if arguments.checkpoint else model, process)
@@ -363,6 +387,8 @@ def _named_target(name: str) -> tuple[Any, tuple[int, ...]]:
 
 
 def _checkpoint(arguments: argparse.Namespace, process: Any) -> tuple[Any, tuple[int, ...]]:
+    import torch
+
     from probflow.models import Model, load_network
 
     path = Path(arguments.checkpoint)
@@ -377,10 +403,19 @@ def _checkpoint(arguments: argparse.Namespace, process: Any) -> tuple[Any, tuple
             f"--shape: need whole numbers like 3,32,32, got {arguments.shape!r}"
         ) from None
     network = load_network(path, "--checkpoint")
-    scale = arguments.time_scale
+    scale = 1.0 if arguments.time_scale is None else arguments.time_scale
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"--time-scale: need a finite number other than 0, got {scale}")
-    return Model(network, process, arguments.prediction, time=lambda t: scale * t), shape
+    try:
+        with torch.no_grad():
+            network(torch.zeros(arguments.number, *shape), torch.full((arguments.number,), scale))
+    except (AssertionError, IndexError, RuntimeError) as problem:  # guards of torch.export, kernels
+        reason = str(problem).strip().splitlines()[-1]
+        raise ValueError(
+            f"--shape: {path} takes no {arguments.number} samples of shape {shape} ({reason})"
+        ) from None
+    prediction = arguments.prediction or "eps"
+    return Model(network, process, prediction, time=lambda t: scale * t), shape
 
 
 if __name__ == "__main__":

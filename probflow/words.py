@@ -15,6 +15,7 @@ __all__ = [
     "UnfitError",
     "check_choice",
     "check_flags",
+    "check_hook",
     "check_real",
     "check_whole",
     "dictionary",
@@ -65,6 +66,12 @@ def check_flags(settings: Mapping[str, Any], names: Collection[str]) -> None:
     for name, value in settings.items():
         if name in names and not isinstance(value, (bool, np.bool_, type(None))):
             raise TypeError(f"{name}: need True or False, got {value!r}")
+
+
+def check_hook(name: str, value: Any, kind: str = "a function") -> None:
+    """Raise ``TypeError`` unless ``value`` is None or can be called; ``kind`` says what is due."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: need {kind}, got {value!r}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import probflow as pf
 from probflow.cli import main
 from probflow.solvers.embedded import PAIRS
-from probflow.studies import figures
+from probflow.studies import builtin, figures
 from probflow.studies.config import read_study
 
 STUDY = """
@@ -211,6 +212,17 @@ def test_solvers_bad_flags(capsys) -> None:
     assert "step 0 of 1" in capsys.readouterr().out
     assert run("solvers", "--latex") == 2
     assert "--latex: prints a tableau, so it needs the name" in capsys.readouterr().err
+    assert run("solvers", "ddim", "--markdown") == 2
+    assert "--markdown: prints the list, so it takes no name, got ddim" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_its_end() -> None:
+    """As ``| head`` does: no traceback."""
+    command = [sys.executable, "-m", "probflow.cli", "solvers"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_study_file_with_a_byte_order_mark(study_file: Path) -> None:
@@ -241,7 +253,7 @@ class Network(torch.nn.Module):
         return torch.tanh(x) * t[:, None, None, None] / 1000
 
 
-def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
+def test_sample_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     path = tmp_path / "network.pt2"
     batch = torch.export.Dim("batch", min=1)
     example = (torch.zeros(2, 3, 8, 8), torch.zeros(2))
@@ -261,6 +273,24 @@ def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
         solver="accelerated-ode-multistep",
     )
     assert np.allclose(np.load(tmp_path / "samples.npy"), wanted.numpy(), atol=1e-5)
+    for shape, reason in (("3,9,8", "x.size()[2] == 8"), ("3,8", "out of range")):
+        arguments[4] = shape
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        assert "--shape: " in (error := capsys.readouterr().err)
+        assert reason in error
+
+
+@pytest.mark.parametrize("tolerances", [(), ("--rtol", 0.01, "--atol", 0.001)])
+def test_sample_with_steps_of_the_solvers_choice(tmp_path: Path, tolerances) -> None:
+    arguments = ("sample", "--target", "mixture", "--solver", "dpm-solver-12", "-n", 4)
+    assert run(*arguments, *tolerances, "--out", tmp_path) == 0
+    options = dict(zip(("rtol", "atol"), tolerances[1::2], strict=False))
+    target, process = builtin.mixture(), pf.VP.linear()
+    wanted = pf.sample(
+        target, (4, 1), "dpm-solver-12", process=process, grid="log-snr", seed=0, **options
+    )
+    assert np.array_equal(np.load(tmp_path / "samples.npy"), wanted.numpy())
 
 
 @pytest.mark.parametrize(
@@ -272,6 +302,11 @@ def test_sample_from_a_checkpoint(tmp_path: Path) -> None:
         (("--solver", "dimm"), "near names: ddim"),
         (("--process", "vq"), "--process: got 'vq'; near names: ve; allowed are"),
         (("--checkpoint", "none.pt"), "--checkpoint: there is no file"),
+        (("--shape", "3,8,8"), "--shape: says what a --checkpoint is"),
+        (("--prediction", "v"), "--prediction: says what a --checkpoint is"),
+        (("--time-scale", 1000), "--time-scale: says what a --checkpoint is"),
+        (("--solver", "dpm-solver-12", "--steps", 4), "steps: not for dpm-solver-12"),
+        (("--rtol", 0.1), "rtol, atol, per_sample: they are for a solver that chooses its steps"),
         (("--grid", "expo"), "kind: got 'expo'; near names: exponential, explicit; allowed are"),
     ],
 )

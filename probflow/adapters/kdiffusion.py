@@ -25,7 +25,7 @@ from probflow.plan import Plan
 from probflow.processes import EDM, Process
 from probflow.solvers import Solver, get_solver
 from probflow.solvers.last_step import plan_to_data
-from probflow.words import check_whole, dictionary, near, no_option
+from probflow.words import check_hook, check_whole, dictionary, near, no_option
 
 __all__ = ["STOCK", "sample"]
 
@@ -223,12 +223,8 @@ def _check_arguments(model: Any, x: Any, callback: Any, noise_sampler: Any, gene
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"x: need a tensor of floats, shape (batch, ...), got {got}")
-    for name, value, signature in (
-        ("callback", callback, "f(entry)"),
-        ("noise_sampler", noise_sampler, "f(sigma, sigma_next)"),
-    ):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name}: need a callable {signature} or None, got {value!r}")
+    check_hook("callback", callback, "a callable f(entry) or None")
+    check_hook("noise_sampler", noise_sampler, "a callable f(sigma, sigma_next) or None")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: need a torch.Generator or None, got {generator!r}")
 

@@ -100,7 +100,7 @@ class LevelGrids:
         if self.family == "vp":  # published levels are rounded: 14.615 for 14.6146
             most = math.exp(-float(self.process.lambda_(self.process.t_max)))
             values = np.where((values > most) & (values < 1.001 * most), most, values)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 is the end, what is below refused
             levels = self.process.t(-np.log(values))
         if not np.isfinite(levels).all():
             bad = values[~np.isfinite(levels)][0]
@@ -283,5 +283,14 @@ def _decreasing(values: Any, name: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise ValueError(f"{name}: need a sequence of numbers, got {values!r}") from None
     if len(array) < 1 or not np.isfinite(array).all() or not (np.diff(array) < 0).all():
-        raise ValueError(f"{name}: must be finite and strictly decrease, got {array.tolist()}")
+        # Pipelines know their place by the timestep, which may not come twice.
+        rises = (np.diff(array) > 0).any() and (np.diff(array) < 0).any()
+        instead = (
+            "; for a grid that rises on its way, as restarts do, take pf.sample with a "
+            "pf.grids.restart grid, of a pipeline with pf.diffusers.from_pipeline(pipe)"
+        )
+        raise ValueError(
+            f"{name}: must be finite and strictly decrease, got {array.tolist()}"
+            f"{instead if rises else ''}"
+        )
     return array

@@ -24,7 +24,7 @@ from probflow.integrate.loop import MaxStepsError, NonFiniteError, StepSizeError
 from probflow.models import Model
 from probflow.plan import Combination, Register, Stage, Step
 from probflow.solvers.embedded import Attempt, EmbeddedPair
-from probflow.words import check_real, check_whole
+from probflow.words import check_hook, check_real, check_whole
 
 __all__ = ["PairRun", "integrate_pair"]
 
@@ -108,8 +108,7 @@ def integrate_pair(
         If the end is not reached; the message names step and time.
     """
     _check(pair, model, y0, times, rtol, atol, first_step, max_num_steps)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: need a function, got {callback!r}")
+    check_hook("callback", callback)
     if per_sample and callback is not None:
         raise ValueError("callback: not available with per_sample, where no step serves all")
     run = PairRun([]) if run is None else run
@@ -271,6 +270,10 @@ class _Loop:
         self.run.rejected[i] += 1
         place = self._place(i)
         if not math.isfinite(error):
+            before = self.x[i] if self.per_sample else self.x
+            if not (self.run.accepted[i] or bool(torch.isfinite(before).all())):
+                who = f", sample {i}" if self.per_sample else ""
+                raise NonFiniteError(f"{self.pair.name}: NaN or infinity in the initial state{who}")
             outputs = first[i] if self.per_sample else first
             if not bool(torch.isfinite(outputs).all()):
                 raise NonFiniteError(f"{self.pair.name}: NaN or infinity in the model at {place}")

@@ -126,6 +126,7 @@ class BrownianInterval(BaseBrownian):
             first_sample, self.shape[0] if self.shape else 1, self.device
         )
         self._count = math.prod(self.shape[1:])
+        self._source = Normals(self.entropy, self._samples, self._parts * self._count, self._wide)
         self._pairs: OrderedDict[int, tuple[State, State]] = OrderedDict()
         self._capacity = math.inf if cache_size is None else cache_size // 2
         self._before = ((0, 0), (0, 0))  # the two nodes asked for last
@@ -167,15 +168,12 @@ class BrownianInterval(BaseBrownian):
     def _normals(self, names: Sequence[int], variances: Sequence[float]) -> list[State]:
         """Normals of the names, each of shape ``shape``, made in one go."""
         variance = _on_device(variances, self._wide, self.device)
-        made = self._shaped(self._source()(self._draws(names), variance))
+        made = self._shaped(self._source(self._draws(names), variance))
         return list(zip(*(z.unbind(0) for z in made), strict=True))
 
     def _draws(self, names: Sequence[int]) -> Tensor:
         # Negative: those of ``SeededNoise``, from 0 up, stay independent of the motion.
         return _on_device([-1 - self._tree.name(x) for x in names], torch.int64, self.device)
-
-    def _source(self) -> Normals:
-        return Normals(self.entropy, self._samples, self._parts * self._count, self._wide)
 
     def _shaped(self, made: Tensor) -> State:
         """Normals (names, batch, parts * count) as parts (names, *shape)."""

@@ -28,6 +28,7 @@ from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import Model
 from probflow.plan import Plan
+from probflow.words import check_hook
 
 __all__ = ["MaxStepsError", "NonFiniteError", "SolveError", "StepSizeError", "run_plan"]
 
@@ -352,9 +353,8 @@ def _check_arguments(
         raise TypeError(
             "parallel: needs a Model, called with one time for each sample; got a plain function"
         )
-    for name, hook in (("callback", callback), ("threshold", threshold)):
-        if hook is not None and not callable(hook):
-            raise TypeError(f"{name}: need a function, got {hook!r}")
+    check_hook("callback", callback)
+    check_hook("threshold", threshold)
     if noise is not None and not (callable(noise) and hasattr(noise, "restart")):
         raise TypeError(
             f"noise: need a NoiseSource (callable, with a method restart), got {noise!r}"

@@ -51,8 +51,8 @@ _SHIFT, _MASK, _FIRST, _SECOND = (
 
 def _halves(z: Tensor) -> tuple[Tensor, Tensor]:
     """The low and the high words of 64-bit numbers, (..., n) each, in their memory."""
-    words = z.view(torch.int32).unflatten(-1, (-1, 2))
-    return words[..., _LOW], words[..., 1 - _LOW]
+    words = z.view(torch.int32)
+    return words[..., _LOW::2], words[..., 1 - _LOW :: 2]
 
 
 def _mix(
@@ -98,7 +98,7 @@ class Normals:
     """Standard normals for (draw, sample) pairs, asked draw by draw.
 
     What does not depend on the draw (keys of samples, counters, scratch and the views of it) is
-    made once. One object must not be called by two threads at a time.
+    made once.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ class Normals:
         self._counter = (
             torch.stack((hashes, hashes + self._pairs // 2))[:, None].add_(1).mul_(_GOLDEN)
         )
-        self._scratch = torch.empty(4, 0, dtype=dtype, device=samples.device)
-        self._blocks: dict[tuple[int, ...], _Block] = {}
+        self._dtype = dtype
+        self._idle: list[_Scratch] = []  # one, or none while it is in use
 
     def __call__(
         self, draws: Tensor, variance: Tensor | None = None, out: Tensor | None = None
@@ -148,13 +148,14 @@ class Normals:
         keys = self._of(draws).view(-1)
         if variance is not None:
             variance = variance.repeat_interleave(len(self._keys))
-        shape = len(draws), len(self._keys), self._count
-        out = self._scratch.new_empty(shape) if out is None else out
-        normal = out.view(len(keys), self._count)
+        if out is None:
+            shape = len(draws), len(self._keys), self._count
+            out = torch.empty(shape, dtype=self._dtype, device=keys.device)
+        normal, scratch = out.view(len(keys), self._count), self._taken()
         for rows in self._rows(len(keys)):
             scale = -1.0 if variance is None else variance[rows, None].neg()
-            self._fill(keys[rows], scale, normal[rows])
-        self._release()
+            self._fill(keys[rows], scale, normal[rows], scratch)
+        self._put_back(scratch)
         return out
 
     def by_samples(self, draw: Tensor, variance: float, out: Tensor) -> Iterator[slice]:
@@ -176,11 +177,11 @@ class Normals:
         slice
             The rows that were written.
         """
-        keys = self._of(draw).view(-1)
+        keys, scratch = self._of(draw).view(-1), self._taken()
         for rows in self._rows(len(keys)):
-            self._fill(keys[rows], -variance, out[rows])
+            self._fill(keys[rows], -variance, out[rows], scratch)
             yield rows
-        self._release()
+        self._put_back(scratch)
 
     def _of(self, draws: Tensor) -> Tensor:
         """Keys (D, B)."""
@@ -191,33 +192,59 @@ class Normals:
         step = max(1, _CACHE // self._width) if self._keys.device.type == "cpu" else count
         return (slice(k, min(k + step, count)) for k in range(0, count, max(1, step)))
 
-    def _fill(self, keys: Tensor, scale: Any, target: Tensor) -> None:
+    def _fill(self, keys: Tensor, scale: Any, target: Tensor, scratch: _Scratch) -> None:
         """Fill ``target`` (n, count) from keys (n,); ``scale`` is minus the variance."""
         pairs, width = self._pairs, self._width
-        if self._scratch.shape[1] < len(keys) * width:
-            self._scratch = self._scratch.new_empty(4, len(keys) * width)
-            self._blocks.clear()
+        scratch.reserve(len(keys) * width)
         for first in range(0, min(pairs, self._count), width):
             last = min(first + width, pairs)
             counter = self._counter[..., : (last - first) // 2]
             if first:
                 counter = counter + _signed(first // 2 * _GOLDEN)
             cosines, sines = target[:, first:last], target[:, pairs + first : pairs + last]
-            block = self._block(len(keys), counter.shape[2], cosines.shape[1], sines.shape[1])
+            block = scratch.block(len(keys), counter.shape[2], cosines.shape[1], sines.shape[1])
             block(keys.view(-1, 1), counter, scale, cosines, sines)
 
-    def _release(self) -> None:
-        """Keep no scratch on an accelerator: it is as large as the result, its allocator quick."""
-        if self._keys.device.type != "cpu":
-            self._scratch = self._scratch.new_empty(4, 0)
-            self._blocks.clear()
+    def _taken(self) -> _Scratch:
+        """The scratch, which no other thread has until it is put back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Scratch(self._dtype, self._keys.device)
 
-    def _block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:
+    def _put_back(self, scratch: _Scratch) -> None:
+        """Keep none on an accelerator: it is as large as the result, its allocator quick."""
+        if self._keys.device.type == "cpu":
+            self._idle = [scratch]
+
+
+class _Scratch:
+    """Memory (4, size), and the blocks of views of it."""
+
+    @torch.inference_mode(False)  # it may be written on outside that mode, too
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(4, 0, dtype=dtype, device=device)
+        # u^2 of the word 0, as if u were 2^-32.
+        self._tiny = torch.full((), 2.0**-64, dtype=dtype, device=device)
+        self._blocks: dict[tuple[int, ...], _Block] = {}
+
+    @torch.inference_mode(False)
+    def _grow(self, size: int) -> None:
+        self._memory = self._memory.new_empty(4, size)
+        self._blocks.clear()
+
+    def reserve(self, size: int) -> None:
+        """See that there is memory for so many pairs."""
+        if self._memory.shape[1] < size:
+            self._grow(size)
+
+    def block(self, n: int, hashes: int, columns: int, sines: int) -> _Block:
+        """The block of these sizes."""
         sizes = n, hashes, columns, sines
         if sizes not in self._blocks:
             if len(self._blocks) >= 16:
                 self._blocks.clear()
-            self._blocks[sizes] = _Block(*sizes, self._scratch)
+            self._blocks[sizes] = _Block(*sizes, self._memory, self._tiny)
         return self._blocks[sizes]
 
 
@@ -228,20 +255,19 @@ class _Block:
     once: for small blocks they would cost more than the arithmetic.
     """
 
-    def __init__(self, n: int, hashes: int, columns: int, sines: int, scratch: Tensor) -> None:
+    @torch.inference_mode(False)
+    def __init__(
+        self, n: int, hashes: int, columns: int, sines: int, scratch: Tensor, tiny: Tensor
+    ) -> None:
         shape = (2, n, hashes)  # columns of one hash are long runs, too
-        self.bits, self.spare = (
-            half.view(-1).view(torch.int64)[: math.prod(shape)].view(shape)
-            for half in (scratch[:2], scratch[2:])
-        )
+        halves = scratch.view(2, -1).view(torch.int64)[:, : math.prod(shape)]
+        self.bits, self.spare = halves.view(2, *shape).unbind(0)
         self.halves = _halves(self.bits)
         self.words = self.bits.view(torch.int32)[..., :columns].unbind(0)
-        self.product, _, self.radius, self.angle = (
-            row[: n * columns].view(n, columns) for row in scratch
-        )
+        rows = scratch[:, : n * columns].view(4, n, columns)
+        self.product, _, self.radius, self.angle = rows.unbind(0)
         self.sine, self.sine_radius = self.angle[:, :sines], self.radius[:, :sines]
-        # u^2 of the word 0, as if u were 2^-32.
-        self.tiny = torch.full((), 2.0**-64, dtype=scratch.dtype, device=scratch.device)
+        self.tiny = tiny
 
     def __call__(
         self, key: Tensor, counter: Tensor, scale: Any, cosines: Tensor, sines: Tensor

@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep"]
 
-Places = int | list[int] | slice  # counted in nodes from the end
+Places = int | Tensor | slice  # counted in nodes from the end
 # Places of the wholes and of the cuts, length of the wholes, and where they are cut.
 Split = tuple[Places, Places, float, float]
-_FEW = 8  # nodes that are cut one by one, as views, rather than together, in copies
+_FEW = 3  # nodes that are cut one by one, as views, rather than together, in copies
 
 # Elements of the states that are made at once: few calls, and not much memory. A sweep that is
 # short makes no more than the smaller number in vain. And nodes: lists of them stay short.
@@ -58,7 +57,6 @@ class Sweep:
         self._slack = BORDER * tree.cell * 0.5**tree.depth
         self._count = tree.even // self._width
         self._number = first // self._width
-        self._source = motion._source()
         self._shape = len(motion._samples), motion._count
         # Nodes yet to be cut, the next one last, and memory for more, all (batch, parts * count): a
         # state of several MB in new memory would cost more for the memory than for its values.
@@ -125,7 +123,7 @@ class Sweep:
         parts, h = motion._parts, motion._tree.length(first, last)
         r = motion._tree.length(first, middle) / h
         draw = motion._draws([middle])
-        for rows in self._source.by_samples(draw, spread(h, r, parts), made):
+        for rows in motion._source.by_samples(draw, spread(h, r, parts), made):
             split(memory[rows].chunk(parts, dim=1), r, made[rows].chunk(parts, dim=1), own=True)
 
     def _state(self, motion: BrownianInterval, memory: Tensor) -> State:
@@ -148,13 +146,13 @@ class Sweep:
         size = len(variance)
         cuts = torch.arange(last - width, first, -width, device=motion.device)
         draws = -1 - cuts * motion._tree.name(1)
-        of_draws = torch.from_numpy(variance[1:]).to(motion._wide).to(motion.device)
+        of_draws = variance[1:].to(motion._wide).to(motion.device)
         whole = memory.chunk(motion._parts, dim=1)
         states = tuple(memory.new_empty(size, *self._shape) for _ in whole)
         if len(states) == 1:
-            self._source(draws, of_draws, out=states[0][1:])
+            motion._source(draws, of_draws, out=states[0][1:])
         else:
-            normal = self._source(draws, of_draws).chunk(2, dim=2)
+            normal = motion._source(draws, of_draws).chunk(2, dim=2)
             for x, part in zip(states, normal, strict=True):
                 x[1:] = part
         for x, part in zip(states, whole, strict=True):
@@ -162,7 +160,7 @@ class Sweep:
         for of_whole, cut, _, r in splits:
             state, z = tuple(x[of_whole] for x in states), tuple(x[cut] for x in states)
             left, right = split(state, r, z, own=True)
-            if isinstance(cut, list):  # then these are copies
+            if isinstance(cut, Tensor):  # then these are copies
                 for x, one, other in zip(states, left, right, strict=True):
                     x[cut], x[of_whole] = one, other
         shaped = (x.view(size, *motion.shape) for x in states)
@@ -173,10 +171,10 @@ class Sweep:
 @lru_cache(maxsize=32)  # one run after the other goes over the same grid
 def _splits(
     tree: Tree, first: int, last: int, width: int, parts: int
-) -> tuple[list[Split], np.ndarray]:
+) -> tuple[list[Split], Tensor]:
     """The splits that cut a node down to a width, and the variances of their normals by place."""
     splits = list(_kinds(tree, first, last, width))
-    variance = np.empty((last - first) // width)
+    variance = torch.empty((last - first) // width, dtype=torch.float64, device="cpu")
     for _, cut, h, r in splits:
         variance[cut] = spread(h, r, parts)
     return splits, variance
@@ -199,7 +197,7 @@ def _kinds(tree: Tree, first: int, last: int, width: int) -> Iterator[Split]:
             if len(alike) <= _FEW:
                 yield from zip(wholes, cuts, repeat(h), repeat(r))
             else:
-                yield wholes, cuts, h, r
+                yield torch.tensor(wholes, device="cpu"), torch.tensor(cuts, device="cpu"), h, r
             for start, middle, stop in alike:
                 nodes += [(start, middle), (middle, stop)]
     # Within cells it is halves of halves.

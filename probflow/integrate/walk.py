@@ -116,10 +116,12 @@ class PlanWalk:
         Raises
         ------
         ValueError
-            If the walk is over.
+            If the walk is over, or ``fed`` has another shape than earlier calls whose tensors the
+            plan still needs.
         """
         if self.over:
             raise ValueError("advance: the plan's last model call is made; start a new walk")
+        self._check_shape(fed)
         step = self.plan.steps[self.step]
         now, stage = self._now, step.stages[self.stage]
         if self.stage == 0:
@@ -134,6 +136,18 @@ class PlanWalk:
         if self.stage < len(step.stages):
             return self._sum(step.stages[self.stage].input)
         return self._finish(draw)
+
+    def _check_shape(self, fed: Tensor) -> None:
+        # The state itself is replaced by what is fed.
+        held = [tensor for register, tensor in self._now.items() if register != _X]
+        held += [tensor for past in self._past for tensor in past.values()]
+        for tensor in held:
+            if tensor.shape != fed.shape:
+                raise ValueError(
+                    f"sample: need the shape {tuple(tensor.shape)} of the calls before, which "
+                    f"{self.plan.solver} still needs, got {tuple(fed.shape)}; begin anew with "
+                    "another batch"
+                )
 
     def _draw(self, draw: Callable[[int], Tensor]) -> None:
         """The noises of the current step, unless they are drawn already."""

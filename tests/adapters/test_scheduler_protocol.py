@@ -78,6 +78,22 @@ def test_timesteps_of_any_type(kind: object) -> None:
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "unipc-3", "dpm-solver-2", "edm-churn"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_another_batch_in_the_middle_of_a_run(solver: str, batch: int) -> None:
+    """Refused, unless the plan needs nothing of the calls before: then it is served."""
+    scheduler = started(solver=solver)
+    x, other = torch.ones(2, 3), torch.ones(batch, 3)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    if solver == "ddim":
+        assert scheduler.step(other, scheduler.timesteps[1], other).prev_sample.shape == (batch, 3)
+        return
+    message = rf"sample: need the shape \(2, 3\) .* {solver} still needs, got \({batch}, 3\)"
+    with pytest.raises(ValueError, match=message):
+        scheduler.step(other, scheduler.timesteps[1], other)
+    scheduler.step(x, scheduler.timesteps[1], x)  # the error changed nothing
+
+
 def test_reuse_with_other_numbers_of_steps() -> None:
     scheduler, x = started(), normal(2, 3)
     scheduler.step(x, scheduler.timesteps[0], x)
@@ -535,6 +551,8 @@ def test_begin_index_and_timesteps_of_noising_are_checked() -> None:
     [
         ({}, {"sigmas": [200.0, 1.0]}, "sigmas: 200 lies outside .* 0.0100005 to 157.407, or 0 at"),
         ({}, {"sigmas": [5.0]}, "sigmas: need at least 2, the last for the end"),
+        ({}, {"sigmas": [5.0, -1.0]}, "sigmas: -1 lies outside"),  # without a warning from numpy
+        ({}, {"sigmas": [9.0, 2.0, 5.0, 1.0]}, "strictly decrease, .* take .* pf.grids.restart"),
         (FLOW, {"sigmas": [0.0]}, r"sigmas: need one above 0, got \[0.0\]"),
         *(
             (

@@ -224,6 +224,15 @@ def test_too_many_steps() -> None:
         solved("dpm-solver-12", max_num_steps=4)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_an_initial_state_that_is_not_finite_is_named(per_sample: bool) -> None:
+    x = torch.tensor([[1.0], [math.nan]])
+    model = pf.Model(lambda x, t: x, VP)
+    sample = ", sample 1" if per_sample else ""
+    with pytest.raises(NonFiniteError, match=f"NaN or infinity in the initial state{sample}$"):
+        pf.sample(model, solver="dpm-solver-12", x=x, per_sample=per_sample)
+
+
 def test_a_model_that_is_no_function() -> None:
     generator = torch.Generator().manual_seed(0)
     model = pf.Model(lambda x, t: torch.randn(x.shape, dtype=x.dtype, generator=generator), VP)
