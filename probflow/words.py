@@ -164,7 +164,8 @@ def several(name: str, value: Any, one: Any = ()) -> list[Any]:
     if isinstance(value, one):
         return [value]
     if not isinstance(value, Iterable):
-        raise TypeError(f"{name}: need several in a list, got {value!r}")
+        alone = f"{getattr(one, '__name__', one)}, or " if one != () else ""
+        raise TypeError(f"{name}: need {alone}several in a list, got {value!r}")
     return list(value)
 
 

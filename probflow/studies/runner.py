@@ -242,7 +242,11 @@ def run_curves(
         raise TypeError(f"out: need the path of a folder, got {out!r}")
     if resume and out is None:
         raise ValueError("resume: needs out, the folder of the study that is to be resumed")
-    if jobs > 1 and executor is None:
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"out: need a folder, {os.fspath(out)} is a file")
+    if jobs > 1 and executor is not None:
+        raise ValueError(f"jobs: not beside executor, which has its own workers; got {jobs}")
+    if jobs > 1:
         _check_picklable(curves)
     threads = torch.get_num_threads()
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -297,10 +298,14 @@ def test_determinism() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"targets": 3}, TypeError, "targets: need several in a list, got 3"),
-        ({"solvers": None}, TypeError, "solvers: need several in a list, got None"),
+        ({"targets": 3}, TypeError, "targets: need Target, or several in a list, got 3"),
+        ({"solvers": None}, TypeError, r"solvers: need str \| .*Solver, or several in a list"),
+            {"solvers": None},
+            TypeError,
+            r"solvers: need str \| .*Solver, or several in a list, got None",
+        ),
         ({"steps": 8}, TypeError, "steps: need several in a list, got 8"),
-        ({"measure": 1}, TypeError, "measure: need several in a list, got 1"),
+        ({"measure": 1}, TypeError, "measure: need str, or several in a list, got 1"),
         ({"targets": ["mixture"]}, TypeError, "targets: need probflow targets, got str"),
         ({"targets": []}, ValueError, "need at least one of each"),
         ({"targets": [MIXTURE, MIXTURE]}, ValueError, "targets: names must differ"),
@@ -323,6 +328,8 @@ def test_determinism() -> None:
         ({"reference_steps": 1}, ValueError, "reference_steps: need a whole number >= 2"),
         ({"process": "vp-linear"}, TypeError, "process: need a probflow process, got 'vp-linear'"),
         ({"out": 5}, TypeError, "out: need the path of a folder, got 5"),
+        ({"out": __file__}, ValueError, "out: need a folder, .* is a file"),
+        ({"jobs": 2, "executor": ThreadPoolExecutor(1)}, ValueError, "jobs: not beside executor"),
         ({"jobs": 0}, ValueError, "jobs: need a whole number >= 1"),
         ({"jobs": True}, TypeError, "jobs: need a whole number >= 1"),
         ({"grid": pf.grids.log_snr(1e9, 1.0, "neg_log_ab")}, ValueError, "start"),

@@ -57,6 +57,12 @@ def test_reasons_stand_beside_what_is_missing() -> None:
     assert list(seen.refused) == ["ddim"]
 
 
+@pytest.mark.parametrize("measure", ["tvv", "weak"])
+def test_a_trajectory_has_measures_of_one_plan(measure: str) -> None:
+    with pytest.raises(ValueError, match=f"measure: got '{measure}'.*allowed are tv"):
+        pictures.trajectory(LINE, "ddim", 4, measure)
+
+
 def test_densities_are_laws_with_the_measured_distance() -> None:
     names = ["ddim", "ddpm"]
     shown = pictures.densities(LINE, names, 8, grid=GRID)
