@@ -300,10 +300,6 @@ def test_determinism() -> None:
     [
         ({"targets": 3}, TypeError, "targets: need Target, or several in a list, got 3"),
         ({"solvers": None}, TypeError, r"solvers: need str \| .*Solver, or several in a list"),
-            {"solvers": None},
-            TypeError,
-            r"solvers: need str \| .*Solver, or several in a list, got None",
-        ),
         ({"steps": 8}, TypeError, "steps: need several in a list, got 8"),
         ({"measure": 1}, TypeError, "measure: need str, or several in a list, got 1"),
         ({"targets": ["mixture"]}, TypeError, "targets: need probflow targets, got str"),
