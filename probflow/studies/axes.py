@@ -115,6 +115,7 @@ def scan(
     seed: int = 0,
     samples: int = 128,
     reference_steps: int = Settings.reference_steps,
+    seeds: int = Settings.seeds,
     jobs: int = 1,
     out: str | Path | None = None,
     resume: bool = False,
@@ -147,7 +148,7 @@ def scan(
     target
         A target, or a function that makes one of a value: on the axes ``dimension`` and
         ``smoothness`` such a function.
-    solver, steps, measure, process, seed, samples, reference_steps
+    solver, steps, measure, process, seed, samples, reference_steps, seeds
         As in :func:`probflow.studies.study`, one number of steps.
     jobs, out, resume, executor, progress
         As there.
@@ -169,7 +170,7 @@ def scan(
     values = several("values", values)
     if not values:
         raise ValueError("values: need at least one")
-    kind, settings = AXES[axis], Settings(seed, samples, reference_steps)
+    kind, settings = AXES[axis], Settings(seed, samples, reference_steps, seeds)
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
     if axis == "learned":
         networks = _by_size(values, base, process or VP.linear(), steps, settings)

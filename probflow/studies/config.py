@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "seed": int,
         "samples": int,
         "reference_steps": int,
+        "seeds": int,
         "timing": int,
         "scan": dict,
         "pictures": int,
@@ -127,12 +128,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     kind = process_table.get("kind")
     if kind is not None:
         check_choice("[process] kind", kind, PROCESSES)
-    defaults = Settings()
-    settings = Settings(
-        table.get("seed", defaults.seed),
-        table.get("samples", defaults.samples),
-        table.get("reference_steps", defaults.reference_steps),
-    )
+    settings = Settings(**{f.name: table[f.name] for f in fields(Settings) if f.name in table})
     for key in ("solvers", "measures"):
         if not table[key] or not all(isinstance(name, str) for name in table[key]):
             raise ValueError(f"{key}: need a list of names, got {table[key]!r}")

@@ -179,7 +179,12 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         if curve.target.dim > 1
     }
     said = surroundings(processes[0] if processes else None, curves[0].settings.seed)
-    return {**said, **({"samples": samples} if samples else {})}
+    drawn = {curve.settings.seeds for curve in curves if curve.solver.random_times}
+    return {
+        **said,
+        **({"seeds": max(drawn)} if drawn else {}),
+        **({"samples": samples} if samples else {}),
+    }
 
 
 def surroundings(process: Process | None, seed: int) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def run_scans(
             seed=job.settings.seed,
             samples=job.settings.samples,
             reference_steps=job.settings.reference_steps,
+            seeds=job.settings.seeds,
             jobs=workers,
             out=None if folder is None else folder / job.folder,
             resume=resume,
