@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from probflow.grids import GRIDS, Grid
 from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.solvers import Solver, get_solver
 from probflow.studies.axes import AXES
 from probflow.studies.cells import Curve
 from probflow.studies.learned import Learned, LearnedScore
@@ -129,9 +130,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     if kind is not None:
         check_choice("[process] kind", kind, PROCESSES)
     settings = Settings(**{f.name: table[f.name] for f in fields(Settings) if f.name in table})
-    for key in ("solvers", "measures"):
-        if not table[key] or not all(isinstance(name, str) for name in table[key]):
-            raise ValueError(f"{key}: need a list of names, got {table[key]!r}")
+    solvers = [_solver(item) for item in table["solvers"]]
+    if not solvers:
+        raise ValueError("solvers: need a list of names or of tables with a name, got []")
+    if not table["measures"] or not all(isinstance(name, str) for name in table["measures"]):
+        raise ValueError(f"measures: need a list of names, got {table['measures']!r}")
     for name in table["measures"]:
         check_choice("measures", name, MEASURES)
     process = None if kind is None else PROCESSES[kind]()
@@ -142,11 +145,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         for key in ("timing", "pictures"):
             if key in table:
                 raise ValueError(f"{key}: not for a scan")
-        jobs = _scans(table, path.parent, steps, _grid(grid_table), process, settings)
+        jobs = _scans(table, path.parent, solvers, steps, _grid(grid_table), process, settings)
         return StudyFile(name, (), scans=jobs)
     curves = make_curves(
         targets=[target_from_table(table["target"], path.parent)],
-        solvers=table["solvers"],
+        solvers=solvers,
         steps=steps,
         measures=table["measures"],
         grid=_grid(grid_table),
@@ -160,9 +163,22 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     return StudyFile(name, tuple(curves), **counts)
 
 
+def _solver(item: Any) -> Solver:
+    """The solver of a name, or of a table of a name and options."""
+    table = item if isinstance(item, Mapping) else {"name": item}
+    options = {key: value for key, value in table.items() if key != "name"}
+    if not isinstance(table.get("name"), str):
+        raise ValueError(f"solvers: need names, or tables with a name and options, got {item!r}")
+    try:
+        return get_solver(table["name"]).with_options(**options)
+    except (ValueError, TypeError) as problem:
+        raise ValueError(f"solvers: {str(problem).removeprefix('solver: ')}") from None
+
+
 def _scans(
     table: Mapping[str, Any],
     folder: Path,
+    solvers: Sequence[Solver],
     steps: list[Any],
     grid: Grid,
     process: Process | None,
@@ -206,7 +222,7 @@ def _scans(
     sample = target if isinstance(target, Target) else Gaussian([0.0], [1.0])
     curves = make_curves(
         targets=[sample],
-        solvers=table["solvers"],
+        solvers=solvers,
         steps=steps,
         measures=table["measures"],
         grid=grid,
@@ -214,7 +230,7 @@ def _scans(
         settings=settings,
     )
     return tuple(
-        ScanJob(axis, tuple(values), target, c.solver.name, count, name, grid, process, settings)
+        ScanJob(axis, tuple(values), target, c.solver, count, name, grid, process, settings)
         for c in curves
         for name in c.measures
         for count in c.steps

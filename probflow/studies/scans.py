@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
+from probflow.solvers import Solver
 from probflow.studies.axes import AXES, Scan, scan
 from probflow.studies.folder import surroundings
 from probflow.studies.lines import plain
@@ -42,7 +44,7 @@ class ScanJob:
     axis: str
     values: tuple[Any, ...]
     target: Target | Callable[[Any], Target] | None
-    solver: str
+    solver: Solver
     steps: int
     measure: str
     grid: Grid
@@ -52,7 +54,8 @@ class ScanJob:
     @property
     def folder(self) -> str:
         """Where its cells lie."""
-        return f"{self.solver}-{self.measure}-{self.steps}"
+        name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", self.solver.name).strip("-")
+        return f"{name}-{self.measure}-{self.steps}"
 
 
 def run_scans(

@@ -217,7 +217,7 @@ def test_every_solver_measure_and_step_count(tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", solvers=["ddim", "heun"], measures=["tv", "w2"], grid=grid)
     content = read_study(path)
     assert content.curves == ()
-    assert len({(j.solver, j.measure, j.steps) for j in content.scans}) == 8
+    assert len({(j.solver.name, j.measure, j.steps) for j in content.scans}) == 8
     assert {job.settings.seed for job in content.scans} == {GOOD["seed"]}
 
 
