@@ -212,34 +212,57 @@ def _scans(arguments: argparse.Namespace, content: Any) -> int:
     """A study file with a ``[scan]`` table: errors along an axis, and slopes."""
     from dataclasses import replace
 
-    from probflow.studies.scans import run_scans, scans_table
+    from probflow.studies.compare import compare_scans
+    from probflow.studies.scans import read_scans, run_scans
 
-    for name in ("compare", "timing", "pictures", "venue"):
+    for name in ("timing", "pictures"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name}: not for a scan")
     jobs = content.scans
     if arguments.seed is not None:
         jobs = [replace(job, settings=replace(job.settings, seed=arguments.seed)) for job in jobs]
-    done = run_scans(
+    baseline = None if arguments.compare is None else read_scans(arguments.compare)
+    run = run_scans(
         jobs,
         title=content.name,
         out=arguments.out,
         resume=arguments.resume,
         workers=arguments.jobs,
         progress=not arguments.no_progress,
+        venue=arguments.venue,
     )
-    print(scans_table(done))
-    print(f"\nScans: {Path(arguments.out) / 'scans.md'}")
-    return 0
+    _print_scans(run, Path(arguments.out))
+    if baseline is None:
+        return 0
+    comparison = compare_scans(baseline.scans, run.scans)
+    print(f"\n{comparison.text()}")
+    return 1 if comparison.worse else 0
+
+
+def _print_scans(run: Any, out: Path) -> None:
+    from probflow.report import to_markdown
+    from probflow.report.scans import scan_summary
+    from probflow.studies.axes import AXES
+
+    print(to_markdown(scan_summary(run.scans, AXES[run.scans[0].axis].meaning)))
+    print(f"\nReport: {out / 'report.md'}, {out / 'report.html'}")
 
 
 # probflow report -------------------------------------------------------------------------------
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from probflow.studies.rows import SCANS
+    from probflow.studies.scans import read_scans, scan_report
+
     folder = Path(arguments.folder)
     out = folder if arguments.out is None else Path(arguments.out)
-    _write_report(folder, out, arguments.venue)
+    if (folder / SCANS).is_file():
+        run = read_scans(folder)
+        scan_report(out, run, venue=arguments.venue)
+        _print_scans(run, out)
+    else:
+        _write_report(folder, out, arguments.venue)
     return 0
 
 

@@ -13,7 +13,7 @@ MANY_VARIABLES = {
     *("sde-exponential-ab4", "sde-exponential-ab4-eps", "sde-exponential-ab4-v"),
     *("sde-exponential-rk3", "sde-exponential-rk4", "seeds-3"),
 }
-#: Their plans depend on random numbers, so that an order is one of a mean over seeds: see
+#: Their plans depend on random numbers: an error is a mean over draws, which takes long. See
 #: ``tests/solvers/test_provable.py``.
 RANDOM = {s.name for s in pf.all_solvers() if "seed" in s.options}
 

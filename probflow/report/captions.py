@@ -117,6 +117,8 @@ def settings_text(provenance: Mapping[str, Any]) -> str:
         parts.append(f"process {known['process']}")
     if "seed" in known:
         parts.append(f"seed {known['seed']}")
+    if "seeds" in known:
+        parts.append(f"random times: errors averaged over {known['seeds']} draws")
     if "dtype" in known:
         device = f" on {known['device']}" if "device" in known else ""
         parts.append(f"{known['dtype']}{device}")

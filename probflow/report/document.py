@@ -18,6 +18,7 @@ from .files import REPORT_FORMAT, check_writable, replace_report, write_text
 from .latex import latex_figure, to_latex
 from .page import save_figure
 from .tables import (
+    Table,
     curve_table,
     curve_tables,
     escape_markdown,
@@ -39,7 +40,7 @@ _ORDER_KEYS = (
 )
 
 #: Suffixes of a table's files; those of a figure's.
-_TABLES = ("md", "tex", "csv", "json")
+TABLES = ("md", "tex", "csv", "json")
 
 
 class Shown(NamedTuple):
@@ -189,8 +190,19 @@ def _write_all(
     title: str,
     venue: str | None,
 ) -> None:
+    drawings = write_figures(folder, figures, venue)
+    stems = _table_stems(rows)
+    _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
+    write_text(folder / "results.jsonl", results_text(rows))
+    write_text(folder / "orders.json", json_text([order_dict(order) for order in orders]))
+    blocks = _page(rows, orders, provenance, figures, notes, title, stems)
+    write_text(folder / "report.md", to_text(blocks))
+    write_text(folder / "report.html", to_html(blocks, title, drawings))
+
+
+def write_figures(folder: Path, figures: Iterable[Shown], venue: str | None) -> dict[str, str]:
+    """Write all forms of figures below a folder, and return the SVG of each by its name."""
     (folder / "figures").mkdir()
-    (folder / "tables").mkdir()
     drawings: dict[str, str] = {}
     for name, caption, figure, narrow in figures:
         save_figure(figure, folder / "figures" / name)
@@ -201,13 +213,26 @@ def _write_all(
             save_figure(narrow, folder / "figures" / column, ("pdf",))
             text = latex_figure(column, caption, columns=1, venue=venue)
             write_text(folder / "figures" / f"{column}.tex", text)
-    stems = _table_stems(rows)
-    _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
-    write_text(folder / "results.jsonl", results_text(rows))
-    write_text(folder / "orders.json", json_text([order_dict(order) for order in orders]))
-    blocks = _page(rows, orders, provenance, figures, notes, title, stems)
-    write_text(folder / "report.md", to_text(blocks))
-    write_text(folder / "report.html", to_html(blocks, title, drawings))
+    return drawings
+
+
+def write_tables(
+    folder: Path,
+    tables: Mapping[str, tuple[Sequence[Table], Sequence[Table]]],
+    note: str,
+    venue: str | None,
+) -> None:
+    """Write tables below a folder by the stem of their files; the second ones are for LaTeX."""
+    folder.mkdir()
+    labels: set[str] = set()
+    for stem, (written, printed) in tables.items():
+        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
+            write_text(folder / f"{stem}.{suffix}", write(*written))
+        look: dict[str, Any] = {"note": note, "venue": venue, "labels": labels}
+        write_text(folder / f"{stem}.tex", to_latex(*printed, **look))
+        if page_width(1, venue) < page_width(2, venue):
+            text = to_latex(*printed, columns=1, suffix="-column", **look)
+            write_text(folder / f"{stem}-column.tex", text)
 
 
 def _write_tables(
@@ -219,22 +244,13 @@ def _write_tables(
     venue: str | None,
 ) -> None:
     summary = summary_table(rows, orders)
-    labels: set[str] = set()
-    tables = {"summary": ([summary], summary_tables(rows, orders))}
+    tables: dict[str, tuple[Sequence[Table], Sequence[Table]]] = {
+        "summary": ([summary], summary_tables(rows, orders))
+    }
     for (target, measure), stem in stems.items():
         own = [row for row in rows if (row.target, row.measure) == (target, measure)]
         tables[stem] = curve_tables(own, orders), curve_tables(numbered(own), orders)
-    for stem, (written, printed) in tables.items():
-        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
-            write_text(folder / f"{stem}.{suffix}", write(*written))
-        write_text(
-            folder / f"{stem}.tex", to_latex(*printed, note=note, venue=venue, labels=labels)
-        )
-        if page_width(1, venue) < page_width(2, venue):
-            text = to_latex(
-                *printed, note=note, columns=1, venue=venue, labels=labels, suffix="-column"
-            )
-            write_text(folder / f"{stem}-column.tex", text)
+    write_tables(folder, tables, note, venue)
 
 
 def _page(
@@ -270,7 +286,7 @@ def _page(
         for (other, measure), stem in stems.items():
             if other != target:
                 continue
-            files = ", ".join(f"[{end}](tables/{stem}.{end})" for end in _TABLES)
+            files = ", ".join(f"[{end}](tables/{stem}.{end})" for end in TABLES)
             blocks.append(Heading(3, escape_markdown(MEASURES.get(measure, measure))))
             blocks.append(Text(f"Files: {files}", files=True))
             for key, curve in group_curves(rows).items():
@@ -279,11 +295,15 @@ def _page(
                     blocks.append(
                         Tabular(dataclasses.replace(table, title=f"{key.solver}, {key.grid}"))
                     )
-    data = "[results.jsonl](results.jsonl), [orders.json](orders.json), "
-    data += ", ".join(f"[summary.{end}](tables/summary.{end})" for end in _TABLES)
+    return blocks + provenance_blocks(("results.jsonl", "orders.json"), provenance)
+
+
+def provenance_blocks(files: Sequence[str], provenance: Mapping[str, Any]) -> list[Block]:
+    """The end of a page: files with data, those of the summary too, and what they depend on."""
+    data = ", ".join(f"[{name}]({name})" for name in files)
+    data += "".join(f", [summary.{end}](tables/summary.{end})" for end in TABLES)
     known = [f"{escape_markdown(k)}: {_inline(v)}" for k, v in sorted(plain(provenance).items())]
     return [
-        *blocks,
         Heading(2, "Data and provenance"),
         Text(f"Data: {data}.", files=True),
         Bullets(tuple(known)) if known else Text("No provenance was given."),

@@ -3,8 +3,8 @@ r"""Samplers with later theorems: overshooting and noising back, random midpoint
 For a variance-preserving state Y and :math:`g = \bar\alpha`, the probability-flow ODE is
 :math:`d(Y/\sqrt g) = s_g(Y)\,dg / (2 g^{3/2})`; in Ornstein-Uhlenbeck time, :math:`g = e^{-2\tau}`,
 it is :math:`dY = -(Y + s)\,d\tau`. A step from t to s has the length :math:`h = \tau_t - \tau_s`.
-Random numbers are those of the option ``seed`` and the number of the step: a plan is fixed before
-the first evaluation, and the order of such a solver is that of the root mean square over seeds.
+Random numbers are those of the option ``seed``, the number of steps and that of the step: a plan is
+fixed before the first evaluation, and the order of such a solver is that of a mean over seeds.
 """
 
 from __future__ import annotations
@@ -36,15 +36,29 @@ def _between(step: StepBuilder, t: Point, s: Point, fraction: float) -> Point:
 
 
 @lru_cache(maxsize=64)
-def _uniforms(seed: int, blocks: int) -> np.ndarray:
-    generators = (np.random.default_rng([seed, block]) for block in range(blocks))
-    return np.concatenate([generator.random(256) for generator in generators])
+def _uniforms(seed: int, steps: int) -> np.ndarray:
+    """Independent uniform numbers of the steps, coupled to those of half as many steps.
+
+    As one Brownian path serves every step count: the number of a step is F(a + b) of those of its
+    two halves, with the distribution function F of their sum, so that errors with T and 2 T steps
+    fluctuate alike. It is drawn from coarse to fine: a + b, and then a, which is uniform given it.
+    """
+    levels = (steps & -steps).bit_length() - 1
+    odd = steps >> levels
+    generator = np.random.default_rng([seed, odd])
+    draws = generator.random(odd)
+    for _ in range(levels):
+        total = np.where(draws < 0.5, np.sqrt(2 * draws), 2 - np.sqrt(2 - 2 * draws))
+        low, high = np.maximum(total - 1, 0), np.minimum(total, 1)
+        first = low + generator.random(len(draws)) * (high - low)
+        draws = np.stack([first, total - first], axis=1).ravel()
+    return np.clip(draws, 0, np.nextafter(1, 0))
 
 
 def _uniform(step: StepBuilder, seed: int) -> Number:
     """The random number in [0, 1) of a step."""
     check_whole("seed", seed, 0)
-    own = _uniforms(seed, -(-step.steps // 256))[step.number]
+    own = _uniforms(seed, step.steps)[step.number]
     return column(own) if isinstance(step.number, Column) else float(own)
 
 

@@ -63,7 +63,7 @@ class Solver:
         (error against the exact flow, deterministic solvers), ``path-kl`` (of its square root,
         stochastic solvers), ``certificate`` (of its square root, solvers that overshoot and noise
         back). A missing measure does not apply to the solver. Of a solver with random times (option
-        ``seed``) the orders are those of the root mean square over seeds.
+        ``seed``) the orders are those of the mean over seeds, as studies measure it.
     nfe
         Model evaluations per step (the first step of some methods takes fewer).
     stochastic
@@ -223,6 +223,11 @@ class Solver:
         if not self.stochastic:
             return 0.0
         return 1.0 if self.sde is None else self.sde(self.options)
+
+    @property
+    def random_times(self) -> bool:
+        """Whether its plan depends on random times, which are those of its option ``seed``."""
+        return "seed" in self.options
 
     @property
     def equation(self) -> str:

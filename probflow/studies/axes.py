@@ -75,6 +75,7 @@ class Scan:
     rows
         One row a value. On the axes where something is wrong, ``floor`` is at least the error that
         the solver makes without it: what lies within 20 of it does not count for the slope.
+        ``in_window`` is whether the slope's fit used it.
     slope, low, high
         ``error ~ x^slope`` at the far end of the axis, with the interval of
         :func:`probflow.studies.order.fit_order`; NaN where there is none. An interval that is more
@@ -115,6 +116,7 @@ def scan(
     seed: int = 0,
     samples: int = 128,
     reference_steps: int = Settings.reference_steps,
+    seeds: int = Settings.seeds,
     jobs: int = 1,
     out: str | Path | None = None,
     resume: bool = False,
@@ -147,7 +149,7 @@ def scan(
     target
         A target, or a function that makes one of a value: on the axes ``dimension`` and
         ``smoothness`` such a function.
-    solver, steps, measure, process, seed, samples, reference_steps
+    solver, steps, measure, process, seed, samples, reference_steps, seeds
         As in :func:`probflow.studies.study`, one number of steps.
     jobs, out, resume, executor, progress
         As there.
@@ -169,7 +171,7 @@ def scan(
     values = several("values", values)
     if not values:
         raise ValueError("values: need at least one")
-    kind, settings = AXES[axis], Settings(seed, samples, reference_steps)
+    kind, settings = AXES[axis], Settings(seed, samples, reference_steps, seeds)
     base = log_snr(3.0, -math.log(0.99), "neg_log_ab") if grid is None else grid
     if axis == "learned":
         networks = _by_size(values, base, process or VP.linear(), steps, settings)
@@ -223,14 +225,15 @@ def scan(
         )
     x = tuple(kind.x(value) for value in ordered)
     sign = -1.0 if kind.grows else 1.0
-    estimate = fit_order(
+    fit = fit_order(
         range(1, len(x) + 1),
         [row.error for row in rows],
         se=[row.se for row in rows],
         floor=[row.floor if math.isfinite(row.floor) else 0.0 for row in rows],
         axis="h",
         h=[v**sign for v in x],
-    ).estimate
+    )
+    estimate = fit.estimate
     low, high = sorted((sign * estimate.low, sign * estimate.high))
     local = sign * estimate.eoc[-1] if estimate.eoc else math.nan
     slope, reason = sign * estimate.order, ""
@@ -239,6 +242,10 @@ def scan(
     elif not low - MAX_HALF_WIDTH <= local <= high + MAX_HALF_WIDTH:
         reason = f"no power: fitted is [{low:.2f}, {high:.2f}], but the local slope is {local:.2f}"
         slope = low = high = math.nan
+    if not math.isnan(slope):
+        rows = tuple(
+            replace(row, in_window=used) for row, used in zip(rows, fit.in_window, strict=True)
+        )
     return Scan(axis, tuple(ordered), x, rows, slope, low, high, local, reason)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from probflow.studies.measure import (
     Measurement,
     Reference,
     Settings,
+    averaged,
     measure,
     needs_reference,
     path_steps,
@@ -33,6 +35,7 @@ from probflow.studies.measure import (
 )
 from probflow.studies.rows import Row
 from probflow.targets import Target
+from probflow.words import check_whole
 
 __all__ = [
     "LASTING",
@@ -83,16 +86,49 @@ class Curve:
         Returns
         -------
         tuple
-            Process and plan, for an eps model.
+            Process and plan, for an eps model; that of its own seed for a solver with random times.
 
         Raises
         ------
         ValueError
             If the solver has no plan on these times.
         """
+        process, plans = self._plans(steps, [self.solver])
+        return process, plans[0]
+
+    def plans(self, steps: int) -> tuple[Process, tuple[Plan, ...]]:
+        """The same with all plans that are measured: one, or one for each draw of random times.
+
+        The draws come from the seeds of the study and of the solver, and are the same at all step
+        counts.
+
+        Parameters
+        ----------
+        steps
+            A step count.
+
+        Returns
+        -------
+        tuple
+            Process and plans.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`plan`.
+        """
+        if not self.solver.random_times:
+            return self._plans(steps, [self.solver])
+        own = check_whole("seed", self.solver.options["seed"], 0)
+        draws = np.random.SeedSequence([self.settings.seed, own])
+        seeds = draws.generate_state(self.settings.seeds).tolist()
+        return self._plans(steps, [self.solver.with_options(seed=seed) for seed in seeds])
+
+    def _plans(self, steps: int, solvers: Sequence[Solver]) -> tuple[Process, tuple[Plan, ...]]:
         process = self.process_at(steps)
         times = self.grid.times(process, steps)
-        return process, self.solver.plan(process, times, "eps", rises=self.grid.rises)
+        rises = self.grid.rises
+        return process, tuple(s.plan(process, times, "eps", rises=rises) for s in solvers)
 
     def process_at(self, steps: int) -> Process:
         """The linear VP process by default; the paper's own schedule where the grid is its.
@@ -198,17 +234,17 @@ def cell_keys(task: Task) -> dict[str, str]:
     the versions of the libraries that compute. There is none for what may end otherwise next time.
     """
     try:
-        process, plan = task.curve.plan(task.steps)
+        process, plans = task.curve.plans(task.steps)
     except Exception as problem:
         return _keys(task, None, _status(problem)) if isinstance(problem, LASTING) else {}
-    return _keys(task, process, plan)
+    return _keys(task, process, *plans)
 
 
-def _keys(task: Task, process: Process | None, plan: Plan | str) -> dict[str, str]:
+def _keys(task: Task, process: Process | None, *plans: Plan | str) -> dict[str, str]:
     curve = task.curve
-    levels = [] if process is None else [_levels(process, _plan_times(plan))]
+    levels = [] if process is None else [_levels(process, _plan_times(plan)) for plan in plans]
     common = (
-        *(task.target_key, curve.solver.name, curve.grid.label, task.steps, repr(plan)),
+        *(task.target_key, curve.solver.name, curve.grid.label, task.steps, *map(repr, plans)),
         *(levels, vars(curve.settings), _versions()),
     )
     own: dict[str, Any] = {
@@ -265,11 +301,11 @@ def _versions() -> tuple[str, ...]:
 # Measuring --------------------------------------------------------------------------------------
 
 
-def finer(curve: Curve, steps: int) -> Plan | None:
-    """The plan of twice as many steps; ``None`` where that would be on another process."""
+def finer(curve: Curve, steps: int) -> tuple[Plan, ...]:
+    """The plans of twice as many steps; none where they would be on another process."""
     if curve.process_at(2 * steps) is not curve.process_at(steps):
-        return None
-    return curve.plan(2 * steps)[1]
+        return ()
+    return curve.plans(2 * steps)[1]
 
 
 def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
@@ -280,16 +316,16 @@ def measure_cells(task: Task, reference: Reference | None = None) -> list[Cell]:
     """
     torch.set_num_threads(1)
     try:
-        process, plan = task.curve.plan(task.steps)
-        longest = h_max(plan, process), h_lambda(plan, process)
-        known = replace(_empty(task), nfe=plan.nfe, h_max=longest[0], h_lambda=longest[1])
+        process, plans = task.curve.plans(task.steps)
+        longest = h_max(plans[0], process), h_lambda(plans[0], process)
+        known = replace(_empty(task), nfe=plans[0].nfe, h_max=longest[0], h_lambda=longest[1])
     except Exception as problem:
         return unmeasured(task, _status(problem), lasting=isinstance(problem, LASTING))
-    keys = _keys(task, process, plan) if task.target_key else {}
+    keys = _keys(task, process, *plans) if task.target_key else {}
     return [
         _measure(
             Cell(replace(known, measure=name), key=keys.get(name, "")),
-            plan,
+            plans,
             process,
             task,
             reference,
@@ -322,12 +358,21 @@ def _empty(task: Task) -> Row:
 
 
 def _measure(
-    cell: Cell, plan: Plan, process: Process, task: Task, reference: Reference | None
+    cell: Cell,
+    plans: Sequence[Plan],
+    process: Process,
+    task: Task,
+    reference: Reference | None,
 ) -> Cell:
     curve, name = task.curve, cell.row.measure
+    known = process, curve.target, curve.settings, reference
     try:
-        twice = finer(curve, task.steps) if name == "weak" else None
-        m = measure(name, plan, process, curve.target, curve.settings, reference, twice)
+        twice = finer(curve, task.steps) if name == "weak" else ()
+        runs = [
+            measure(name, plan, *known, other)
+            for plan, other in itertools.zip_longest(plans, twice)
+        ]
+        m = averaged(name, runs) if curve.solver.random_times else runs[0]
     except Exception as problem:
         row = replace(cell.row, status=_status(problem))
         return replace(cell, row=row, lasting=isinstance(problem, LASTING))

@@ -10,6 +10,7 @@ from probflow.grids import log_snr
 from probflow.processes import Process
 from probflow.solvers import Solver, get_solver
 from probflow.studies.builtin import mixture
+from probflow.studies.measure import Settings
 from probflow.studies.rows import OrderEstimate
 from probflow.studies.runner import study
 from probflow.targets import Target
@@ -35,6 +36,7 @@ def check_order(
     seed: int = 0,
     samples: int = 128,
     reference_steps: int = 1024,
+    seeds: int = Settings.seeds,
 ) -> list[OrderEstimate]:
     """Measure a solver's error at several step counts, and judge its declared orders.
 
@@ -51,7 +53,7 @@ def check_order(
     process, grid
         By default ``VP.linear()`` and log-SNR evenly spaced from ``-ln ab`` = 3 to ``-ln 0.99``.
         An order belongs to a solver and a family of grids: name the grid you mean.
-    steps, seed, samples, reference_steps
+    steps, seed, samples, reference_steps, seeds
         As in :func:`probflow.studies.study`. The reference is finer than a study's: fourth-order
         solvers are checked as well.
 
@@ -86,6 +88,7 @@ def check_order(
         seed=seed,
         samples=samples,
         reference_steps=reference_steps,
+        seeds=seeds,
     )
     return list(result.orders())
 

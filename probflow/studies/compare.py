@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from probflow.studies.axes import Scan
 from probflow.studies.cells import Cell
 from probflow.studies.curves import fit_cells, unfitted
 from probflow.studies.points import FLOOR_FACTOR
@@ -14,7 +15,7 @@ from probflow.studies.reading import distinct, read_cells, read_orders
 from probflow.studies.rows import COMPLETE, CurveKey, OrderEstimate, Row, curve_key
 from probflow.studies.runner import Study
 
-__all__ = ["Baseline", "Comparison", "compare", "read_baseline"]
+__all__ = ["Baseline", "Comparison", "compare", "compare_scans", "read_baseline"]
 
 #: Exact measures agree to this part of the error over library versions and machines.
 ROUND_OFF = 1e-6
@@ -189,17 +190,86 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     return Comparison(len(common), lines, tuple(worse), tuple(others), tuple(missing))
 
 
+def compare_scans(baseline: Sequence[Scan], scans: Sequence[Scan]) -> Comparison:
+    """What scans have other than earlier ones along the same axis.
+
+    Errors are compared as those of studies. A slope that is gone is a worse verdict if an error of
+    its scan or its values changed, too; one that lies outside the interval of the other, both ways,
+    is listed.
+
+    Parameters
+    ----------
+    baseline, scans
+        The earlier scans and the new ones.
+
+    Returns
+    -------
+    Comparison
+        Its ``worse`` is empty if no slope is gone.
+
+    Raises
+    ------
+    ValueError
+        If the two have no value of an axis in common.
+    """
+    old, new = ({_scan_label(scan): scan for scan in both} for both in (baseline, scans))
+    before, now = (
+        {
+            (label, v): row
+            for label, s in both.items()
+            for v, row in zip(s.values, s.rows, strict=True)
+        }
+        for both in (old, new)
+    )
+    common = [key for key in now if key in before]
+    changes = {key: text for key in common if (text := _change(before[key], now[key]))}
+    other = {label for label, _ in (*changes, *(now.keys() ^ before.keys()))}
+    worse, others = [], []
+    for label, scan in new.items():
+        earlier = old.get(label, scan)
+        text = f"{label}: slope {earlier.slope:.2f} -> {scan.slope:.2f}"
+        text += f" ({scan.reason})" if scan.reason else ""
+        gone, there = math.isnan(scan.slope), not math.isnan(earlier.slope)
+        if gone and there and label in other:
+            worse.append(text)
+        elif gone == there or (
+            not earlier.low <= scan.slope <= earlier.high
+            and not scan.low <= earlier.slope <= scan.high
+            and there
+        ):
+            others.append(text)
+    missing = [
+        f"{label} {v:g}: not in the baseline" for label, v in now if (label, v) not in before
+    ]
+    missing += [
+        f"{label} {v:g}: in the baseline only" for label, v in before if (label, v) not in now
+    ]
+    if not common:
+        raise ValueError(f"--compare: the baseline has no value of these scans: {missing[0]}")
+    cells = tuple(f"{label} {v:g}: {text}" for (label, v), text in changes.items())
+    return Comparison(len(common), cells, tuple(worse), tuple(others), tuple(missing))
+
+
+def _scan_label(scan: Scan) -> str:
+    row = scan.rows[0]
+    return f"{row.solver}, {row.measure}, T = {row.steps}, {scan.axis}"
+
+
 def _changed(old: Row, new: Row) -> str:
-    """What changed in a cell; empty if nothing did."""
-    label = _cell_label((curve_key(new), new.steps))
+    """What changed in a cell, with its name; empty if nothing did."""
+    text = _change(old, new)
+    return f"{_cell_label((curve_key(new), new.steps))}: {text}" if text else ""
+
+
+def _change(old: Row, new: Row) -> str:
     if (old.status == "ok") != (new.status == "ok"):
-        return f"{label}: {old.status} -> {new.status}"
+        return f"{old.status} -> {new.status}"
     if old.status != "ok":
         return ""
     noise = SIGNIFICANT * math.hypot(old.se, new.se) + FLOOR_FACTOR * (old.floor + new.floor)
     if not abs(new.error - old.error) > noise + ROUND_OFF * max(old.error, new.error):
         return ""
-    return f"{label}: {old.error:.4g} -> {new.error:.4g} ({new.error / old.error - 1:+.1%})"
+    return f"{old.error:.4g} -> {new.error:.4g} ({new.error / old.error - 1:+.1%})"
 
 
 def _estimates(

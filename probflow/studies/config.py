@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from probflow.grids import GRIDS, Grid
 from probflow.processes import EDM, VE, VP, FlowMatching, Process
+from probflow.solvers import Solver, get_solver
 from probflow.studies.axes import AXES
 from probflow.studies.cells import Curve
 from probflow.studies.learned import Learned, LearnedScore
@@ -112,6 +113,7 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         "seed": int,
         "samples": int,
         "reference_steps": int,
+        "seeds": int,
         "timing": int,
         "scan": dict,
         "pictures": int,
@@ -127,15 +129,12 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     kind = process_table.get("kind")
     if kind is not None:
         check_choice("[process] kind", kind, PROCESSES)
-    defaults = Settings()
-    settings = Settings(
-        table.get("seed", defaults.seed),
-        table.get("samples", defaults.samples),
-        table.get("reference_steps", defaults.reference_steps),
-    )
-    for key in ("solvers", "measures"):
-        if not table[key] or not all(isinstance(name, str) for name in table[key]):
-            raise ValueError(f"{key}: need a list of names, got {table[key]!r}")
+    settings = Settings(**{f.name: table[f.name] for f in fields(Settings) if f.name in table})
+    solvers = [_solver(item) for item in table["solvers"]]
+    if not solvers:
+        raise ValueError("solvers: need a list of names or of tables with a name, got []")
+    if not table["measures"] or not all(isinstance(name, str) for name in table["measures"]):
+        raise ValueError(f"measures: need a list of names, got {table['measures']!r}")
     for name in table["measures"]:
         check_choice("measures", name, MEASURES)
     process = None if kind is None else PROCESSES[kind]()
@@ -146,11 +145,11 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
         for key in ("timing", "pictures"):
             if key in table:
                 raise ValueError(f"{key}: not for a scan")
-        jobs = _scans(table, path.parent, steps, _grid(grid_table), process, settings)
+        jobs = _scans(table, path.parent, solvers, steps, _grid(grid_table), process, settings)
         return StudyFile(name, (), scans=jobs)
     curves = make_curves(
         targets=[target_from_table(table["target"], path.parent)],
-        solvers=table["solvers"],
+        solvers=solvers,
         steps=steps,
         measures=table["measures"],
         grid=_grid(grid_table),
@@ -164,9 +163,22 @@ def _parse(table: Mapping[str, Any], path: Path) -> StudyFile:
     return StudyFile(name, tuple(curves), **counts)
 
 
+def _solver(item: Any) -> Solver:
+    """The solver of a name, or of a table of a name and options."""
+    table = item if isinstance(item, Mapping) else {"name": item}
+    options = {key: value for key, value in table.items() if key != "name"}
+    if not isinstance(table.get("name"), str):
+        raise ValueError(f"solvers: need names, or tables with a name and options, got {item!r}")
+    try:
+        return get_solver(table["name"]).with_options(**options)
+    except (ValueError, TypeError) as problem:
+        raise ValueError(f"solvers: {str(problem).removeprefix('solver: ')}") from None
+
+
 def _scans(
     table: Mapping[str, Any],
     folder: Path,
+    solvers: Sequence[Solver],
     steps: list[Any],
     grid: Grid,
     process: Process | None,
@@ -210,7 +222,7 @@ def _scans(
     sample = target if isinstance(target, Target) else Gaussian([0.0], [1.0])
     curves = make_curves(
         targets=[sample],
-        solvers=table["solvers"],
+        solvers=solvers,
         steps=steps,
         measures=table["measures"],
         grid=grid,
@@ -218,7 +230,7 @@ def _scans(
         settings=settings,
     )
     return tuple(
-        ScanJob(axis, tuple(values), target, c.solver.name, count, name, grid, process, settings)
+        ScanJob(axis, tuple(values), target, c.solver, count, name, grid, process, settings)
         for c in curves
         for name in c.measures
         for count in c.steps

@@ -37,7 +37,7 @@ from probflow.studies.rows import (
     DESCRIPTION,
     NEW_DESCRIPTION,
     PARTIAL,
-    SCAN_TABLE,
+    SCANS,
     CurveKey,
     OrderEstimate,
     Row,
@@ -179,7 +179,12 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
         if curve.target.dim > 1
     }
     said = surroundings(processes[0] if processes else None, curves[0].settings.seed)
-    return {**said, **({"samples": samples} if samples else {})}
+    drawn = {curve.settings.seeds for curve in curves if curve.solver.random_times}
+    return {
+        **said,
+        **({"seeds": max(drawn)} if drawn else {}),
+        **({"samples": samples} if samples else {}),
+    }
 
 
 def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
@@ -286,9 +291,9 @@ def load(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"run folder: there is no folder {folder}")
-    if (folder / SCAN_TABLE).is_file():
+    if (folder / SCANS).is_file():
         raise ValueError(
-            f"run folder: {folder} is of a scan, whose report is there: {folder / SCAN_TABLE}"
+            f"run folder: {folder} is of a scan; probflow.studies.scans.read_scans reads it"
         )
     try:
         description = _read_description(folder / DESCRIPTION)

@@ -43,6 +43,7 @@ __all__ = [
     "Measurement",
     "Reference",
     "Settings",
+    "averaged",
     "bootstrap_covariance",
     "log_covariance",
     "measure",
@@ -151,6 +152,9 @@ class Measurement:
 def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
     """Covariance of the log-errors of a curve (delta method), or ``None`` for exact measures.
 
+    Samples are the same at every step count; what else a standard error holds stands on the
+    diagonal alone.
+
     Parameters
     ----------
     curve
@@ -165,7 +169,48 @@ def log_covariance(curve: list[Measurement]) -> np.ndarray | None:
     if len(columns) < len(curve):
         return None
     relative = np.stack(columns)
-    return np.atleast_2d(np.cov(relative)) / relative.shape[1]
+    covariance = np.atleast_2d(np.cov(relative)) / relative.shape[1]
+    whole = np.square([m.se / m.error for m in curve])
+    np.fill_diagonal(covariance, np.maximum(np.diag(covariance), whole))
+    return covariance
+
+
+def averaged(name: str, runs: Sequence[Measurement]) -> Measurement:
+    """The error of a solver with random times, from measurements of plans that drew them apart.
+
+    That of TV and KL is the mean, that of all other measures, which are roots of a mean or of a
+    divergence, the root mean square. TV, KL, chi^2 and the square of W2 are convex: what is
+    averaged bounds the error of the mixture of the laws, which is the law of a sampler that draws
+    new times for every sample.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`probflow.studies.rows.MEASURES`.
+    runs
+        One measurement for each draw of the times, two at least.
+
+    Returns
+    -------
+    Measurement
+        With one sample a draw. Its standard error has a second part where the measure has samples
+        of its own, which all draws share.
+
+    Raises
+    ------
+    Refusal
+        If the mean is not finite and > 0.
+    """
+    power = 1 if name in ("tv", "kl") else 2
+    kind = "mean" if power == 1 else "root mean square"
+    note = f"{kind} over {len(runs)} draws of the random times"
+    errors = np.array([run.error for run in runs])
+    mean = Measurement.of_samples(errors**power, 1 / power, 1.0, 0.0, note)
+    slopes = (errors / mean.error) ** (power - 1)  # of the mean, in each error
+    floor, shared = (
+        float(np.mean(slopes * [getattr(run, key) for run in runs])) for key in ("floor", "se")
+    )
+    return replace(mean, floor=floor, se=math.hypot(mean.se, shared))
 
 
 def bootstrap_covariance(

@@ -21,11 +21,12 @@ NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES = (
     *("cells.new.jsonl", "study.new.json", "timings.new.jsonl", "pictures.new.jsonl"),
 )
 LOCK = "study.lock"
-#: The table that scans leave in their folder.
-SCAN_TABLE = "scans.md"
+#: What scans leave in their folder: all their numbers, and below the second their cells.
+SCANS, SCAN_CELLS = "scans.json", "scans"
 STORE_FILES = (
     *(PARTIAL, COMPLETE, DESCRIPTION, TIMINGS, PICTURES),
     *(NEW, NEW_DESCRIPTION, NEW_TIMINGS, NEW_PICTURES, LOCK),
+    SCAN_CELLS,
 )
 
 #: What the number in ``Row.error`` is, for each measure, as plain text for Markdown and data.

@@ -53,6 +53,7 @@ def study(
     seed: int = 0,
     samples: int = 128,
     reference_steps: int = 256,
+    seeds: int = Settings.seeds,
     jobs: int = 1,
     progress: bool = False,
     out: str | Path | None = None,
@@ -78,7 +79,7 @@ def study(
         to -ln(0.99).
     process
         Noising process; by default ``VP.linear()`` (for the paper's grid, ``VP.paper``).
-    seed, samples, reference_steps
+    seed, samples, reference_steps, seeds
         See :class:`~probflow.studies.measure.Settings`.
     jobs
         Number of worker processes; 1 measures in this process. With more, a script needs the
@@ -117,7 +118,7 @@ def study(
         measures=several("measure", measure, str),
         grid=default_grid() if grid is None else as_grid(grid),
         process=process,
-        settings=Settings(seed, samples, reference_steps),
+        settings=Settings(seed, samples, reference_steps, seeds),
     )
     return run_curves(
         curves,
@@ -152,7 +153,7 @@ def make_curves(
     targets, solvers, steps, measures, grid, process
         As those of :func:`study`, each a sequence.
     settings
-        Seed, samples, steps of references.
+        Seed, samples, steps of references, draws of random times.
 
     Returns
     -------
@@ -181,7 +182,7 @@ def make_curves(
     check_distinct("measure", measures, "once is enough")
     distinct = labelled(solvers)
     check_seed(settings.seed)
-    for name in ("samples", "reference_steps"):
+    for name in ("samples", "reference_steps", "seeds"):
         check_whole(name, getattr(settings, name), 2)
     if process is not None and not isinstance(process, Process):
         raise TypeError(f"process: need a probflow process, got {process!r}")

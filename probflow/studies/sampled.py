@@ -49,11 +49,15 @@ class Settings:
         Number of samples or paths where an expectation has no quadrature.
     reference_steps
         Steps of the fourth-order reference that stands in for an exact flow.
+    seeds
+        Number of draws of the times of a solver whose times are random, over which its error is
+        averaged.
     """
 
     seed: int = 0
     samples: int = 128
     reference_steps: int = 256
+    seeds: int = 32
 
 
 # Draws ------------------------------------------------------------------------------------------

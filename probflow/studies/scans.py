@@ -1,30 +1,28 @@
-"""Scans of a study file: what its ``[scan]`` table lays out, their table, their file."""
+"""Scans of a study file: what its ``[scan]`` table lays out, their run, their folder."""
 
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from probflow.grids import Grid
 from probflow.processes import Process
+from probflow.solvers import Solver
 from probflow.studies.axes import AXES, Scan, scan
 from probflow.studies.folder import surroundings
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
-from probflow.studies.rows import MEASURES, SCAN_TABLE
+from probflow.studies.rows import SCAN_CELLS, SCANS, Row, row_of
 from probflow.targets import Target
 
-__all__ = ["SCANS", "ScanJob", "run_scans", "scans_json", "scans_table"]
+__all__ = ["ScanJob", "ScanRun", "read_scans", "run_scans", "scan_report", "scans_json"]
 
-#: The files that :func:`run_scans` leaves in a folder, beside a folder of cells for each scan, and
-#: a figure for each measure.
-SCANS = (SCAN_TABLE, "scans.json", "scans.tex")
-_FIGURES = ("pdf", "svg")
+FORMAT = "probflow-scans/1"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class ScanJob:
     axis: str
     values: tuple[Any, ...]
     target: Target | Callable[[Any], Target] | None
-    solver: str
+    solver: Solver
     steps: int
     measure: str
     grid: Grid
@@ -51,8 +49,28 @@ class ScanJob:
 
     @property
     def folder(self) -> str:
-        """Where its cells lie."""
-        return f"{self.solver}-{self.measure}-{self.steps}"
+        """Where its cells lie, below the folder of all cells."""
+        name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", self.solver.name).strip("-")
+        return f"{name}-{self.measure}-{self.steps}"
+
+
+@dataclass(frozen=True)
+class ScanRun:
+    """Scans of one file and what they depend on.
+
+    Attributes
+    ----------
+    scans : tuple of Scan
+        All along one axis.
+    title
+        Title of their report.
+    provenance
+        As that of :class:`~probflow.studies.folder.Description`.
+    """
+
+    scans: tuple[Scan, ...]
+    title: str
+    provenance: Mapping[str, Any]
 
 
 def run_scans(
@@ -64,8 +82,24 @@ def run_scans(
     workers: int = 1,
     executor: Executor | None = None,
     progress: bool = False,
-) -> tuple[Scan, ...]:
-    """Run scans one after the other; with ``out`` their cells, table and numbers are kept there.
+    venue: str | None = None,
+) -> ScanRun:
+    """Run scans one after the other; with ``out`` their cells and a report are kept there.
+
+    Parameters
+    ----------
+    jobs
+        What to measure, all along one axis.
+    title, venue
+        Of the report: its title, and whose columns its figures and tables fit.
+    out, resume, workers, executor, progress
+        As ``out``, ``resume``, ``jobs``, ``executor``, ``progress`` of
+        :func:`~probflow.studies.axes.scan`.
+
+    Returns
+    -------
+    ScanRun
+        A scan a job.
 
     Raises
     ------
@@ -76,7 +110,11 @@ def run_scans(
     """
     folder = None if out is None else Path(out)
     if folder is not None:
-        _check_folder(folder, {job.folder for job in jobs})
+        from probflow.report import check_writable, page_width
+
+        page_width(2, venue)
+        check_writable(folder)
+    cells = None if folder is None else folder / SCAN_CELLS
     done = tuple(
         scan(
             job.axis,
@@ -90,106 +128,114 @@ def run_scans(
             seed=job.settings.seed,
             samples=job.settings.samples,
             reference_steps=job.settings.reference_steps,
+            seeds=job.settings.seeds,
             jobs=workers,
-            out=None if folder is None else folder / job.folder,
+            out=None if cells is None else cells / job.folder,
             resume=resume,
             executor=executor,
             progress=progress,
         )
         for job in jobs
     )
+    about = surroundings(jobs[0].process, jobs[0].settings.seed)
+    drawn = [job.settings.seeds for job in jobs if job.solver.random_times]
+    run = ScanRun(done, title, {**about, "seeds": drawn[0]} if drawn else about)
     if folder is not None:
-        _write(folder, title, done, surroundings(jobs[0].process, jobs[0].settings.seed))
-    return done
+        scan_report(folder, run, venue=venue)
+    return run
 
 
-def _write(folder: Path, title: str, scans: Sequence[Scan], about: Mapping[str, Any]) -> None:
-    """Table and numbers of all scans, LaTeX tables, a figure for each measure."""
-    from probflow.report import save_figure, to_latex
-    from probflow.report.captions import sentences, settings_text
-    from probflow.report.files import write_text
-    from probflow.report.scans import scan_plot, scan_table
-
-    note = settings_text(about)
-    pictures = ""
-    for measure in dict.fromkeys(done.rows[0].measure for done in scans):
-        chosen = [done for done in scans if done.rows[0].measure == measure]
-        save_figure(
-            scan_plot(chosen, AXES[chosen[0].axis].meaning), folder / _figure(measure), _FIGURES
-        )
-        pictures += f"![{measure} along the axis]({_figure(measure)}.svg)\n\n"
-    tables = [scan_table(done, AXES[done.axis].meaning) for done in scans]
-    texts = (
-        f"# {title}\n\n{pictures}{scans_table(scans)}\n\n{sentences(note)}\n",
-        scans_json(scans),
-        to_latex(*tables, note=note),
-    )
-    for name, text in zip(SCANS, texts, strict=True):
-        write_text(folder / name, text)
-
-
-def _figure(measure: str) -> str:
-    return f"scans-{measure}"
-
-
-def _check_folder(folder: Path, own: set[str]) -> None:
-    from probflow.report import check_writable
-
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
-    figures = {f"{_figure(name)}.{suffix}" for name in MEASURES for suffix in _FIGURES}
-    known = {*own, *SCANS, *figures}
-    foreign = (
-        sorted(p.name for p in folder.iterdir() if p.name not in known) if folder.exists() else []
-    )
-    if foreign:
-        raise ValueError(
-            f"{folder} holds files of something else ({foreign[0]}), so nothing there is "
-            "overwritten; choose a new or an empty folder"
-        )
-    for name in sorted(own):
-        check_writable(folder / name)
-
-
-def scans_table(scans: Sequence[Scan]) -> str:
-    """Markdown: a table of errors a scan, with its slope and interval, or why there is none.
+def scan_report(out: str | Path, run: ScanRun, *, venue: str | None = None) -> list[Path]:
+    """Write the report of scans; nothing is computed anew.
 
     Parameters
     ----------
-    scans
+    out
+        Folder of the report.
+    run
         What was measured.
+    venue
+        Where it is to appear: a key of :data:`~probflow.report.venues.VENUES`.
 
     Returns
     -------
-    str
-        The tables.
+    list of Path
+        Files written, sorted.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :func:`probflow.report.write_report`.
     """
-    parts = []
-    for done in scans:
-        first = done.rows[0]
-        head = f"## {first.solver}, {first.measure}, T = {first.steps}: {AXES[done.axis].meaning}"
-        lines = ["| value | x | error | standard error | floor |", "|---|---|---|---|---|"]
-        for value, x, row in zip(done.values, done.x, done.rows, strict=True):
-            numbers = " | ".join(f"{number:.3g}" for number in (value, x))
-            what = f"{row.error:.3e} | {row.se:.1e} | {row.floor:.1e}"
-            lines.append(f"| {numbers} | {what if row.status == 'ok' else row.status + ' | | '} |")
-        parts.append("\n".join([head, "", *lines, "", slope_text(done)]))
-    return "\n\n".join(parts)
+    from probflow.report.scans import write_scans
+
+    return write_scans(
+        Path(out),
+        run.scans,
+        AXES[run.scans[0].axis].meaning,
+        {SCANS: scans_json(run)},
+        run.provenance,
+        title=run.title,
+        venue=venue,
+    )
 
 
-def slope_text(done: Scan) -> str:
-    """``slope 1.00 [0.95, 1.05] in x``, or why there is none."""
-    if math.isnan(done.slope):
-        return f"No slope: {done.reason}."
-    return f"Slope {done.slope:.2f} [{done.low:.2f}, {done.high:.2f}] in x; last {done.local:.2f}."
+# The file -----------------------------------------------------------------------------------------
 
 
-def scans_json(scans: Sequence[Scan]) -> str:
-    """All numbers of ``scans`` as JSON, a text; what is no number is a text in it."""
-    return json.dumps([_plain(asdict(done)) for done in scans], indent=1) + "\n"
+def scans_json(run: ScanRun) -> str:
+    """All numbers of scans as JSON, a text; what is no number is a text in it."""
+    return json.dumps(_plain({"format": FORMAT, **asdict(run)}), indent=1) + "\n"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else plain(value)
+
+
+def read_scans(path: str | Path) -> ScanRun:
+    """Read scans back.
+
+    Parameters
+    ----------
+    path
+        ``scans.json``, or the folder that :func:`run_scans` left it in.
+
+    Returns
+    -------
+    ScanRun
+        The same to the last bit.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it holds something else; the message names it.
+    """
+    path = Path(path)
+    path = path / SCANS if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"it is not of the format {FORMAT}")
+        scans = tuple(_scan(values) for values in content["scans"])
+        if not scans or len({done.axis for done in scans}) > 1:
+            raise ValueError("it holds no scans along one axis")
+        return ScanRun(scans, content["title"], content["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"scans: {path} cannot be read ({problem})") from None
+
+
+def _scan(values: Mapping[str, Any]) -> Scan:
+    names = [field.name for field in fields(Row)]
+    rows = tuple(row_of(row, names) for row in values["rows"])
+    if values["axis"] not in AXES or not len(rows) == len(values["values"]) == len(values["x"]) > 0:
+        raise ValueError(f"it has no scan along {values['axis']!r} with a row a value")
+    return Scan(
+        axis=values["axis"],
+        values=tuple(values["values"]),
+        x=tuple(map(float, values["x"])),
+        rows=rows,
+        reason=str(values["reason"]),
+        **{key: float(values[key]) for key in ("slope", "low", "high", "local")},
+    )

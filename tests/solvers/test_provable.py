@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import probflow as pf
 from probflow.laws.certificate import certificate
@@ -13,8 +14,10 @@ from probflow.laws.gaussian import gaussian_law, true_law
 from probflow.laws.line import law_distances, map_distances
 from probflow.laws.registers import Refusal
 from probflow.plan import Plan
+from probflow.solvers.provable import _uniforms
 from probflow.studies import estimate_order
 from probflow.studies.builtin import mixture
+from probflow.studies.measure import Measurement, log_covariance
 
 VP, TARGET = pf.VP.linear(), mixture()
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), "neg_log_ab")
@@ -24,16 +27,16 @@ def plan(name: str, steps: int, **options: object) -> Plan:
     return pf.get_solver(name, **options).plan(VP, GRID.times(VP, steps), "eps")
 
 
-def over_seeds(name: str, steps: int, seeds: int, **options: object) -> tuple[float, float]:
-    """Root mean square of the strong error over seeds, and its standard error."""
-    squares = np.array(
-        [
-            map_distances(plan(name, steps, seed=seed, **options), VP, TARGET, 1001)["strong"] ** 2
-            for seed in range(seeds)
-        ]
-    )
-    mean = squares.mean()
-    return math.sqrt(mean), squares.std(ddof=1) / math.sqrt(seeds) / (2 * math.sqrt(mean))
+def slope(squares: dict[int, list[float]]) -> tuple[float, float]:
+    """Order of the root mean square between two step counts, and its standard error.
+
+    The same seed draws coupled times at both, so that the errors of a seed are paired.
+    """
+    ends = [Measurement.of_samples(np.array(s), 0.5, 1.0, 0.0) for s in squares.values()]
+    factor = math.log(max(squares) / min(squares))
+    spread = log_covariance(ends)
+    sd = math.sqrt(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1]) / factor
+    return math.log(ends[0].error / ends[1].error) / factor, sd
 
 
 @pytest.mark.parametrize(
@@ -41,13 +44,13 @@ def over_seeds(name: str, steps: int, seeds: int, **options: object) -> tuple[fl
 )
 def test_random_times_have_order_three_halves(name: str, options: dict) -> None:
     """Between the first order of one deterministic evaluation and the second of a midpoint."""
-    counts = (8, 16, 32, 64, 128)
-    measured = [over_seeds(name, steps, 30, **options) for steps in counts]
-    errors, se = zip(*measured, strict=True)
-    slope = math.log2(errors[1] / errors[-1]) / 3
-    # The errors are independent: the slope between two has the sum of their relative variances.
-    sd = math.hypot(se[1] / errors[1], se[-1] / errors[-1]) / math.log(2) / 3
-    assert abs(slope - 1.5) < 0.15 + 3 * sd
+
+    def square(steps: int, seed: int) -> float:
+        made = plan(name, steps, seed=seed, **options)
+        return map_distances(made, VP, TARGET, 501)["strong"] ** 2
+
+    order, sd = slope({steps: [square(steps, seed) for seed in range(24)] for steps in (32, 128)})
+    assert abs(order - 1.5) < 0.1 + 3 * sd
     assert sd < 0.1
 
 
@@ -61,16 +64,31 @@ def normal_kl(made: Plan, target: pf.Gaussian) -> float:
 @pytest.mark.parametrize("name", ["ddram", "li-jiao"])
 def test_random_times_with_noise_have_order_three_halves(name: str) -> None:
     """On a normal law, whose moments are exact: the quadratures on the line refuse short noises."""
-    target, counts = pf.Gaussian([0.5], [[0.25]]), (16, 128)
-    errors, relative = [], []
-    for steps in counts:
-        squares = np.array([normal_kl(plan(name, steps, seed=seed), target) for seed in range(30)])
-        errors.append(math.sqrt(squares.mean()))
-        relative.append(squares.std(ddof=1) / math.sqrt(30) / (2 * squares.mean()))
-    slope = math.log2(errors[0] / errors[1]) / 3
-    sd = math.hypot(*relative) / math.log(2) / 3
-    assert abs(slope - 1.5) < 0.15 + 3 * sd
-    assert sd < 0.12
+    target = pf.Gaussian([0.5], [[0.25]])
+
+    def divergence(steps: int, seed: int) -> float:
+        return normal_kl(plan(name, steps, seed=seed), target)
+
+    order, sd = slope(
+        {steps: [divergence(steps, seed) for seed in range(30)] for steps in (16, 128)}
+    )
+    assert abs(order - 1.5) < 0.1 + 3 * sd
+    assert sd < 0.1
+
+
+def test_random_times_of_twice_as_many_steps() -> None:
+    """Uniform and independent at every step count, and the same sums in a halved step."""
+    draws = np.array([_uniforms(seed, 12) for seed in range(4000)])
+    for column in draws.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-4
+    squares = (draws - 0.5) ** 2
+    for values in (draws, squares):
+        correlation = np.corrcoef(values.T) - np.eye(12)
+        assert np.abs(correlation).max() < 5 / math.sqrt(4000)
+    for steps in (1, 3, 6, 12):
+        halves = _uniforms(7, 2 * steps).reshape(-1, 2).sum(axis=1)
+        whole = np.where(halves < 1, halves**2 / 2, 1 - (2 - halves) ** 2 / 2)
+        assert np.allclose(whole, _uniforms(7, steps), rtol=0, atol=1e-12)
 
 
 def test_a_corrector_of_the_predictors_length_has_order_one() -> None:

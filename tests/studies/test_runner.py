@@ -104,7 +104,7 @@ def test_local_orders_skip_refused_cells() -> None:
 def test_rounds_that_draw_noise_follow_no_path() -> None:
     for rounds, status in ((2, "refused: li-jiao is stochastic: its strong error"), (1, "ok")):
         solver = pf.get_solver("li-jiao", rounds=rounds)
-        [row] = study(MIXTURE, solver, [8], "strong").rows
+        [row] = study(MIXTURE, solver, [32], "strong", seeds=2).rows
         assert row.status.startswith(status)
 
 
@@ -322,6 +322,7 @@ def test_determinism() -> None:
         ({"samples": 1}, ValueError, "samples: need a whole number >= 2, got 1"),
         ({"samples": 2.5}, TypeError, "samples: need a whole number >= 2, got 2.5"),
         ({"reference_steps": 1}, ValueError, "reference_steps: need a whole number >= 2"),
+        ({"seeds": 1}, ValueError, "seeds: need a whole number >= 2"),
         ({"process": "vp-linear"}, TypeError, "process: need a probflow process, got 'vp-linear'"),
         ({"out": 5}, TypeError, "out: need the path of a folder, got 5"),
         ({"out": __file__}, ValueError, "out: need a folder, .* is a file"),
@@ -447,8 +448,8 @@ def test_data_frames(monkeypatch) -> None:
 
 
 def test_settings_are_kept() -> None:
-    result = study(MIXTURE, "ddim", (8,), seed=3, samples=5, reference_steps=7)
-    assert result.settings == replace(Settings(), seed=3, samples=5, reference_steps=7)
+    result = study(MIXTURE, "ddim", (8,), seed=3, samples=5, reference_steps=7, seeds=9)
+    assert result.settings == Settings(3, 5, 7, 9)
 
 
 def test_solvers_of_one_name_are_called_by_their_options(tmp_path: Path) -> None:

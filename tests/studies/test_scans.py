@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import probflow as pf
 from probflow.cli import main
 from probflow.studies import scan, study
 from probflow.studies.builtin import mixture
+from probflow.studies.compare import compare_scans
 from probflow.studies.config import read_study
 from probflow.studies.fingerprint import digest
 from probflow.studies.learned import LearnedScore
 from probflow.studies.perturbed import Product, Scaled, ScoreError, correlated
-from probflow.studies.scans import SCANS, run_scans, scans_json
+from probflow.studies.scans import read_scans, run_scans, scans_json
 
 LINE = mixture()
 VP = pf.VP.linear()
@@ -192,7 +194,7 @@ def test_a_file_says_what_scan_is_called_with(
 ) -> None:
     path = write(tmp_path / "scan.toml", scan=own, solvers=[solver], measures=[measure])
     [job] = read_study(path).scans
-    [result] = run_scans([job])
+    [result] = run_scans([job]).scans
     called = scan(own["axis"], own["values"], target, solver, 24, measure, grid=GRID, process=VP)
     assert [row.error for row in result.rows] == [row.error for row in called.rows]
     assert result.x == called.x
@@ -207,7 +209,7 @@ def test_the_reference_of_a_file_is_that_of_the_scan(tmp_path: Path) -> None:
     errors = []
     for steps in (2, 64):
         path = write(tmp_path / f"{steps}.toml", **given, reference_steps=steps)
-        [result] = run_scans(read_study(path).scans)
+        [result] = run_scans(read_study(path).scans).scans
         errors.append(result.rows[0].error)
     assert abs(errors[0] / errors[1] - 1) > 1e-3
 
@@ -217,7 +219,7 @@ def test_every_solver_measure_and_step_count(tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", solvers=["ddim", "heun"], measures=["tv", "w2"], grid=grid)
     content = read_study(path)
     assert content.curves == ()
-    assert len({(j.solver, j.measure, j.steps) for j in content.scans}) == 8
+    assert len({(j.solver.name, j.measure, j.steps) for j in content.scans}) == 8
     assert {job.settings.seed for job in content.scans} == {GOOD["seed"]}
 
 
@@ -227,7 +229,9 @@ def test_checkpoints_in_a_file(tmp_path: Path) -> None:
     own = {"axis": "learned", "checkpoints": [f"net{k}.pt" for k in range(3)]}
     own["prediction"] = "score"
     target = {"kind": "gaussian", "mean": [0.0], "covariance": 0.3}
-    [result] = run_scans(read_study(write(tmp_path / "s.toml", scan=own, target=target)).scans)
+    [result] = run_scans(
+        read_study(write(tmp_path / "s.toml", scan=own, target=target)).scans
+    ).scans
     assert result.values == pytest.approx([0.04, 0.02, 0.01], rel=1e-5)
     assert "usable points" in result.reason  # three are too few for a slope
 
@@ -303,47 +307,95 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
     command = ["rates", str(path), "--out", str(out), "--jobs", "1", "--no-progress"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "## rk4, tv, T = 24: L2 size of the score error" in printed
-    assert "Slope 1.0" in printed
+    assert "Slopes along L2 size of the score error" in printed
+    assert "| rk4 | 24 |" in printed
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [*SCANS, "scans-tv.pdf", "scans-tv.svg", "rk4-tv-24"]
+        ["figures", "tables", "scans", "scans.json", "provenance.json", "report.md", "report.html"]
     )
-    text = (out / "scans.md").read_text()
+    assert sorted(p.name for p in (out / "figures").iterdir()) == [
+        f"scan-tv.{end}" for end in ("pdf", "png", "svg", "tex")
+    ]
+    text = (out / "report.md").read_text()
     assert text.startswith("# a study\n")
-    assert "(scans-tv.svg)" in text
-    picture = (out / "scans-tv.svg").read_text()
+    picture = (out / "figures" / "scan-tv.svg").read_text()
     assert "rk4, T = 24: 1.0" in picture
     assert "L2 size of the score error" in picture
-    latex = (out / "scans.tex").read_text()
+    assert "rk4, T = 24: 1.0" in (out / "report.html").read_text()
+    latex = (out / "tables" / "tv.tex").read_text()
     assert latex.count(r"\midrule") == 1
-    assert " on gaussian-mixture-1d, grid log-snr, " in latex
-    assert "; slope: 1.0" in latex
-    assert "; float64 on cpu; probflow " in latex
-    assert "; float64 on cpu; probflow " in text
     assert r"\label{tab:scan-tv-rk4-24}" in latex
     assert "value & error & floor" in latex  # x is the value, and there is no standard error
-    [entry] = json.loads((out / "scans.json").read_text())
+    caption = (out / "figures" / "scan-tv.tex").read_text()
+    for page in (latex, caption, text):  # target, grid, measure, window, seed, versions
+        for told in ("gaussian-mixture-1d", "grid log-snr", "TV", "seed ", "probflow "):
+            assert told in page.replace("$", "").replace("-{}", "-"), told
+        assert "fit window" in page.lower()
+    [entry] = json.loads((out / "scans.json").read_text())["scans"]
     assert entry["low"] < 1.0 < entry["high"]
     assert [row["status"] for row in entry["rows"]] == ["ok"] * 5
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert main([*command, "--resume"]) == 0
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    (out / "notes.txt").touch()
-    assert main(command) == 2
-    assert "holds files of something else (notes.txt)" in capsys.readouterr().err
     assert main([*command, "--timing", "3"]) == 2
     assert "--timing: not for a scan" in capsys.readouterr().err
-    assert main([*command, "--venue", "icml"]) == 2
-    assert "--venue: not for a scan" in capsys.readouterr().err
-    assert main(["report", str(out)]) == 2
-    assert (
-        f"{out} is of a scan, whose report is there: {out / 'scans.md'}" in capsys.readouterr().err
-    )
     (tmp_path / "file").touch()
     assert main([*command, "--out", str(tmp_path / "file" / "x")]) == 2
     assert f"cannot write a report to {tmp_path / 'file' / 'x'}" in capsys.readouterr().err
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    assert main([*command, "--out", str(tmp_path / "notes")]) == 2
+    assert "holds files but no earlier report" in capsys.readouterr().err
     assert main(["sample", "--target", str(path)]) == 2
     assert "is a scan, with many targets" in capsys.readouterr().err
+
+
+def test_a_report_from_the_folder_of_a_scan(tmp_path: Path, capsys) -> None:
+    """The same bytes, elsewhere too, and at the width of a venue's columns."""
+    path, out, other = write(tmp_path / "scan.toml"), tmp_path / "out", tmp_path / "other"
+    command = ["rates", str(path), "--out", str(out), "--jobs", "1", "--no-progress"]
+    assert main([*command, "--venue", "icml"]) == 0
+    written = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    names = {p.as_posix() for p in written}
+    assert {"tables/tv-column.tex", "figures/scan-tv-column.pdf", "tables/summary.csv"} <= names
+    assert main(["report", str(out), "--out", str(other), "--venue", "icml"]) == 0
+    again = {p.relative_to(other): p.read_bytes() for p in other.rglob("*") if p.is_file()}
+    assert again == {p: data for p, data in written.items() if p.parts[0] != "scans"}
+    assert read_scans(out) == read_scans(out / "scans.json")
+    assert main(["report", str(out)]) == 0
+    assert not (out / "figures" / "scan-tv-column.pdf").exists()
+    capsys.readouterr()
+    (out / "scans.json").write_text("{}")
+    assert main(["report", str(out)]) == 2
+    assert "scans.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_scan_against_an_earlier_one(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    command = ["rates", str(write(tmp_path / "scan.toml")), "--out", str(out), "--jobs", "1"]
+    assert main([*command, "--no-progress"]) == 0
+    assert main([*command, "--resume", "--compare", str(out), "--no-progress"]) == 0
+    assert "5 cells, 0 changed beyond noise, 0 verdicts worse" in capsys.readouterr().out
+    [good] = read_scans(out).scans
+    rows = tuple(replace(row, error=2 * row.error) for row in good.rows)
+    bad = replace(good, rows=rows, slope=math.nan, low=math.nan, high=math.nan, reason="no power")
+    found = compare_scans([good], [bad])
+    assert len(found.cells) == 5
+    assert found.cells[0].endswith("(+100.0%)")
+    [worse] = found.worse
+    assert worse.startswith("rk4, tv, T = 24, score: slope 1.0")
+    assert worse.endswith("-> nan (no power)")
+    assert compare_scans([bad], [good]).worse == ()
+    assert compare_scans([bad], [good]).verdicts != ()
+    noise = replace(bad, rows=good.rows)  # no error changed
+    assert (compare_scans([good], [noise]).worse, compare_scans([good], [good]).verdicts) == (
+        (),
+        (),
+    )
+    fewer = replace(good, rows=good.rows[1:], values=good.values[1:], x=good.x[1:])
+    [missing] = compare_scans([good], [fewer]).missing
+    assert missing.endswith("in the baseline only")
+    with pytest.raises(ValueError, match="has no value of these scans"):
+        compare_scans([], [good])
 
 
 def test_resumed_after_a_stop_between_two_scans(tmp_path: Path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import probflow as pf
 from probflow.studies.config import PROCESSES, read_study
 from probflow.studies.rows import MEASURES
 
@@ -26,6 +27,7 @@ GOOD: dict[str, Any] = {
     "seed": 3,
     "samples": 16,
     "reference_steps": 32,
+    "seeds": 4,
     "timing": 2,
     "target": {
         "kind": "gaussian-mixture",
@@ -64,7 +66,8 @@ def toml(value: Any) -> str:
 
 
 def text_of(study: dict[str, Any]) -> str:
-    return "".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in study.items())
+    known = {key: value for key, value in study.items() if value is not None}
+    return "".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in known.items())
 
 
 def check(path: Path) -> bool:
@@ -118,7 +121,13 @@ def test_one_thing_wrong(tmp_path: Path, place, value, delete: bool, rename: boo
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("solvers",), [], r"solvers: need a list of names, got \[\]"),
+        (("solvers",), [], r"solvers: need a list of names or of tables with a name, got \[\]"),
+        (("solvers",), [3], "solvers: need names, or tables with a name and options, got 3"),
+        (("solvers",), [{"variant": "bh1"}], r"need names, or tables .*, got {'variant': 'bh1'}"),
+        (("solvers",), [{"name": "ddim", "r1": 1}], "solvers: .*ddim .*r1"),
+        (("solvers",), [{"name": "unipc-3", "varant": 1}], "near names: variant"),
+        (("solvers",), [{"name": "dpm-solver-2", "r1": "x"}], "solvers: r1: .* needs a number"),
+        (("solvers",), [{"name": "unipc-3"}, "unipc-3"], "solvers: unipc-3 is given twice"),
         (("solvers",), ["ddin"], "no solver is named 'ddin'; near names: ddim"),
         (("measures",), ["TV"], "measures: got 'TV'; near names: tv; allowed are tv, kl"),
         (("seed",), 1.5, "seed: need a whole number, got 1.5"),
@@ -146,6 +155,44 @@ def test_messages_name_the_key_the_value_and_what_is_allowed(
     path.write_text(text_of(study))
     with pytest.raises(ValueError, match=message):
         read_study(path)
+
+
+def test_solvers_with_options(tmp_path: Path) -> None:
+    """The curves are those of Python's ``pf.get_solver(name, option=...)``."""
+    path = tmp_path / "study.toml"
+    options = [{"name": "unipc-3", "variant": v} for v in ("bh1", "bh2")]
+    path.write_text(text_of({**GOOD, "solvers": ["ddim", *options]}))
+    solvers = [curve.solver for curve in read_study(path).curves]
+    assert [s.name for s in solvers] == [
+        "ddim",
+        "unipc-3 (variant=bh1)",
+        "unipc-3 (variant=bh2)",
+    ]
+    assert [s.options for s in solvers[1:]] == [
+        pf.get_solver(o["name"], variant=o["variant"]).options for o in options
+    ]
+    scan = {"axis": "score", "values": [0.1, 0.2]}
+    path.write_text(text_of({**GOOD, "solvers": options, "scan": scan, "timing": None}))
+    jobs = read_study(path).scans
+    assert {job.solver.options["variant"] for job in jobs} == {"bh1", "bh2"}
+    assert len({job.folder for job in jobs}) == len(jobs)
+
+
+@quick
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["name", "variant", "r1", "seed"]), values)
+        | st.fixed_dictionaries(
+            {"name": st.sampled_from(["unipc-3", "dpm-solver-2", "ddram", "ddim"])},
+            optional={"variant": values, "r1": values, "seed": values},
+        ),
+        max_size=3,
+    )
+)
+def test_any_options(tmp_path: Path, solvers: list[dict[str, Any]]) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text_of({**GOOD, "solvers": solvers}))
+    check(path)
 
 
 @quick
