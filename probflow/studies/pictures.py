@@ -27,10 +27,12 @@ from probflow.processes import Process
 from probflow.solvers import Solver, get_solver
 from probflow.studies.cells import LASTING, Curve
 from probflow.studies.measure import REFINEMENT, Measurement, measure
+from probflow.studies.rows import MEASURES
 from probflow.studies.runner import default_grid, make_curves
 from probflow.studies.sampled import Settings, path_noise, start_states
 from probflow.studies.shown import Densities, Images, Picture, Plane, Trajectory, write_pictures
 from probflow.targets import Gaussian, Target
+from probflow.words import check_choice
 
 __all__ = [
     "densities",
@@ -100,8 +102,8 @@ def trajectory(
     Parameters
     ----------
     measure
-        A key of :data:`~probflow.studies.rows.MEASURES`; by default ``"tv"`` in one dimension and
-        ``"strong"`` in others.
+        A key of :data:`~probflow.studies.rows.MEASURES` other than ``"weak"``; by default ``"tv"``
+        in one dimension and ``"strong"`` in others.
     target, solvers, steps, grid, process, seed, samples
         As those of :func:`record`.
 
@@ -115,6 +117,8 @@ def trajectory(
     TypeError, ValueError
         As :func:`probflow.study`.
     """
+    if measure is not None:  # a weak error has no plan of the half-run steps to compare with
+        check_choice("measure", measure, [name for name in MEASURES if name != "weak"])
     settings = Settings(seed, samples)
     return _trajectory(_curves(target, solvers, steps, grid, process, settings), steps, measure)
 
