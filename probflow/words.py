@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -164,7 +164,8 @@ def several(name: str, value: Any, one: Any = ()) -> list[Any]:
     if isinstance(value, one):
         return [value]
     if not isinstance(value, Iterable):
-        alone = f"{getattr(one, '__name__', one)}, or " if one != () else ""
+        kinds = [kind.__name__ for kind in get_args(one) or ([one] if one else [])]
+        alone = f"a {' or '.join(kinds)}, or " if kinds else ""
         raise TypeError(f"{name}: need {alone}several in a list, got {value!r}")
     return list(value)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from probflow.studies.axes import Scan
 from probflow.studies.cells import Cell
 from probflow.studies.curves import fit_cells, unfitted
+from probflow.studies.folder import claims_of
 from probflow.studies.points import FLOOR_FACTOR
 from probflow.studies.reading import distinct, read_cells, read_orders
 from probflow.studies.rows import COMPLETE, CurveKey, OrderEstimate, Row, curve_key
@@ -38,11 +39,15 @@ class Baseline:
         Per-sample contributions of its cells where the file has them, by curve and steps.
     verdicts
         Its estimates where the file has some beside it, by curve.
+    claims
+        The orders that were declared then, by curve, where a ``study.json`` lies beside the cells;
+        NaN for none.
     """
 
     rows: tuple[Row, ...]
     samples: Mapping[tuple[CurveKey, int], Cell] = field(default_factory=dict)
     verdicts: Mapping[CurveKey, OrderEstimate] = field(default_factory=dict)
+    claims: Mapping[CurveKey, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def read_baseline(path: str | Path) -> Baseline:
             raise ValueError(f"{path} holds no rows")
         rows = tuple(cell.row for cell in cells.values())
         if any(cell.key for cell in cells.values()):
-            return Baseline(rows, cells)
+            return Baseline(rows, cells, claims=claims_of(path.parent))
         orders = path.parent / "orders.json"
         return Baseline(rows, verdicts=read_orders(orders) if orders.is_file() else {})
     except ValueError as problem:
@@ -132,8 +137,9 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
     ``consistent`` or ``faster`` became ``inconclusive`` or ``slower``, or ``inconclusive`` became
     ``slower``, and an error, the steps or the claim of the curve changed, too, or each order lies
     outside the interval of the other: without that it is noise at the edge of a verdict. Where a
-    baseline has no verdicts of its own, its rows are judged as the study's are, against the study's
-    claims.
+    baseline has no verdicts of its own, its rows are judged as the study's are, against the claims
+    of its own ``study.json``, or else the study's. A curve that was ``consistent`` or ``faster``
+    and is not in the study at all is a worse verdict.
 
     Parameters
     ----------
@@ -180,6 +186,7 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
                 others.append(f"{text} (none of its errors changed beyond noise)")
         elif now.verdict != before.verdict or not _same(now.claim, before.claim):
             others.append(text)
+    worse += _vanished(baseline, {curve_key(estimate) for estimate in study.estimates})
     missing = [f"{_cell_label(k)}: not in the baseline" for k in new if k not in old]
     missing += [f"{_cell_label(k)}: in the baseline only" for k in old if k not in new]
     if not common:
@@ -281,10 +288,26 @@ def _estimates(
         return baseline.verdicts[name], now
     cells = [baseline.samples[name, r.steps] for r in rows if (name, r.steps) in baseline.samples]
     if len(cells) == len(rows):
-        return _judge(cells, now.claim), now
+        return _judge(cells, baseline.claims.get(name, now.claim)), now
     # Rows alone know standard errors, not what correlates them: judge both sides by these.
     own = [row for row in study.rows if curve_key(row) == name]
     return _judge(map(Cell, rows), now.claim), _judge(map(Cell, own), now.claim)
+
+
+def _vanished(baseline: Baseline, there: Set[CurveKey]) -> list[str]:
+    """The confirmed orders of a baseline whose curves are not there."""
+    texts = []
+    for name in dict.fromkeys(curve_key(row) for row in baseline.rows):
+        rows = [row for row in baseline.rows if curve_key(row) == name]
+        if name in there:
+            continue
+        claim = baseline.claims.get(name, math.nan)
+        cells = [baseline.samples.get((name, row.steps), Cell(row)) for row in rows]
+        before = baseline.verdicts.get(name) or _judge(cells, claim)
+        if before.verdict in ("consistent", "faster"):
+            claimed = f"claim {before.claim:g}, order {before.order:.2f}"
+            texts.append(f"{_label(name)}: {before.verdict} ({claimed}) -> not in the study")
+    return texts
 
 
 def _judge(cells: Iterable[Cell], claim: float) -> OrderEstimate:

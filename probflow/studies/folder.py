@@ -321,6 +321,24 @@ def load(folder: str | Path) -> Run:
     )
 
 
+def claims_of(folder: Path) -> dict[CurveKey, float]:
+    """The orders declared for the curves of a run, NaN for none; empty without a description.
+
+    Raises
+    ------
+    ValueError
+        If the description is damaged.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    return {
+        CurveKey(curve["target"], curve["solver"], curve["grid"], measure): (
+            math.nan if claim is None else claim
+        )
+        for curve in (description.curves if description else ())
+        for measure, claim in curve["claims"].items()
+    }
+
+
 def _read_description(path: Path) -> Description | None:
     if not path.is_file():
         return None

@@ -102,8 +102,8 @@ def trajectory(
     Parameters
     ----------
     measure
-        A key of :data:`~probflow.studies.rows.MEASURES` other than ``"weak"``, which compares two
-        numbers of steps; by default ``"tv"`` in one dimension and ``"strong"`` in others.
+        A key of :data:`~probflow.studies.rows.MEASURES` other than ``"weak"``; by default ``"tv"``
+        in one dimension and ``"strong"`` in others.
     target, solvers, steps, grid, process, seed, samples
         As those of :func:`record`.
 
@@ -117,8 +117,8 @@ def trajectory(
     TypeError, ValueError
         As :func:`probflow.study`.
     """
-    if measure is not None:
-        check_choice("measure", measure, tuple(m for m in MEASURES if m != "weak"))
+    if measure is not None:  # a weak error has no plan of the half-run steps to compare with
+        check_choice("measure", measure, [name for name in MEASURES if name != "weak"])
     settings = Settings(seed, samples)
     return _trajectory(_curves(target, solvers, steps, grid, process, settings), steps, measure)
 

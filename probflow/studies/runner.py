@@ -93,7 +93,8 @@ def study(
         Take from ``out`` the cells that would be measured in the same way again: same weights,
         target, measure, settings and versions. Without it an unfinished study there is refused.
     executor
-        A :class:`concurrent.futures.Executor` that measures the cells, in the place of ``jobs``:
+        A :class:`concurrent.futures.Executor` that measures the cells, in the place of ``jobs``,
+        which is then left at 1:
         a thread pool, or ``client.get_executor()`` of a dask cluster.
     timing
         Number of runs of each plan whose wall time is taken when all cells are measured, one run at
@@ -241,12 +242,12 @@ def run_curves(
         )
     if out is not None and not isinstance(out, str | os.PathLike):
         raise TypeError(f"out: need the path of a folder, got {out!r}")
+    if out is not None and os.path.lexists(out) and not os.path.isdir(out):
+        raise ValueError(f"out: need the path of a folder, got {os.fspath(out)!r}, which is a file")
+    if executor is not None and jobs > 1:
+        raise ValueError(f"jobs: give either jobs or executor, got jobs={jobs} with an executor")
     if resume and out is None:
         raise ValueError("resume: needs out, the folder of the study that is to be resumed")
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out: need a folder, {os.fspath(out)} is a file")
-    if jobs > 1 and executor is not None:
-        raise ValueError(f"jobs: not beside executor, which has its own workers; got {jobs}")
     if jobs > 1:
         _check_picklable(curves)
     threads = torch.get_num_threads()

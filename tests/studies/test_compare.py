@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import curves
 
+import probflow as pf
 from probflow.report import order_dict, results_text, row_dict
 from probflow.studies import study
 from probflow.studies.builtin import mixture
@@ -246,3 +247,17 @@ def test_a_changed_baseline_is_refused_or_a_baseline(line, tmp_path: Path, data)
         assert all(replace(r, eoc=0.0, in_window=False) in written for r in baseline.rows)
         assert len(baseline.rows) == len({json.dumps(row_dict(r)) for r in baseline.rows})
     assert (message == "") == (text[:cut].endswith("\n"))
+
+
+def test_a_removed_solver_and_a_lowered_claim_are_told(tmp_path: Path) -> None:
+    """A confirmed order that is gone is worse; a lowered claim is listed with both claims."""
+    steps, heun = (8, 16, 32, 64, 128), pf.get_solver("heun")
+    study(mixture(), ["ddim", heun], steps, "strong", out=tmp_path / "old")
+    baseline = read_baseline(tmp_path / "old" / "cells.jsonl")
+    removed = compare(baseline, study(mixture(), "ddim", steps, "strong"))
+    [worse] = removed.worse
+    assert worse.startswith("heun, strong on mixture-1d")
+    assert worse.endswith("-> not in the study")
+    lowered = replace(heun, orders={**heun.orders, "strong": 1.5})
+    found = compare(baseline, study(mixture(), ["ddim", lowered], steps, "strong"))
+    assert any("claim 2," in line and "claim 1.5," in line for line in found.verdicts), found

@@ -19,7 +19,7 @@ from probflow.laws import Refusal
 from probflow.laws.ratio import chi2_samples
 from probflow.plan import Linear, StepBuilder
 from probflow.solvers import Solver
-from probflow.studies import study
+from probflow.studies import pictures, study
 from probflow.studies.builtin import mixture
 from probflow.studies.compare import read_baseline
 from probflow.studies.folder import load
@@ -298,10 +298,14 @@ def test_determinism() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"targets": 3}, TypeError, "targets: need Target, or several in a list, got 3"),
-        ({"solvers": None}, TypeError, r"solvers: need str \| .*Solver, or several in a list"),
+        ({"targets": 3}, TypeError, "targets: need a Target, or several in a list, got 3"),
+        (
+            {"solvers": None},
+            TypeError,
+            "solvers: need a str or Solver, or several",
+        ),
         ({"steps": 8}, TypeError, "steps: need several in a list, got 8"),
-        ({"measure": 1}, TypeError, "measure: need str, or several in a list, got 1"),
+        ({"measure": 1}, TypeError, "measure: need a str, or several in a list, got 1"),
         ({"targets": ["mixture"]}, TypeError, "targets: need probflow targets, got str"),
         ({"targets": []}, ValueError, "need at least one of each"),
         ({"targets": [MIXTURE, MIXTURE]}, ValueError, "targets: names must differ"),
@@ -325,8 +329,6 @@ def test_determinism() -> None:
         ({"seeds": 1}, ValueError, "seeds: need a whole number >= 2"),
         ({"process": "vp-linear"}, TypeError, "process: need a probflow process, got 'vp-linear'"),
         ({"out": 5}, TypeError, "out: need the path of a folder, got 5"),
-        ({"out": __file__}, ValueError, "out: need a folder, .* is a file"),
-        ({"jobs": 2, "executor": ThreadPoolExecutor(1)}, ValueError, "jobs: not beside executor"),
         ({"jobs": 0}, ValueError, "jobs: need a whole number >= 1"),
         ({"jobs": True}, TypeError, "jobs: need a whole number >= 1"),
         ({"grid": pf.grids.log_snr(1e9, 1.0, "neg_log_ab")}, ValueError, "start"),
@@ -487,3 +489,21 @@ def test_nothing_is_measured_twice(changed: dict, message: str) -> None:
     arguments = {"targets": MIXTURE, "solvers": "ddim", "steps": STEPS, **changed}
     with pytest.raises(ValueError, match=re.escape(message)):
         study(**arguments)
+
+
+def test_jobs_beside_an_executor_and_a_file_for_a_folder(tmp_path: Path) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(ValueError, match="jobs: give either jobs or executor, got jobs=2"),
+    ):
+        study(MIXTURE, "ddim", [2], jobs=2, executor=pool)
+    file = tmp_path / "study.py"
+    file.touch()
+    with pytest.raises(ValueError, match=r"out: need the path of a folder, got .*study\.py"):
+        study(MIXTURE, "ddim", [2], out=file)
+
+
+@pytest.mark.parametrize("name", ["foo", "weak"])
+def test_measures_that_no_trajectory_has(name: str) -> None:
+    with pytest.raises(ValueError, match=f"measure: got '{name}'.*allowed are tv, kl"):
+        pictures.trajectory(MIXTURE, "ddim", 2, name)
