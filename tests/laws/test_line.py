@@ -21,6 +21,7 @@ from cases import (
     name,
     plan,
 )
+from thinned import thinned
 
 import probflow as pf
 from probflow.integrate import run_plan
@@ -89,7 +90,7 @@ def test_kl_is_infinite_where_true_mass_is_out_of_reach() -> None:
     assert 0.5 < got["tv"] < 1
 
 
-@pytest.mark.parametrize("solver", ALL, ids=name)
+@pytest.mark.parametrize("solver", thinned(ALL, name))
 def test_ranges_and_inequalities(solver: pf.Solver) -> None:
     """TV in [0, 1], KL >= 2 TV^2 (Pinsker), and the law has mass 1."""
     for steps in (8, 32):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from thinned import thinned
 
 import probflow as pf
 from probflow.laws.certificate import certificate
@@ -128,7 +129,7 @@ def test_a_plan_depends_on_its_seed_alone() -> None:
 @pytest.mark.parametrize("iteration", ["picard", "gauss-seidel"])
 @pytest.mark.parametrize(
     ("nodes", "sweeps", "order"),
-    [(5, 1, 2), (5, 2, 3), (5, 3, 4), (5, 4, 5), (3, 3, 4), (3, 5, 4), (2, 3, 2)],
+    thinned([(5, 1, 2), (5, 2, 3), (5, 3, 4), (5, 4, 5), (3, 3, 4), (3, 5, 4), (2, 3, 2)], str),
 )
 def test_collocation_gains_an_order_a_sweep(
     nodes: int, sweeps: int, order: int, iteration: str

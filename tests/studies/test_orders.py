@@ -53,7 +53,13 @@ LATE = {
 #: the orders of these on a normal law (``tests/solvers/test_stochastic.py``).
 SLOW = {
     *("accelerated-sde-3", "dpm-solver++-sde", "dpm-solver++-sde-stock", "er-sde-2", "seeds-2"),
-    *("sde-dpm-solver++-singlestep-stock", "sde-exponential-rk2", "sde-heun", "two-interval-2"),
+    *(
+        "sde-dpm-solver++-singlestep-stock",
+        "sde-exponential-rk2",
+        "sde-heun",
+        "two-interval",
+        "two-interval-2",
+    ),
     *("sde-dpm-solver-2m", "sde-exponential-ab2", "sde-exponential-ab2-eps"),
     *("sde-exponential-ab2-v", "sde-deis-tab1", "sde-lms-2"),
 }
