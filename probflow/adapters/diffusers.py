@@ -40,7 +40,12 @@ from probflow.adapters.scheduler_run import (
     solver_of,
     tokens_at,
 )
-from probflow.adapters.stock_configs import arguments_of, compatibles, translated
+from probflow.adapters.stock_configs import (
+    arguments_of,
+    compatibles,
+    stock_choice,
+    translated,
+)
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
 
@@ -214,6 +219,7 @@ invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
 
         The other class's default values count as well (diffusers itself drops them, so that a
         change from Heun to DDPM changes the betas). With another ``solver``, options are dropped.
+        ``solver="stock"`` is the one, with its options, that has the numbers of that scheduler.
 
         Parameters
         ----------
@@ -232,11 +238,18 @@ invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
         Raises
         ------
         ValueError
-            For a scheduler whose noise process is not known, or an argument that does not exist.
+            For a scheduler whose noise process is not known, or an argument that does not exist;
+            for ``"stock"`` where no solver has the numbers, naming the option that is in the way.
         """
         hidden: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            config, hidden = translated(config, set(arguments_of(ProbflowScheduler)))
+            known = set(arguments_of(ProbflowScheduler))
+            if kwargs.get("solver") == "stock":
+                chosen = stock_choice(config, known)
+                chosen["solver_options"] |= kwargs.get("solver_options") or {}
+                kwargs = {**chosen, **kwargs, "solver": chosen["solver"]}
+                kwargs["solver_options"] = chosen["solver_options"]
+            config, hidden = translated(config, known)
         unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:
             raise ValueError(f"from_config: ProbflowScheduler has no argument {unknown[0]!r}")

@@ -9,7 +9,9 @@ from typing import Any
 
 import diffusers
 
-__all__ = ["REFUSED", "arguments_of", "compatibles", "translated"]
+from probflow.adapters.stock_solvers import WITH_NUMBERS, stock_solver
+
+__all__ = ["REFUSED", "arguments_of", "compatibles", "stock_choice", "translated"]
 
 # Whose timesteps a stock scheduler makes; the first words of its class name.
 _STOCK_LAYOUTS = {
@@ -41,34 +43,36 @@ REFUSED = {
 
 
 @cache
-def _stock_by_arguments() -> dict[frozenset[str], str]:
+def _stock_by_arguments() -> dict[frozenset[str], list[str]]:
     """Names of diffusers' schedulers by the names of their arguments; kin share them."""
-    found: dict[frozenset[str], str] = {}
+    found: dict[frozenset[str], list[str]] = {}
     supported = tuple(_STOCK_LAYOUTS)
     for name in sorted(dir(diffusers.schedulers), key=lambda n: (not n.startswith(supported), n)):
         if name.endswith("Scheduler") and inspect.isclass(stock := getattr(diffusers, name, None)):
-            found.setdefault(frozenset(arguments_of(stock)), name)
+            found.setdefault(frozenset(arguments_of(stock)), []).append(name)
     return found
 
 
-def _class_of(config: Mapping[str, Any], known: set[str]) -> str | None:
-    """The class of a configuration; one that was never saved or loaded does not say it.
+def _classes_of(config: Mapping[str, Any], known: set[str]) -> list[str]:
+    """The class of a configuration, or all that it can be of if it does not say; none: no stock's.
+
+    One that was never saved or loaded does not say it.
 
     A scheduler that was made of another one's configuration keeps what it does not know itself, so
     its own arguments are a part of the keys, and those that it has by default are among them.
     """
     if "_class_name" in config:
-        return str(config["_class_name"])
+        return [str(config["_class_name"])]
     keys = frozenset(key for key in config if not key.startswith("_"))
     stock = _stock_by_arguments()
     if keys in stock:
         return stock[keys]
     if keys <= known or "_use_default_values" not in config:
-        return None
+        return []
     by_default = set(config["_use_default_values"])
-    own = {**stock, frozenset(known): OWN}
+    own = {**stock, frozenset(known): [OWN]}
     fitting = [arguments for arguments in own if by_default <= arguments <= keys]
-    return own[max(fitting, key=len)] if fitting else None
+    return own[max(fitting, key=len)] if fitting else []
 
 
 def compatibles() -> list[str]:
@@ -89,6 +93,45 @@ def arguments_of(scheduler: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
+def _complete(
+    config: Mapping[str, Any], known: set[str]
+) -> tuple[str | None, dict[str, Any], set[str], set[str]]:
+    """Class name (none for our own), configuration with defaults, its keys, those by default."""
+    config = dict(config)
+    name = next(iter(_classes_of(config, known)), None)
+    by_default = set(config.pop("_use_default_values", ()))
+    if name == OWN or (name is None and set(config) <= known):
+        return None, config, set(), by_default
+    stock = getattr(diffusers, str(name), None)
+    own = {} if stock is None else arguments_of(stock)
+    by_default |= set(own) - set(config)
+    return str(name), {**own, **config}, set(own), by_default
+
+
+def stock_choice(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """Arguments that give the numbers of the scheduler that a configuration is of.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~probflow.adapters.stock_solvers.stock_solver`, and for a configuration that is
+        of no stock scheduler, or of one of several.
+    """
+    name, whole, _, _ = _complete(config, known)
+    if name is None:
+        raise ValueError("solver: 'stock' needs the configuration of a stock scheduler")
+    solver, options = stock_solver(name, whole)
+    for other in _classes_of(config, known):
+        if other.startswith(WITH_NUMBERS) and stock_solver(other, whole) != (solver, options):
+            raise ValueError(
+                f"solver: 'stock' cannot tell {name} from {other}, since a configuration that was "
+                "never saved or loaded does not name its class; name a solver"
+            )
+    # DEIS ends at the first level of training, which its configuration does not say.
+    end = {"final_sigmas_type": "sigma_min"} if name.startswith("DEIS") else {}
+    return {"solver": solver, "solver_options": options, **end}
+
+
 def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Another scheduler's configuration in the arguments of ``ProbflowScheduler``, ``known``.
 
@@ -100,12 +143,9 @@ def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, An
     ValueError
         For a scheduler of :data:`REFUSED`, or one whose noise process is not known.
     """
-    config = dict(config)
-    name = _class_of(config, known)
-    by_default = set(config.pop("_use_default_values", ()))
-    if name == OWN or (name is None and set(config) <= known):
+    name, config, own, by_default = _complete(config, known)
+    if name is None:
         return config, {}
-    name = str(name)
     for word, reason in REFUSED.items():
         if name.startswith(word):
             raise ValueError(f"config: {name} cannot be translated: {reason}")
@@ -116,12 +156,6 @@ def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, An
             "trained_betas, or its prediction_type and shift, yourself (got "
             f"{sorted(key for key in config if not key.startswith('_'))})"
         )
-    stock = getattr(diffusers, name, None)
-    own = {} if stock is None else arguments_of(stock)
-    for key, value in own.items():
-        if key not in config:
-            config[key] = value
-            by_default.add(key)
     for clipping in ("clip_sample", "thresholding"):
         if clipping in by_default:
             del config[clipping]

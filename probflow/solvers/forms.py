@@ -267,9 +267,14 @@ def starting_step(step: StepBuilder, form: Form, order: int, start: str) -> Line
 
 
 def lowered(order: int, step: StepBuilder, final: str) -> int:
-    """The order, or the number of steps left where that is less and ``final`` is "lower"."""
-    check_choice("final", final, ("keep", "lower"))
-    return min(order, step.remaining) if final == "lower" else order
+    """The order, or the number of steps left where that is less and ``final`` is "lower".
+
+    "lower-below-15" lowers in plans of fewer than 15 steps, as usual implementations do.
+    """
+    check_choice("final", final, ("keep", "lower", "lower-below-15"))
+    if final == "lower" or (final == "lower-below-15" and step.steps < 15):
+        return min(order, step.remaining)
+    return order
 
 
 def check_s_noise(s_noise: float) -> float:

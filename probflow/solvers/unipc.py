@@ -78,7 +78,7 @@ def _unipc(
     if predicted and not any(step.number - 1 == number for number in disable_corrector):
         # The step before again, now with the output at its end: what that changes in its sum.
         up = previous[0].t
-        order_before = min(order, step.remaining + 1) if final == "lower" else order
+        order_before = lowered(order, previous[0], final)
         nodes, z, b = layout(up, t, previous[1:order_before])
         new, *old = _corrector(nodes, z, b)
         changes = [w - v for w, v in zip(old, _predictor(nodes, z, b), strict=True)]

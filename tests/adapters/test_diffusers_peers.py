@@ -315,10 +315,59 @@ def test_numbers_of_the_stock_scheduler(row: Row, monkeypatch: pytest.MonkeyPatc
         def restart(self) -> None:
             self.rest = iter(noises)
 
-    plan = plan_to_data(
-        solver.with_options(**row.options), levels.process, [*times, end], levels.prediction
-    )
+    config = {**kind(**row.stock).config, "_class_name": kind.__name__}
+    stock = ProbflowScheduler.from_config(config, solver="stock").config
     model = pf.Model(lambda x, t: network(x), levels.process, levels.prediction)
-    ours = run_plan(plan, model, x, noise=Given() if plan.stochastic else None)
-    error = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
-    assert error < 1e-10
+    for name, options in ((row.solver, row.options), (stock.solver, stock.solver_options)):
+        chosen = pf.get_solver(name, **options)
+        plan = plan_to_data(chosen, levels.process, [*times, end], levels.prediction)
+        ours = run_plan(plan, model, x, noise=Given() if plan.stochastic else None)
+        error = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+        assert error < 1e-10, name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "options", "steps"),
+    [
+        ("DDIM", {"clip_sample": False}, 10),
+        ("DPMSolverMultistep", {}, 8),
+        ("DPMSolverMultistep", {"solver_order": 3, "timestep_spacing": "trailing"}, 16),
+        ("DPMSolverSinglestep", {"solver_order": 3}, 9),
+        ("UniPCMultistep", {"disable_corrector": [0], "solver_order": 3}, 9),
+        ("DEISMultistep", {"solver_order": 3}, 9),
+        ("FlowMatchEulerDiscrete", {"shift": 3.0}, 7),
+    ],
+)
+def test_stock_is_the_scheduler_of_the_pipeline(name: str, options: dict, steps: int) -> None:
+    """One word changes, and the samples are the same, to the rounding of its sigmas."""
+    theirs = getattr(diffusers, f"{name}Scheduler")(**options)
+    ours = ProbflowScheduler.from_config(theirs.config, solver="stock")
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    results = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(steps)
+        y = x
+        for t in scheduler.timesteps:
+            y = scheduler.step(network(y), t, y, return_dict=False)[0]
+        results.append(y)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}, "stochastic_sampling: solver"),
+        ("DPMSolverMultistep", {"euler_at_final": True}, "euler_at_final: solver 'stock'"),
+        ("PNDM", {}, "skip_prk_steps: solver 'stock' has the numbers for True, got False"),
+        ("LCM", {}, "'stock' knows no solver with the numbers of LCMScheduler; allowed are DDIM"),
+        ("LMSDiscrete", {}, "'stock' cannot tell KDPM2AncestralDiscreteScheduler from"),
+        ("SASolver", {}, "'stock' knows no solver with the numbers of SASolverScheduler"),
+    ],
+)
+def test_what_stock_does_not_have_is_named(name: str, options: dict, message: str) -> None:
+    config = getattr(diffusers, f"{name}Scheduler")(**options).config
+    with pytest.raises(ValueError, match=message):
+        ProbflowScheduler.from_config(config, solver="stock")
+    with pytest.raises(ValueError, match="needs the configuration of a stock scheduler"):
+        ProbflowScheduler.from_config(ProbflowScheduler().config, solver="stock")
