@@ -334,14 +334,15 @@ def test_weak_errors_know_order_1() -> None:
 
 
 #: Of small errors, for which 400 000 samples are too few.
-SMALL = {"sde-dpm-solver-3m", "sde-exponential-ab3-eps", "sde-deis-tab2", "sde-exponential-ab4-v"}
-#: Its error changes its sign: on a normal law the local orders fall to 0.6, and rise to 2 again.
-SIGN = "sde-exponential-ab3-v"
+SMALL = {"sde-dpm-solver-3m", "sde-exponential-ab3-eps", "sde-deis-tab2"}
+#: Their errors fall as without noise first, and order 2 shows beyond 64 steps: on a normal law the
+#: local orders go down to 0.6 and 0.9 before they rise to 2.
+LATER = {"sde-exponential-ab3-v", "sde-exponential-ab4-v"}
 
 
 @pytest.mark.slow  # 10 minutes
 @pytest.mark.parametrize(
-    "solver", [s for s in NEW if s.name in REFUSED and s.memory and s.name != SIGN], ids=name
+    "solver", [s for s in NEW if s.name in REFUSED - LATER and s.memory], ids=name
 )
 def test_multistep_weak_order_by_coupled_samples(solver: pf.Solver) -> None:
     """E f(x_T) against E f(x_2T) on one path, which removes most of the sampling error."""
