@@ -21,9 +21,18 @@ def test_a_rate_plot_says_what_it_depends_on() -> None:
         "Seed 7; float64 on cpu; torch 2.13.0."
     )
     noisy = curve("ddpm", [1.0] * 7, se=0.1)
-    text = rate_caption(noisy, [], {"samples": {"mixture, tv": 96}})
-    assert text.endswith("grid lambda. 96 samples; bars are 95 % intervals.")
-    assert settings_text({}) == ""
+    text = rate_caption(noisy, [], {"samples": {"mixture, tv": 96, "mixture, strong": 4}})
+    assert text.endswith("grid lambda. Bars are 95 % intervals. 96 samples.")
+
+
+def test_settings_say_what_is_known_of_the_rows_shown() -> None:
+    assert settings_text({}) == settings_text({"samples": 96}, curve("a", [1.0] * 7, se=0.1)) == ""
+    known = {"process": "ve", "seed": 7, "samples": {"mixture, tv": 96, "mixture, kl": 32}}
+    noisy = [*curve("a", [1.0] * 7, se=0.1), *curve("a", [1.0] * 7, se=0.1, measure="kl")]
+    assert settings_text(known, ROWS) == "process ve; seed 7"
+    assert settings_text(known, noisy) == (
+        "process ve; seed 7; samples: 96 (mixture, tv), 32 (mixture, kl)"
+    )
 
 
 def test_windows_that_differ() -> None:
