@@ -73,11 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves = {name: curve(name) for name in (*DETERMINISTIC, *STOCHASTIC)}
     print("| solver | " + " | ".join(map(str, NFE)) + " |\n|---|" + "---:|" * len(NFE))
     for name, points in curves.items():
-        # The best within each budget, all evaluations counted.
+        # The most steps within each budget, all evaluations counted: in brackets where fewer.
         cells = []
         for budget in NFE:
-            within = [tv for nfe, tv in points if nfe <= budget]
-            cells.append(f"{within[-1]:.1e}" if within else "")
+            nfe, tv = max((point for point in points if point[0] <= budget), default=(budget, None))
+            taken = "" if nfe == budget else f" ({nfe})"
+            cells.append("" if tv is None else f"{tv:.1e}{taken}")
         print(f"| `{name}` | " + " | ".join(cells) + " |")
     if options.figure is None:
         return

@@ -36,7 +36,7 @@ from probflow.plan import Plan
 from probflow.report import image_grid, save_figure, solver_marks
 from probflow.report.curves import X_NAME, curve_handle, draw_curve
 from probflow.report.page import finish_figure, label_ticks, new_figure
-from probflow.report.style import FLOOR_COMMON, GREY, style_context
+from probflow.report.style import FLOOR, GREY, style_context
 from probflow.report.venues import page_width
 from probflow.studies.builtin import steps_for
 from probflow.studies.config import digits
@@ -155,7 +155,7 @@ def strong_errors(
     table = {}
     for name in SOLVERS:
         if not pf.get_solver(name).stochastic:
-            steps = [steps_for(pf.get_solver(name), nfe, GRID) for nfe in (*BUDGETS, *FINER)]
+            steps = [steps_for(pf.get_solver(name), nfe, GRID)[0] for nfe in (*BUDGETS, *FINER)]
             plans = [plan_for(name, count) for count in steps]
             table[name] = [(plan.nfe, rms(run_plan(plan, model, x) - exact)) for plan in plans]
     plan, single = plan_for("unipc-3", 50), x.float()
@@ -247,7 +247,7 @@ def figure(
             nfe, error = zip(*points, strict=True)
             draw_curve(left, nfe, error, [False] * len(nfe), marks[name])
         low, high = (floor.mean + sign * 2 * floor.deviation for sign in (-1, 1))
-        right.axhspan(low, high, color=FLOOR_COMMON, linewidth=0, zorder=0.5)
+        right.axhspan(low, high, color=FLOOR, linewidth=0, zorder=0.5)
         right.axhline(flow.mean, color=GREY, linestyle=(0, (4, 2.5)), linewidth=0.8, zorder=1)
         look = {"transform": right.get_yaxis_transform(), "fontsize": 5.5, "color": GREY}
         right.text(0.02, flow.mean * 1.03, "flow of the network", va="bottom", **look)
@@ -269,12 +269,14 @@ def figure(
 def pictures(network: nn.Module, count: int = 5) -> Any:
     """Samples of every solver at every budget from the same noise."""
     model = pf.Model(network, PROCESS)
-    rows = {}
+    rows, nfe = {}, {}
     for name in SOLVERS:
-        steps = [steps_for(pf.get_solver(name), budget, GRID) for budget in BUDGETS]
-        x = [pf.sample(model, (count, 64), name, n, grid=GRID, seed=0) for n in steps]
+        plans = [steps_for(pf.get_solver(name), budget, GRID) for budget in BUDGETS]
+        x = [pf.sample(model, (count, 64), name, n, grid=GRID, seed=0) for n, _ in plans]
+        nfe[name] = [calls for _, calls in plans]
         rows[name] = list(torch.cat(x).reshape(-1, 8, 8).numpy())
-    return image_grid(rows, [f"{budget} NFE" for budget in BUDGETS], vmin=-1.0, vmax=1.0)
+    labels = [f"at most {budget} NFE" for budget in BUDGETS]
+    return image_grid(rows, labels, vmin=-1.0, vmax=1.0, nfe=nfe)
 
 
 def print_table(header: Sequence[Any], rows: Mapping[str, Sequence[str]]) -> None:
@@ -327,10 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cells: dict[str, list[tuple[int, Measured]]] = {}
     for name in SOLVERS:
-        steps = [steps_for(pf.get_solver(name), budget, GRID) for budget in BUDGETS]
-        cells[name] = [
-            (plan_for(name, count).nfe, distance.of(network, name, count)) for count in steps
-        ]
+        plans = [steps_for(pf.get_solver(name), budget, GRID) for budget in BUDGETS]
+        cells[name] = [(nfe, distance.of(network, name, steps)) for steps, nfe in plans]
     print_table(
         ["Frechet distance (NFE)", *BUDGETS],
         {f"`{name}`": [f"{m} ({nfe})" for nfe, m in row] for name, row in cells.items()},

@@ -144,7 +144,7 @@ def _rates(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from probflow.integrate.noise import check_seed
-    from probflow.report import check_writable, page_width, summary_table, to_markdown
+    from probflow.report import check_writable, page_width
     from probflow.studies import builtin, folder
     from probflow.studies.compare import compare, read_baseline
     from probflow.studies.config import read_study
@@ -199,7 +199,7 @@ def _rates(arguments: argparse.Namespace) -> int:
         write_pictures(out, pictures)
     about = folder.describe(curves, title=title, layout=layout)
     study_report(out, result, about, read_pictures(out), venue=arguments.venue)
-    print(to_markdown(summary_table(result.rows, result.estimates)))
+    print(result.table())
     print(f"\nReport: {out / 'report.md'}, {out / 'report.html'}")
     if baseline is None:
         return 0
@@ -268,7 +268,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _write_report(run: Path, out: Path, venue: str | None) -> None:
     """The report of the run in a folder, and its summary on the screen."""
-    from probflow.report import check_writable, page_width, summary_table, to_markdown
+    from probflow.report import check_writable, page_width
     from probflow.studies.figures import study_report
     from probflow.studies.folder import load
 
@@ -280,7 +280,7 @@ def _write_report(run: Path, out: Path, venue: str | None) -> None:
         complete=found.complete,
         venue=venue,
     )
-    print(to_markdown(summary_table(found.study.rows, found.study.estimates)))
+    print(found.study.table())
     for note in found.notes:
         print(f"\n{note}")
     print(f"\nReport: {out / 'report.md'}, {out / 'report.html'}")

@@ -33,14 +33,13 @@ def rate_caption(
     row = rows[0]
     grids = list(dict.fromkeys(item.grid for item in rows))
     place = place_text(row.measure, row.target, " and ".join(grids))
-    parts = [f"error and local order: {place}", window_sentence(orders)]
-    if any(item.se > 0 for item in rows):
-        samples = provenance.get("samples")
-        count = (
-            samples.get(f"{row.target}, {row.measure}") if isinstance(samples, Mapping) else None
-        )
-        parts.append(f"{f'{count} samples; ' if count else ''}bars are 95 % intervals")
-    return sentences(*parts, settings_text(provenance))
+    bars = "bars are 95 % intervals" if any(item.se > 0 for item in rows) else ""
+    return sentences(
+        f"error and local order: {place}",
+        window_sentence(orders),
+        bars,
+        settings_text(provenance, rows),
+    )
 
 
 def sentences(*texts: str) -> str:
@@ -93,13 +92,15 @@ def window_sentence(orders: Iterable[OrderEstimate]) -> str:
     return "; ".join(parts)
 
 
-def settings_text(provenance: Mapping[str, Any]) -> str:
-    """Seed, number type, process and versions of a study, as far as they are known.
+def settings_text(provenance: Mapping[str, Any], rows: Iterable[Row] = ()) -> str:
+    """Process, seed, samples, number type and versions of a study, as far as they are known.
 
     Parameters
     ----------
     provenance
         As :func:`probflow.studies.folder.provenance` makes it.
+    rows
+        What is shown: how many samples the sampled ones of them took is said.
 
     Returns
     -------
@@ -119,9 +120,20 @@ def settings_text(provenance: Mapping[str, Any]) -> str:
         parts.append(f"seed {known['seed']}")
     if "seeds" in known:
         parts.append(f"random times: errors averaged over {known['seeds']} draws")
+    samples = known.get("samples")
+    parts += [_samples_text(samples, rows)] if isinstance(samples, Mapping) else []
     if "dtype" in known:
         device = f" on {known['device']}" if "device" in known else ""
         parts.append(f"{known['dtype']}{device}")
     versions = [f"{name} {known[name]}" for name in _LIBRARIES if name in known]
     parts += [", ".join(versions)] if versions else []
-    return "; ".join(parts)
+    return "; ".join(part for part in parts if part)
+
+
+def _samples_text(samples: Mapping[str, int], rows: Iterable[Row]) -> str:
+    """For instance ``96 samples``, or ``samples: 96 (digits, strong), 384 (digits, tv)``."""
+    names = dict.fromkeys(f"{row.target}, {row.measure}" for row in rows if row.se > 0)
+    counts = {name: samples[name] for name in names if name in samples}
+    if len(set(counts.values())) <= 1:
+        return "".join(f"{count} samples" for count in set(counts.values()))
+    return "samples: " + ", ".join(f"{count} ({name})" for name, count in counts.items())

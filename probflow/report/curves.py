@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from ..studies.order import FLOOR_FACTOR, MAX_RELATIVE_SE, Z
 from ..studies.rows import CurveKey, OrderEstimate, Row
-from .style import FLOOR_COMMON, FLOOR_SOME, GREY, Mark, Marks, all_marks
+from .style import FLOOR, GREY, Mark, Marks, all_marks
 from .tables import curve_labels, group_curves, order_text, verdict_text
 
 Axis = Literal["T", "h", "nfe"]
@@ -29,6 +29,10 @@ X_NAME = {"T": "steps $T$", "h": "largest step $h$", "nfe": "model calls per sam
 WILD = 1e3
 #: Between the ends of the axis of errors, so that it has more than one tick.
 LEAST_SPAN = 12.0
+#: Between floors that are drawn as one, of all curves.
+SAME = 1.05
+#: Longest list of names beside a floor, in characters.
+LONGEST = 50
 
 _ARROW_KEY: dict[str, Any] = {"markersize": 5.0, "markeredgewidth": 0.2}
 
@@ -109,45 +113,73 @@ def _falls(curves: Iterable[Sequence[Row]], x_of: Callable[[Row], float]) -> boo
     return not middle or min(e for _, e in right) <= min(e for _, e in left)
 
 
-def draw_floor(
-    ax: Axes, curves: Iterable[Sequence[Row]], x_of: Callable[[Row], float], low: float
+def draw_floors(
+    ax: Axes,
+    curves: Mapping[str, Sequence[Row]],
+    x_of: Callable[[Row], float],
+    marks: Marks,
 ) -> None:
-    """Grey band below the floor: dark below the floors of all curves, light below some."""
-    curves = list(curves)
-    by_x: dict[float, list[float]] = {}
-    for row in (row for curve in curves for row in curve):
-        if row.floor > 0 and math.isfinite(row.floor):
-            by_x.setdefault(x_of(row), []).append(row.floor)
-    if not by_x:
+    """A grey band below the floor that all curves share, or a named dotted line for each floor.
+
+    A band would cover the points of a curve with a lower floor, or with none.
+    """
+    floors: dict[str, np.ndarray] = {}
+    by_steps: dict[int, list[float]] = {}
+    for name, curve in curves.items():
+        rows = [row for row in curve if row.floor > 0 and math.isfinite(row.floor)]
+        for row in rows:
+            by_steps.setdefault(row.steps, []).append(row.floor)
+        if rows:
+            floors[name] = np.array(sorted((x_of(row), row.floor) for row in rows)).T
+    if not floors:
         return
-    places = sorted(by_x)
-    lowest = np.array([min(by_x[x]) for x in places])
-    highest = np.array([max(by_x[x]) for x in places])
-    look: dict[str, Any] = {"fontsize": 5.5, "color": GREY, "zorder": 3}
-    if highest.max() <= low:
-        text = f"floor {lowest.min():.0e} to {highest.max():.0e}, below this panel"
-        if lowest.min() == highest.max():
-            text = f"floor {highest.max():.0e}, below this panel"
-        at, side = (0.02, "left") if _falls(curves, x_of) else (0.98, "right")
-        ax.text(at, 0.015, text, transform=ax.transAxes, ha=side, va="bottom", **look)
+    low, high = ax.get_ylim()
+    at, side = (0.02, "left") if _falls(curves.values(), x_of) else (0.98, "right")
+    look: dict[str, Any] = {"ha": side, "fontsize": 5.5, "color": GREY, "zorder": 1.9}
+    values = [value for own in by_steps.values() for value in own]
+    if max(values) <= low:
+        span = f"{min(values):.0e} to " if min(values) < max(values) else ""
+        text = f"floor {span}{max(values):.0e}, below this panel"
+        ax.text(at, 0.015, text, transform=ax.transAxes, va="bottom", **look)
         return
     left, right = ax.get_xlim()
-    x = np.array([left, *places, right])
-    for values, colour in ((highest, FLOOR_SOME), (lowest, FLOOR_COMMON)):
-        top = np.array([values[0], *values, values[-1]])
-        ax.fill_between(x, top, low * 1e-6, color=colour, linewidth=0, zorder=0.5)
-    at = 0 if lowest[0] >= lowest[-1] else len(places) - 1
-    side = "left" if at == 0 else "right"
-    ax.annotate(
-        "floor",
-        (0.02 if at == 0 else 0.98, lowest[at]),
-        (0, -1.5),
-        xycoords=ax.get_yaxis_transform(),
-        textcoords="offset points",
-        ha=side,
-        va="top",
-        **look,
-    )
+    named: list[tuple[float, str]] = []  # heights of the ends at which the names stand
+    for name, (x, y) in floors.items():
+        line = [left, *x, right], [y[0], *y, y[-1]]
+        end = max(y[0] if side == "left" else y[-1], low * (high / low) ** 0.06)
+        if len(floors) == len(curves) and all(max(v) <= SAME * min(v) for v in by_steps.values()):
+            ax.fill_between(*line, low * 1e-6, color=FLOOR, linewidth=0, zorder=0.5)
+            named = [(end, "")]
+        elif y.max() > low:
+            ax.plot(*line, color=marks[name].colour, linewidth=0.8, linestyle=":", zorder=1.8)
+            named.append((end, name))
+    for end, names in _together(sorted(named), (high / low) ** 0.05):
+        of = f"s of {names}" if "; " in names else f" of {names}" if names else ""
+        ax.annotate(
+            f"floor{of}",
+            (at, end),
+            (0, -2.0),
+            xycoords=ax.get_yaxis_transform(),
+            textcoords="offset points",
+            va="top",
+            bbox={"pad": 0.2, "edgecolor": "none", "facecolor": "white" if names else FLOOR},
+            **look,
+        )
+
+
+def _together(named: Iterable[tuple[float, str]], apart: float) -> list[tuple[float, str]]:
+    """Names at heights of which the ratios are large enough for a text between them."""
+    groups: list[list[tuple[float, str]]] = []
+    for height, name in named:
+        if groups and height < apart * groups[-1][0][0]:
+            groups[-1].append((height, name))
+        else:
+            groups.append([(height, name)])
+    return [
+        (group[0][0], text if len(text) <= LONGEST else f"{len(group)} curves")
+        for group in groups
+        for text in ["; ".join(name for _, name in reversed(group))]
+    ]
 
 
 def draw_curve(

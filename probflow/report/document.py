@@ -192,7 +192,7 @@ def _write_all(
 ) -> None:
     drawings = write_figures(folder, figures, venue)
     stems = _table_stems(rows)
-    _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance), venue)
+    _write_tables(folder / "tables", rows, orders, stems, settings_text(provenance, rows), venue)
     write_text(folder / "results.jsonl", results_text(rows))
     write_text(folder / "orders.json", json_text([order_dict(order) for order in orders]))
     blocks = _page(rows, orders, provenance, figures, notes, title, stems)
@@ -226,8 +226,9 @@ def write_tables(
     folder.mkdir()
     labels: set[str] = set()
     for stem, (written, printed) in tables.items():
-        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
-            write_text(folder / f"{stem}.{suffix}", write(*written))
+        write_text(folder / f"{stem}.md", to_markdown(*written, note=note))
+        write_text(folder / f"{stem}.csv", to_csv(*written))
+        write_text(folder / f"{stem}.json", to_json(*written))
         look: dict[str, Any] = {"note": note, "venue": venue, "labels": labels}
         write_text(folder / f"{stem}.tex", to_latex(*printed, **look))
         if page_width(1, venue) < page_width(2, venue):
@@ -262,10 +263,12 @@ def _page(
     title: str,
     stems: Mapping[tuple[str, str], str],
 ) -> list[Block]:
+    summary = summary_table(rows, orders)
     blocks: list[Block] = [
         Heading(1, escape_markdown(title)),
         Heading(2, "Summary"),
-        Tabular(summary_table(rows, orders), titled=False),
+        Text(f"{escape_markdown(summary.title)}."),
+        Tabular(summary, titled=False),
         Text(
             "An order belongs to a solver together with a measure, a grid and a target. A verdict "
             "is `consistent` (with the claim), `slower` (contradicts it), `faster` (the claim "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..studies.rows import MEASURES, MEASURES_TEX
-from .captions import sentences
+from .captions import sentences, window_sentence
 from .tables import DASH, Table
 from .venues import WIDE, page_width, spans_columns
 
@@ -31,7 +31,8 @@ def to_latex(
     tables
         Tables; each becomes a float with its title as the caption.
     note
-        Text that ends every caption: seed, versions and the like.
+        Text that ends every caption: process, seed, versions and the like. The fit windows stand
+        before it where no column of the table tells them.
     columns, venue
         How wide the tables may be: see :func:`~probflow.report.venues.page_width`. A table below
         5 in leaves out some columns and breaks long names; one over two columns of a page is a
@@ -113,7 +114,9 @@ def _float(table: Table, note: str, narrow: bool, kind: str, label: str) -> str:
         rf"\par\smallskip\raggedright\textsuperscript{{{letter}}} {escape_latex(reason)}"
         for reason, letter in reasons.items()
     ]
-    caption = f"{table.title}. {sentences(note)}".strip()
+    told = any(table.head[i] == "window" for i in kept)
+    windows = "" if told else window_sentence(table.orders)
+    caption = f"{table.title}. {sentences(windows, note)}".strip()
     return (
         "\n".join(
             [

@@ -16,6 +16,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .files import write_bytes
@@ -140,12 +141,19 @@ def finish_figure(
     fig.set_layout_engine("none")
 
 
-def wrap(text: str, width: float, size: float) -> str:
-    """Break ``text`` so that its lines fit ``width`` inches at a font size of ``size`` points."""
-    per_line = max(20, int(width * 72.0 / (0.56 * size)))  # mean advance of DejaVu Sans: 0.56 em
-    # Names such as log-snr stay whole.
-    fill = textwrap.TextWrapper(per_line, break_long_words=False, break_on_hyphens=False).fill
+def wrap(text: str, width: float, size: float, *, hyphens: bool = False) -> str:
+    """Break ``text`` so that its lines fit ``width`` inches at a font size of ``size`` points.
+
+    Names such as log-snr stay whole, unless ``hyphens`` may end a line.
+    """
+    per_line = max(16, int(width * 72.0 / (0.56 * size)))  # mean advance of DejaVu Sans: 0.56 em
+    fill = textwrap.TextWrapper(per_line, break_long_words=hyphens, break_on_hyphens=hyphens).fill
     return "\n".join(map(fill, text.split("\n")))
+
+
+def line_width(text: str, size: float) -> float:
+    """Inches that a line of text takes in the style's font at a size in points."""
+    return float(TextPath((0.0, 0.0), text, size=size).get_extents().width) / 72.0
 
 
 def _fit_legend(fig: Figure, handles: Sequence[Any], width: float) -> Legend:

@@ -97,6 +97,7 @@ def image_grid(
     vmin: float | None = None,
     vmax: float | None = None,
     cmap: str = "gray_r",
+    nfe: Mapping[str, Sequence[int]] | None = None,
     title: str | None = None,
     footer: str | None = None,
     columns: int = 2,
@@ -113,11 +114,13 @@ def image_grid(
         [0, 1], group after group, all groups of the
         same size; ``None`` leaves an empty frame (a refused cell).
     column_labels
-        One label per group, for instance ``"10 NFE"``.
+        One label per group, for instance ``"at most 10 NFE"``.
     vmin, vmax
         Values of the lightest and darkest grey; by default the extremes over all pictures.
     cmap
         Name of a matplotlib colour map.
+    nfe
+        Model calls of each group by solver, to stand below its name.
     title, footer, columns, venue
         As in :func:`~probflow.report.rates.rate_plot`.
     """
@@ -128,6 +131,9 @@ def image_grid(
             "image_grid needs the same number of pictures for every solver, a multiple of the "
             f"{groups} column labels; got { ({name: len(row) for name, row in images.items()}) }"
         )
+    nfe = {} if nfe is None else nfe
+    if any(len(calls) != groups for calls in nfe.values()):
+        raise ValueError(f"nfe: need a number for each of the {groups} column labels, got {nfe}")
     per_group = min(counts) // groups
     arrays = {
         name: [None if image is None else np.asarray(image, dtype=float) for image in row]
@@ -173,7 +179,13 @@ def image_grid(
                 x, y = corner(group)
                 y -= 0.2 + i * (tile + row_gap)
                 if x == left:
-                    ax.text(x - 0.06, y - tile / 2, name, ha="right", va="center", fontsize=6.5)
+                    middle, calls = y - tile / 2, nfe.get(name, ())[group : group + beside]
+                    if len(calls):
+                        text = f"{', '.join(f'{count:g}' for count in calls)} NFE"
+                        look: dict[str, Any] = {"va": "top", "fontsize": 5.0, "color": GREY}
+                        ax.text(x - 0.06, middle - 0.015, text, ha="right", **look)
+                        middle += 0.04
+                    ax.text(x - 0.06, middle, name, ha="right", va="center", fontsize=6.5)
                 for image in row[group * per_group : (group + 1) * per_group]:
                     box = (x, x + tile, y - tile, y)
                     if image is None:

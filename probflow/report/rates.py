@@ -27,7 +27,7 @@ from .curves import (
     draw_arrow,
     draw_bars,
     draw_curve,
-    draw_floor,
+    draw_floors,
     draw_refused,
     error_limits,
     is_censored,
@@ -121,7 +121,7 @@ def draw_rates(
     # A strip at the top for the cells without a number, one line per solver.
     high *= (high / low) ** (1.0 / (1.0 - gap * len(refused) - 0.03) - 1.0) if refused else 1.0
     ax.set_ylim(low, high)
-    draw_floor(ax, curves.values(), x_of, low)
+    draw_floors(ax, {labels[key]: curve for key, curve in curves.items()}, x_of, marks)
     if refused:
         edge = 0.97 - gap * (len(refused) + 0.25)
         ax.plot([0, 1], [edge, edge], transform=ax.transAxes, color=GREY, linewidth=0.4, zorder=1.6)

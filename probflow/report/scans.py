@@ -161,7 +161,7 @@ def scan_summary(scans: Sequence[Scanned], label: str) -> Table:
         for record, scan in zip(records, scans, strict=True)
     ]
     return Table(
-        title=f"Slopes along {label}",
+        title=f"Slopes along {label}: {_places(scans)}",
         head=("target", "solver", "T", "grid", "measure", "slope", "window", "reason"),
         align="llrlllll",
         body=tuple(body),
@@ -172,14 +172,19 @@ def scan_summary(scans: Sequence[Scanned], label: str) -> Table:
     )
 
 
-def _caption(scans: Sequence[Scanned], label: str, provenance: Mapping[str, Any]) -> str:
-    """Of the figure of one measure."""
+def _places(scans: Sequence[Scanned]) -> str:
+    """The targets and grids of some scans as text."""
     places = [_place(scan) for scan in scans]
     targets, grids = (" and ".join(dict.fromkeys(part)) for part in zip(*places, strict=True))
+    return f"target {targets}, grid {grids}"
+
+
+def _caption(scans: Sequence[Scanned], label: str, provenance: Mapping[str, Any]) -> str:
+    """Of the figure of one measure."""
     measure = MEASURES[scans[0].rows[0].measure]
     fitted = [f"{_window(scan)} ({_name(scan)})" for scan in scans if not math.isnan(scan.slope)]
     return sentences(
-        f"error along {label}: {measure}, target {targets}, grid {grids}",
+        f"error along {label}: {measure}, {_places(scans)}",
         f"fit window of the slopes {', '.join(fitted)}" if fitted else "no slope",
         "bars are 95 % intervals" if any(r.se > 0 for scan in scans for r in scan.rows) else "",
         settings_text(provenance),

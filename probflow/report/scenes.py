@@ -14,7 +14,7 @@ from ..studies.rows import MEASURES, MEASURES_TEX
 from ..studies.shown import Densities, Images, Picture, Plane, Trajectory
 from .captions import sentences, settings_text
 from .curves import curve_handle, draw_curve
-from .page import finish_figure, new_figure
+from .page import finish_figure, line_width, new_figure, wrap
 from .pictures import density_plot, image_grid
 from .style import Marks, all_marks, style_context
 from .venues import page_width
@@ -90,8 +90,14 @@ def plane_plot(
     ncols = max(math.ceil(len(picture.points) / nrows), 2)
     levels = _levels(picture.true)
     spans = np.ptp(picture.y) / np.ptp(picture.x)
+    place = (width - 0.5) / ncols
+    titles = {name: wrap(name, place, 7.0, hyphens=True) for name in picture.points}
+    lines = max(text.count("\n") + 1 for text in titles.values())
     with style_context():
         fig, axes = new_figure(width, nrows, ncols)
+        # They were broken by the mean width of letters: a little smaller where theirs are wider.
+        widest = max(line_width(line, 7.0) for text in titles.values() for line in text.split("\n"))
+        size = 7.0 * min(1.0, (place - 0.1) / widest)
         for ax, (name, points) in zip(axes, picture.points.items(), strict=False):
             greys = ("#E2E2E2", "#CBCBCB", "#AEAEAE")
             ax.contourf(picture.x, picture.y, picture.true, levels, colors=greys, zorder=1)
@@ -106,7 +112,8 @@ def plane_plot(
                 color=marks[name].colour,
                 zorder=2,
             )
-            ax.set_title(name, loc="left")
+            ax.set_title(titles[name], loc="left", fontsize=size)
+            ax.set_anchor("W")  # so that a title has all of its panel's place
             ax.set_xlim(picture.x[0], picture.x[-1])
             ax.set_ylim(picture.y[0], picture.y[-1])
             ax.set_aspect("equal")
@@ -119,7 +126,7 @@ def plane_plot(
                 ax.set_ylabel("$x_2$")
             else:
                 ax.set_yticklabels([])
-        height = min(max(spans * (width - 0.5) / ncols, 1.0), 3.0) + 0.4
+        height = min(max(spans * place, 1.0), 3.0) + 0.29 + 0.11 * lines
         finish_figure(fig, panel_height=height, title=title, footer=footer)
     return fig
 
@@ -161,7 +168,8 @@ def picture_plot(
     size: dict[str, Any] = {"footer": footer, "columns": columns, "venue": venue}
     if isinstance(picture, Images):
         images = {name: list(rows) for name, rows in picture.images.items()}
-        return image_grid(images, picture.groups, vmin=picture.low, vmax=picture.high, **size)
+        size |= {"vmin": picture.low, "vmax": picture.high, "nfe": picture.nfe}
+        return image_grid(images, picture.groups, **size)
     size["marks"] = marks
     if isinstance(picture, Trajectory):
         return trajectory_plot(picture, **size)
@@ -223,6 +231,8 @@ def picture_caption(picture: Picture, provenance: Mapping[str, Any]) -> str:
         )
     else:
         what = f"Samples ({', '.join(picture.groups)}) {where}; the same draws for every solver"
+        if picture.nfe:
+            what += "; below its name, the model calls (NFE) that a sample took"
     parts = [what]
     if picture.refused:
         reasons = (f"{name} ({reason})" for name, reason in picture.refused.items())

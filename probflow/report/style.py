@@ -26,8 +26,7 @@ OKABE_ITO: dict[str, str] = {
 
 #: Neutral tones for what is not data: footers, reference triangles, claims, floors.
 GREY = "#555555"
-FLOOR_COMMON = "#C4C4C4"
-FLOOR_SOME = "#E4E4E4"
+FLOOR = "#C4C4C4"
 
 # Yellow is left out (too light for thin lines on white); neighbours in this order differ in
 # lightness, too, so that the first few curves stay apart in a grey print.

@@ -45,6 +45,8 @@ class Table:
         Heads of columns that LaTeX always leaves out: their texts are too long for a paper.
     name
         What LaTeX's label is made of; empty for the title.
+    orders
+        The estimates in it, of which LaTeX's caption says the fit windows.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Table:
     wide: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     name: str = ""
+    orders: tuple[OrderEstimate, ...] = ()
 
 
 # --- curves and their estimates -------------------------------------------------------------
@@ -202,6 +205,7 @@ def curve_table(rows: Sequence[Row], orders: Iterable[OrderEstimate] = ()) -> Ta
         last=len(found),
         wide=("h", "in window"),
         name=f"{key.target} {key.measure} {key.solver}",
+        orders=tuple(found),
     )
 
 
@@ -215,7 +219,8 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
     """One line per curve: claim, order and interval, three finest EOCs, window, verdict, reason.
 
     Curves without an estimate get a line of dashes; estimates without rows are listed as well.
-    In the text, target and grid are columns only where they differ; in the data, always.
+    In the text, target and grid are columns where they differ and stand in the title where not;
+    in the data, they are columns always.
 
     Parameters
     ----------
@@ -241,6 +246,10 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
         for name in ("target", "grid", "axis")
         if len({_field(name, key, order) for key, order in lines} - {""}) > 1
     ]
+    places = {
+        f"{name} {getattr(key, name)}": name for key, _ in lines for name in ("target", "grid")
+    }
+    same = [text for text, name in places.items() if name not in varying]
     body: list[tuple[str, ...]] = []
     records: list[dict[str, Any]] = []
     for key, order in lines:
@@ -261,13 +270,14 @@ def summary_table(rows: Iterable[Row], orders: Iterable[OrderEstimate]) -> Table
         records.append(key._asdict() | dict(zip(_SUMMARY_DATA, values, strict=True)))
     heads = ("claim", "order [95 %]", "finest EOCs", "window", "verdict", "reason")
     return Table(
-        title="Measured orders",
+        title="Measured orders" + (f": {', '.join(same)}" if same else ""),
         head=("solver", "measure", *varying, *heads),
         align="ll" + "l" * len(varying) + "rrrlll",
         body=tuple(body),
         records=tuple(records),
         wide=("finest EOCs", "window"),
         files=("measure", "target", "grid", "reason"),
+        orders=tuple(order for _, order in lines if order is not None),
     )
 
 
@@ -329,8 +339,8 @@ def _field(name: str, key: CurveKey, order: OrderEstimate | None) -> str:
 # --- writing tables -------------------------------------------------------------------------
 
 
-def to_markdown(*tables: Table) -> str:
-    """The ``tables`` in GitHub-flavoured Markdown, a text, each under its title in bold."""
+def to_markdown(*tables: Table, note: str = "") -> str:
+    """The ``tables`` in GitHub-flavoured Markdown, each under its title in bold; then a note."""
     parts = []
     for table in tables:
         rule = ["---:" if letter == "r" else ":---" for letter in table.align]
@@ -342,7 +352,7 @@ def to_markdown(*tables: Table) -> str:
                 texts = [f"**{text}**" if text else "" for text in texts]
             lines.append(_pipe(texts))
         parts.append(f"**{escape_markdown(table.title)}**\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *([escape_markdown(note) + "\n"] if note else [])])
 
 
 def to_csv(*tables: Table) -> str:

@@ -75,13 +75,20 @@ def builtin_curves(seed: int = 0) -> list[Curve]:
     ]
 
 
-def steps_for(solver: Solver, budget: int, grid: Grid) -> int:
-    """Largest number of steps of a solver whose plan takes at most ``budget`` evaluations."""
+def steps_for(solver: Solver, budget: int, grid: Grid) -> tuple[int, int]:
+    """Most steps of a solver whose plan takes at most ``budget`` evaluations, and its evaluations.
+
+    These are fewer than the budget where the last of them would not pay for a step.
+    """
     process = VP.linear()
+
+    def nfe(steps: int) -> int:
+        return solver.plan(process, grid.times(process, steps)).nfe
+
     steps = budget
-    while steps > 1 and solver.plan(process, grid.times(process, steps)).nfe > budget:
+    while steps > 1 and nfe(steps) > budget:
         steps -= 1
-    return steps
+    return steps, nfe(steps)
 
 
 def digit_images(count: int = 6, seed: int = 0, budgets: tuple[int, ...] = NFE_BUDGETS) -> Images:
@@ -89,20 +96,23 @@ def digit_images(count: int = 6, seed: int = 0, budgets: tuple[int, ...] = NFE_B
     target, process = digits(), VP.linear()
     grid = Grid("log-snr", float(process.neg_log_ab(1.0)), 1e-3, "neg_log_ab")
     pictures: dict[str, np.ndarray] = {}
+    calls: dict[str, tuple[int, ...]] = {}
     for name in (*STOCHASTIC[:2], *DETERMINISTIC, "dpm-solver++-2m"):
         solver = get_solver(name)
         row: list[np.ndarray] = []
-        for budget in budgets:
+        plans = [steps_for(solver, budget, grid) for budget in budgets]
+        for steps, _ in plans:
             x: Tensor = sample(
                 target,
                 (count, 64),
                 solver,
-                steps_for(solver, budget, grid),
+                steps,
                 process=process,
                 grid=grid,
                 seed=seed,
             )
             row += list(x.reshape(-1, 8, 8).double().numpy())
         pictures[name] = np.stack(row)
-    groups = tuple(f"{budget} NFE" for budget in budgets)
-    return Images(target.name, grid.label, groups, pictures, -1.0, 1.0)
+        calls[name] = tuple(nfe for _, nfe in plans)
+    groups = tuple(f"at most {budget} NFE" for budget in budgets)
+    return Images(target.name, grid.label, groups, pictures, -1.0, 1.0, nfe=calls)

@@ -11,14 +11,14 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from probflow._version import __version__
-from probflow.processes import VP, Process
+from probflow.processes import Process
 from probflow.solvers import get_solver
 from probflow.studies.cells import Cell, Curve
 from probflow.studies.curves import finish_cells
@@ -171,14 +171,14 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
     dict
         Versions, commit, number type, device, process, seed, and how many samples.
     """
-    processes = [curve.process for curve in curves if curve.process is not None]
+    processes = map(_process, curves)
     samples = {
         f"{curve.target.name}, {measure}": curve.settings.samples
         for curve in sorted(curves, key=lambda curve: -curve.settings.samples)
         for measure in curve.measures
         if curve.target.dim > 1
     }
-    said = surroundings(processes[0] if processes else None, curves[0].settings.seed)
+    said = surroundings(processes, curves[0].settings.seed)
     drawn = {curve.settings.seeds for curve in curves if curve.solver.random_times}
     return {
         **said,
@@ -187,8 +187,20 @@ def provenance(curves: Sequence[Curve]) -> dict[str, Any]:
     }
 
 
-def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
-    """Versions, type of numbers, process and seed."""
+def _process(curve: Curve) -> str:
+    """The name of a curve's process; the paper's schedule is another for every step count."""
+    if curve.process is None and curve.grid.kind == "paper":
+        return "vp-paper, T from the steps"
+    return process_name(curve.process_at(curve.steps[-1]))
+
+
+def process_name(process: Process) -> str:
+    """How captions call a process."""
+    return getattr(process, "name", repr(process))
+
+
+def surroundings(processes: Iterable[str], seed: int) -> dict[str, Any]:
+    """Versions, type of numbers, names of processes, and seed."""
     return {
         "probflow": __version__,
         "commit": _commit(),
@@ -196,7 +208,7 @@ def surroundings(process: Process | None, seed: int) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
         "dtype": "float64",
         "device": "cpu",
-        "process": getattr(process or VP.linear(), "name", repr(process)),
+        "process": " and ".join(dict.fromkeys(processes)),
         "seed": seed,
     }
 
@@ -316,9 +328,8 @@ def load(folder: str | Path) -> Run:
         description = Description(provenance=_old_provenance(folder))
     settings = Settings(**description.settings)
     complete = not description.curves or len(rows) == len(_wanted(description))
-    return Run(
-        Study(rows, estimates, settings, timings), description, pictures, tuple(notes), complete
-    )
+    study = Study(rows, estimates, settings, timings, description.provenance)
+    return Run(study, description, pictures, tuple(notes), complete)
 
 
 def claims_of(folder: Path) -> dict[CurveKey, float]:

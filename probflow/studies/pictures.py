@@ -447,7 +447,8 @@ def _images(curves: Sequence[Curve], steps: int) -> Images:
         else (0.0, 1.0)
     )
     names = curves[0].target.name, curves[0].grid.label
-    return Images(*names, (f"{steps} steps",), made, low, high, refused)
+    calls = {c.solver.name: (c.plan(steps)[1].nfe,) for c in curves if c.solver.name in made}
+    return Images(*names, (f"{steps} steps",), made, low, high, refused, calls)
 
 
 def _drawn(curve: Curve, steps: int, count: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ class Study:
         Seed, number of samples, reference.
     timings
         One :class:`~probflow.studies.rows.Timing` a plan, where wall times were asked for.
+    provenance
+        What the numbers depend on: process, seed, samples, versions of the libraries that measured
+        them (:func:`probflow.studies.folder.provenance`); empty where nobody knows.
     """
 
     rows: tuple[Row, ...]
     estimates: tuple[OrderEstimate, ...]
     settings: Settings
     timings: tuple[Timing, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def orders(self) -> tuple[OrderEstimate, ...]:
         """The fitted orders with their verdicts, a tuple of :class:`OrderEstimate`."""
@@ -112,7 +117,7 @@ class Study:
         columns: int = 2,
         venue: str | None = None,
     ) -> str:
-        """The results as text.
+        """The results as text; Markdown and LaTeX say process, seed and versions, too.
 
         Parameters
         ----------
@@ -136,13 +141,7 @@ class Study:
         """
         from probflow import report
 
-        writers = {
-            "markdown": report.to_markdown,
-            "latex": report.to_latex,
-            "csv": report.to_csv,
-            "json": report.to_json,
-        }
-        check_choice("style", style, writers)
+        check_choice("style", style, ("markdown", "latex", "csv", "json"))
         check_choice("what", what, ("orders", "errors"))
         if what == "errors":
             rows = report.numbered(self.rows) if style == "latex" else self.rows
@@ -151,10 +150,12 @@ class Study:
             tables = report.summary_tables(self.rows, self.estimates)
         else:
             tables = [report.summary_table(self.rows, self.estimates)]
-        if style != "latex":
-            return writers[style](*tables)
-        note = report.settings_text({"seed": self.settings.seed})
-        return report.to_latex(*tables, note=note, columns=columns, venue=venue)
+        note = report.settings_text(self.provenance, self.rows)
+        if style == "latex":
+            return report.to_latex(*tables, note=note, columns=columns, venue=venue)
+        if style == "markdown":
+            return report.to_markdown(*tables, note=note)
+        return report.to_csv(*tables) if style == "csv" else report.to_json(*tables)
 
     def to_dataframe(self, what: str = "rows") -> Any:
         """The results as a ``pandas.DataFrame``, one line each (extra ``pandas``).

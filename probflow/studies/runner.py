@@ -277,9 +277,10 @@ def run_curves(
                 done = replace(about, complete=True)
                 store.complete(run.keys(), partial(write_description, store.folder, done))
             bar.close()
-            return replace(run.study(), timings=_timings(run, timing, progress, notify))
+            timings = _timings(run, timing, progress, notify)
+            return replace(run.study(about.provenance), timings=timings)
         except KeyboardInterrupt:
-            raise StudyInterrupted(run.study()) from None
+            raise StudyInterrupted(run.study(about.provenance)) from None
 
 
 def _timings(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from probflow.grids import Grid
-from probflow.processes import Process
+from probflow.processes import VP, Process
 from probflow.solvers import Solver
 from probflow.studies.axes import AXES, Scan, scan
-from probflow.studies.folder import surroundings
+from probflow.studies.folder import process_name, surroundings
 from probflow.studies.lines import plain
 from probflow.studies.measure import Settings
 from probflow.studies.rows import SCAN_CELLS, SCANS, Row, row_of
@@ -137,7 +137,7 @@ def run_scans(
         )
         for job in jobs
     )
-    about = surroundings(jobs[0].process, jobs[0].settings.seed)
+    about = surroundings([process_name(jobs[0].process or VP.linear())], jobs[0].settings.seed)
     drawn = [job.settings.seeds for job in jobs if job.solver.random_times]
     run = ScanRun(done, title, {**about, "seeds": drawn[0]} if drawn else about)
     if folder is not None:

@@ -7,7 +7,7 @@ Numbers are rounded to five digits: they are looked at, not computed with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,15 @@ class Images:
     target, grid
         Names.
     groups
-        What each group is, for instance ``"10 NFE"``.
+        What each group is, for instance ``"at most 10 NFE"``.
     images
         (groups * count, height, width) by solver.
     low, high
         Values of the lightest and the darkest pixel.
     refused
         Why a solver has none.
+    nfe
+        Model calls of a sample in each group, by solver; empty where they were not kept.
     """
 
     target: str
@@ -147,6 +149,7 @@ class Images:
     low: float
     high: float
     refused: Mapping[str, str] = field(default_factory=dict)
+    nfe: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def shows(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,11 +139,12 @@ class Work:
         self._done[index] = rows, estimates
         self._open[index] = {}
 
-    def study(self) -> Study:
+    def study(self, provenance: Mapping[str, Any]) -> Study:
         """The curves that are complete, in the study's order."""
         done = [self._done[index] for index in sorted(self._done)]
         return Study(
             tuple(row for rows, _ in done for row in rows),
             tuple(order for _, orders in done for order in orders),
             self.curves[0].settings,
+            provenance=provenance,
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -21,9 +22,18 @@ def test_a_rate_plot_says_what_it_depends_on() -> None:
         "Seed 7; float64 on cpu; torch 2.13.0."
     )
     noisy = curve("ddpm", [1.0] * 7, se=0.1)
-    text = rate_caption(noisy, [], {"samples": {"mixture, tv": 96}})
-    assert text.endswith("grid lambda. 96 samples; bars are 95 % intervals.")
-    assert settings_text({}) == ""
+    text = rate_caption(noisy, [], {"samples": {"mixture, tv": 96, "mixture, strong": 4}})
+    assert text.endswith("grid lambda. Bars are 95 % intervals. 96 samples.")
+
+
+def test_settings_say_what_is_known_of_the_rows_shown() -> None:
+    assert settings_text({}) == settings_text({"samples": 96}, curve("a", [1.0] * 7, se=0.1)) == ""
+    known = {"process": "ve", "seed": 7, "samples": {"mixture, tv": 96, "mixture, kl": 32}}
+    noisy = [*curve("a", [1.0] * 7, se=0.1), *curve("a", [1.0] * 7, se=0.1, measure="kl")]
+    assert settings_text(known, ROWS) == "process ve; seed 7"
+    assert settings_text(known, noisy) == (
+        "process ve; seed 7; samples: 96 (mixture, tv), 32 (mixture, kl)"
+    )
 
 
 def test_windows_that_differ() -> None:
@@ -51,6 +61,30 @@ PICTURES: list[Picture] = [
     Plane("m 1", "g", 8, X, X, np.outer(BELL, BELL), {f"s{i}": NOISE for i in range(5)}),
     Images("m 1", "g", ("5 NFE", "10 NFE"), {"a": np.zeros((4, 5, 5))}, -1.0, 1.0),
 ]
+
+
+@pytest.mark.parametrize("spread", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_long_names_above_planes_are_whole(columns: int, spread: float) -> None:
+    long = [
+        "accelerated-sde-half-noise",
+        "unipc-3 (variant=bh1, lower_order_final=False)",
+        "a" * 60,
+    ]
+    points = {f"{name}{i}": NOISE for i in range(2) for name in long}
+    picture = Plane("m", "g", 8, X, spread * X, np.outer(BELL, BELL), points)
+    fig = picture_plot(picture, columns=columns, venue="icml")
+    fig.set_dpi(600)  # at a low resolution letters are rounded to whole pixels
+    with style_context():
+        fig.draw_without_rendering()
+        boxes = []
+        for ax in fig.axes:
+            title = ax.get_title(loc="left")
+            assert title.replace("\n", "").replace(" ", "") in {n.replace(" ", "") for n in points}
+            [text] = [text for text in ax.get_children() if getattr(text, "_text", "") == title]
+            boxes.append(text.get_window_extent())
+        assert all(box.x1 < fig.bbox.x1 and box.y1 < fig.bbox.y1 for box in boxes)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: type(picture).__name__)

@@ -134,7 +134,9 @@ def test_page(tmp_path: Path) -> None:
     out = tmp_path / "r"
     report(out, title="My study")
     text = (out / "report.md").read_text(encoding="utf-8")
-    assert text.startswith("# My study\n\n## Summary\n\n| solver |")
+    assert text.startswith(
+        "# My study\n\n## Summary\n\nMeasured orders: grid lambda.\n\n| solver |"
+    )
     assert "1.00 [0.94, 1.07]" in text
     assert "too few points" in text
     assert r"![Rates of \|e\|](figures/rates.png)" in text

@@ -35,6 +35,20 @@ def test_image_grid() -> None:
     assert box.width == pytest.approx(box.height)
 
 
+def test_model_calls_stand_below_the_names() -> None:
+    images = {name: [np.zeros((8, 8))] * 24 for name in ("heun", "ddim")}
+    labels, nfe = ["at most 5 NFE", "at most 10 NFE"], {"heun": (4, 10), "ddim": (5, 10)}
+
+    def texts(columns: int) -> list[str]:
+        [ax] = image_grid(images, labels, columns=columns, venue="icml", nfe=nfe).axes
+        return [text.get_text() for text in ax.texts]
+
+    assert {"4, 10 NFE", "5, 10 NFE"} < set(texts(2))
+    assert {"4 NFE", "5 NFE", "10 NFE"} < set(texts(1))  # a group below the other
+    with pytest.raises(ValueError, match="nfe: need a number for each of the 2"):
+        image_grid(images, labels, nfe={"heun": (4,)})
+
+
 def test_groups_that_do_not_fit_go_below() -> None:
     """In a column of 3.25 inches, as icml's, a group of six pictures leaves no room for another."""
     images = {name: [np.zeros((8, 8))] * 18 for name in ("accelerated-ode-multistep", "ddim")}

@@ -131,6 +131,23 @@ def test_floor_band_and_its_label() -> None:
     assert far.get_ylim()[0] > 1e-6
 
 
+def test_a_floor_of_one_curve_covers_no_other() -> None:
+    noisy, other = curve("ddpm", DDPM, floor=5e-3), curve("sde, eta", DDPM, floor=5.5e-3)
+    ode = curve("ode", ODE)
+    ax = rate_plot([*noisy, *other, *ode], measure="tv").axes[0]
+    assert not any(isinstance(artist, PolyCollection) for artist in ax.collections)
+    assert "floors of sde, eta; ddpm" in [text.get_text() for text in ax.texts]
+    lines = {line.get_color(): line for line in ax.lines if line.get_linestyle() == ":"}
+    marks = solver_marks(["ddpm", "sde, eta", "ode"])
+    for name, floor in (("ddpm", 5e-3), ("sde, eta", 5.5e-3)):
+        assert set(np.asarray(lines[marks[name].colour].get_ydata())) == {floor}
+    alone = rate_plot([*noisy, *ode], measure="tv").axes[0]
+    assert "floor of ddpm" in [text.get_text() for text in alone.texts]
+    many = [row for i in range(9) for row in curve(f"accelerated-{i}", DDPM, floor=5e-3)]
+    texts = [text.get_text() for text in rate_plot([*many, *ode], measure="tv").axes[0].texts]
+    assert "floor of 9 curves" in texts
+
+
 def test_censored_and_refused_are_arrows() -> None:
     rows = curve("ode", ODE)
     rows[-1] = dataclasses.replace(rows[-1], floor=5e-5, in_window=False)

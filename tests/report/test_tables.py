@@ -169,9 +169,16 @@ def test_summary_lists_every_curve_and_estimate() -> None:
     assert (table.body[2][4], table.body[2][7], table.body[2][8]) == (DASH, DASH, "no claim")
     assert table.records[1]["order"] is None
     assert {len(cells) for cells in table.body} == {len(table.head)} == {len(table.align)}
+    assert table.title == "Measured orders: grid lambda, 3"
     constant = summary_table(ROWS, [ORDER])
+    assert constant.title == "Measured orders: target mix_1d, grid lambda, 3"
     assert constant.head[:3] == ("solver", "measure", "claim")
     assert constant.records[0]["grid"] == "lambda, 3"
+
+
+def test_markdown_ends_with_a_note() -> None:
+    text = to_markdown(summary_table(ROWS, [ORDER]), note="process vp_1; seed 0")
+    assert text.endswith(" |\n\nprocess vp\\_1; seed 0\n")
 
 
 def test_empty_input() -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import probflow as pf
 from probflow.studies import pictures
-from probflow.studies.folder import load, write_description
+from probflow.studies.folder import load, provenance, write_description
+from probflow.studies.measure import Settings
 from probflow.studies.rows import COMPLETE, DESCRIPTION, PARTIAL, PICTURES, TIMINGS
-from probflow.studies.runner import Study, StudyInterrupted, run_curves
+from probflow.studies.runner import Study, StudyInterrupted, make_curves, run_curves
 
 GRID = pf.grids.log_snr(3.0, -math.log(0.99), unit="neg_log_ab")
 PAIR = pf.Gaussian([0.3, -0.2], [[0.5, 0.1], [0.1, 0.3]])
@@ -46,6 +47,46 @@ def test_a_finished_study_comes_back(whole) -> None:
     about = found.description.provenance
     assert (about["seed"], about["probflow"]) == (3, pf.__version__)
     assert about["samples"] == {"gaussian-2d, strong": 16}
+
+
+def test_tables_say_what_the_study_was_measured_with(whole, tmp_path: Path) -> None:
+    """Also where it was another version, or nobody knows."""
+    result, _ = whole
+    assert f"process vp-linear; seed 3; 16 samples; float64 on cpu; probflow {pf.__version__}" in (
+        result.table()
+    )
+    out = copy(whole, tmp_path)
+    found = load(out)
+    assert found.study.table("latex") == result.table("latex")
+    about = {**found.description.provenance, "probflow": "0.0.9", "process": "older"}
+    write_description(out, replace(found.description, provenance=about))
+    old = load(out).study.table("latex")
+    assert "Process older; seed 3; 16 samples; float64 on cpu; probflow 0.0.9" in old
+    (out / DESCRIPTION).unlink()
+    unknown = load(out).study.table("latex")
+    assert "grid log-snr" in unknown
+    assert not any(word in unknown for word in ("seed", "Seed", "process", "Process", "probflow"))
+
+
+def test_the_process_is_that_of_the_curves() -> None:
+    def name(**changed: object) -> str:
+        curves = make_curves(
+            **{  # type: ignore[arg-type]
+                "targets": [PAIR],
+                "solvers": ["ddim"],
+                "steps": (64, 128),
+                "measures": ["strong"],
+                "grid": GRID,
+                "process": None,
+                "settings": Settings(),
+                **changed,
+            }
+        )
+        return provenance(curves)["process"]
+
+    assert name() == "vp-linear"
+    assert name(process=pf.FlowMatching()) == "flow-matching"
+    assert name(grid=pf.grids.paper()) == "vp-paper, T from the steps"
 
 
 def test_solvers_that_are_not_registered_keep_their_claims(tmp_path: Path) -> None:
