@@ -135,34 +135,37 @@ def draw_floors(
         return
     low, high = ax.get_ylim()
     at, side = (0.02, "left") if _falls(curves.values(), x_of) else (0.98, "right")
-    look: dict[str, Any] = {"ha": side, "fontsize": 5.5, "color": GREY, "zorder": 1.9}
+    look: dict[str, Any] = {"ha": side, "fontsize": 5.5, "color": GREY}
     values = [value for own in by_steps.values() for value in own]
-    if max(values) <= low:
+    shared = all(max(own) <= SAME * min(own) for own in by_steps.values())
+    band = shared and len(floors) == len(curves)
+    below = max(values) <= low
+    if band or below:
         span = f"{min(values):.0e} to " if min(values) < max(values) else ""
-        text = f"floor {span}{max(values):.0e}, below this panel"
-        ax.text(at, 0.015, text, transform=ax.transAxes, va="bottom", **look)
-        return
+        text = "floor of all curves" if len(curves) > 1 else "floor"
+        if below:
+            text = f"floor {span}{max(values):.0e}, below this panel"
+        ax.text(at, 0.015, text, transform=ax.transAxes, va="bottom", zorder=3, **look)
     left, right = ax.get_xlim()
     named: list[tuple[float, str]] = []  # heights of the ends at which the names stand
     for name, (x, y) in floors.items():
         line = [left, *x, right], [y[0], *y, y[-1]]
-        end = max(y[0] if side == "left" else y[-1], low * (high / low) ** 0.06)
-        if len(floors) == len(curves) and all(max(v) <= SAME * min(v) for v in by_steps.values()):
+        if band and not below:
             ax.fill_between(*line, low * 1e-6, color=FLOOR, linewidth=0, zorder=0.5)
-            named = [(end, "")]
         elif y.max() > low:
             ax.plot(*line, color=marks[name].colour, linewidth=0.8, linestyle=":", zorder=1.8)
-            named.append((end, name))
+            end = y[0] if side == "left" else y[-1]
+            named.append((max(end, low * (high / low) ** 0.06), name))
     for end, names in _together(sorted(named), (high / low) ** 0.05):
-        of = f"s of {names}" if "; " in names else f" of {names}" if names else ""
         ax.annotate(
-            f"floor{of}",
+            f"floor{'s' if '; ' in names else ''} of {names}",
             (at, end),
             (0, -2.0),
             xycoords=ax.get_yaxis_transform(),
             textcoords="offset points",
             va="top",
-            bbox={"pad": 0.2, "edgecolor": "none", "facecolor": "white" if names else FLOOR},
+            bbox={"pad": 0.2, "edgecolor": "none", "facecolor": "white"},
+            zorder=1.9,  # before the lines of floors, behind the data
             **look,
         )
 

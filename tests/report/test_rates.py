@@ -125,6 +125,9 @@ def test_floor_band_and_its_label() -> None:
     assert any(isinstance(artist, PolyCollection) for artist in ax.collections)
     assert "floor" in [text.get_text() for text in ax.texts]
     assert ax.get_ylim()[0] < 1e-4
+    both = [*curve("ode", ODE, floor=1e-4), *curve("ddpm", DDPM, floor=1.01e-4)]
+    ax = rate_plot(both, measure="tv").axes[0]
+    assert "floor of all curves" in [text.get_text() for text in ax.texts]
     far = rate_plot(curve("ode", ODE, floor=1e-13), measure="tv").axes[0]
     assert not any(isinstance(artist, PolyCollection) for artist in far.collections)
     assert "floor 1e-13, below this panel" in [text.get_text() for text in far.texts]

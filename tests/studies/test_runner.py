@@ -417,7 +417,8 @@ def test_latex_tables() -> None:
     assert r"\begin{table}" in orders
     assert r"Orders in $\mathrm{TV}(q, p)$" in orders
     assert "path KL" not in orders  # no solver has a number there
-    assert "Seed 1." in orders
+    assert "Fit window $T$ = " in orders
+    assert "Process vp-linear; seed 1; float64 on cpu; probflow " in orders
     errors = result.table("latex", what="errors")
     assert errors.count(r"\begin{table}") == 2
     assert "order in $T$" in errors
