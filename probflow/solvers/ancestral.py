@@ -83,7 +83,7 @@ def euler_ancestral(step: StepBuilder, eta: float = 1.0, s_noise: float = 1.0) -
 
 @register(
     "euler-ancestral-rf",
-    reference="ComfyUI's sample_euler_ancestral_RF; diffusers' LTXEulerAncestralRFScheduler",
+    reference=f"{_K}'s sample_euler_ancestral for rectified flow, as in ComfyUI and diffusers",
     prediction="x0",
     stochastic=True,
     orders={"tv": 1, "strong": 1, "path-kl": 0.5},

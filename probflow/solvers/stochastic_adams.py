@@ -146,7 +146,8 @@ def sa_solver_eps(
 ) -> Linear:
     """x' = L xc + S h sum_j w_j eps_j + N: ``sa-solver`` on eps.
 
-    Var N = tau^2 sigma'^2 (e^2h - 1) grows with the step, where on x0 it stays below sigma'^2.
+    Var N = tau^2 sigma'^2 (e^2h - 1) grows with the step, where on x0 it stays below sigma'^2: with
+    long steps (below some 16) the corrector amplifies it; ``corrector=0`` does not.
     """
     return _sa_solver(step, EPS, predictor, corrector, tau, s_noise, start, "exact", final)
 

@@ -54,8 +54,10 @@ def test_the_end_has_no_noise(name: str, process: pf.processes.Process) -> None:
     data = torch.tensor([0.3, -0.7], dtype=DOUBLE).expand(6, 2)
     sample_fn = pf.kdiffusion.sample(name, process=process)
     x = sample_fn(lambda x, sigma: data, X / 20 if flow else X, sigmas, disable=True, seed=1)
-    # li-jiao sums scores over ab^(3/2), which is small at the noisy end of a flow.
-    torch.testing.assert_close(x, data, rtol=0, atol=1e-5 if name == "li-jiao" else 1e-9)
+    # li-jiao sums scores over ab^(3/2), which is small at the noisy end of a flow; the corrector of
+    # sa-solver-eps amplifies noise in steps as long as these, and rounding with it.
+    allowed = {"li-jiao": 1e-5, "sa-solver-eps": 1e-8}
+    torch.testing.assert_close(x, data, rtol=0, atol=allowed.get(name, 1e-9))
 
 
 def euler(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:

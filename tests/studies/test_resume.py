@@ -360,7 +360,7 @@ def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mine and its process cannot be sent to another"):
         study(target, solver(1.0), (2,), "strong", jobs=2)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match=r"out: need the path of a folder, .* is a file"):
         study(target, "ddim", (2,), "strong", out=tmp_path / "file")
     study(target, "ddim", (2, 4), "strong", out=tmp_path / "new" / "folder")
     assert lines(tmp_path / "new" / "folder" / COMPLETE) == 2
