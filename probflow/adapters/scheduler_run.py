@@ -236,6 +236,8 @@ def solver_of(solver: Any, options: Mapping[str, Any] | None) -> Solver:
         As :func:`~probflow.adapters.solver_with_plan`, for an option's value, and for a solver that
         cannot be served one call at a time.
     """
+    if solver == "stock":
+        raise ValueError("solver: 'stock' needs the configuration of a scheduler: from_config")
     found = solver_with_plan(solver, options, "solver_options")
     PlanWalk(found.plan(EDM(), [3.0, 2.0, 1.0]))
     if "start" in found.options and "start" not in (options or {}) and isinstance(solver, str):

@@ -117,10 +117,10 @@ def stock_choice(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
         As :func:`~probflow.adapters.stock_solvers.stock_solver`, and for a configuration that is
         of no stock scheduler, or of one of several.
     """
-    name, whole, _, _ = _complete(config, known)
-    if name is None:
+    name, whole, own, _ = _complete(config, known)
+    if not own:
         raise ValueError("solver: 'stock' needs the configuration of a stock scheduler")
-    solver, options = stock_solver(name, whole)
+    solver, options = stock_solver(str(name), whole)
     for other in _classes_of(config, known):
         if other.startswith(WITH_NUMBERS) and stock_solver(other, whole) != (solver, options):
             raise ValueError(
@@ -128,8 +128,11 @@ def stock_choice(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
                 "never saved or loaded does not name its class; name a solver"
             )
     # DEIS ends at the first level of training, which its configuration does not say.
-    end = {"final_sigmas_type": "sigma_min"} if name.startswith("DEIS") else {}
-    return {"solver": solver, "solver_options": options, **end}
+    chosen = {"solver": solver, "solver_options": options}
+    if str(name).startswith("DEIS"):
+        chosen["final_sigmas_type"] = "sigma_min"
+    # They clip by default as well, which is no wish of the configuration elsewhere.
+    return chosen | {key: whole[key] for key in ("clip_sample", "thresholding") if key in whole}
 
 
 def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:

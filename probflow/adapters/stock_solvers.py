@@ -61,6 +61,19 @@ def _end(config: Config) -> dict[str, Any]:
     return {"final": "lower-below-15"} if config.get("lower_order_final", True) else {}
 
 
+def _ddim(config: Config) -> Chosen:
+    _need(config, "clip_sample", False)  # it clips the data, and keeps the noise
+    _need(config, "thresholding", False)
+    return "ddim", {}
+
+
+def _sa_solver(config: Config) -> Chosen:
+    raise ValueError(
+        "tau_func: a function of the timestep, of which solver 'stock' has no numbers; name "
+        "'sa-solver' or 'sa-solver-eps' with tau, predictor and corrector"
+    )
+
+
 def _ddpm(config: Config) -> Chosen:
     _need(config, "variance_type", "fixed_small", "fixed_small_log")
     return "ddpm-posterior", {}
@@ -107,6 +120,8 @@ def _dpm_singlestep(config: Config) -> Chosen:
 
 def _unipc(config: Config) -> Chosen:
     _need(config, "solver_p", None)
+    if not config.get("predict_x0", True):
+        _need(config, "thresholding", False)
     order = _need(config, "solver_order", 2, 1, 3, 4)
     options = {"variant": _need(config, "solver_type", "bh2", "bh1")}
     if config.get("disable_corrector"):
@@ -124,7 +139,7 @@ def _flow(config: Config) -> Chosen:
 
 
 _STOCK: dict[str, Callable[[Config], Chosen]] = {
-    "DDIM": _always("ddim"),
+    "DDIM": _ddim,
     "DDPM": _ddpm,
     "EulerDiscrete": _always("edm-euler"),
     "EulerAncestralDiscrete": _always("euler-ancestral"),
@@ -142,6 +157,7 @@ _STOCK: dict[str, Callable[[Config], Chosen]] = {
     ),
     "DPMSolverSinglestep": _dpm_singlestep,
     "DPMSolverSDE": _always("dpm-solver++-sde-stock"),
+    "SASolver": _sa_solver,
     "UniPCMultistep": _unipc,
     "FlowMatchEulerDiscrete": _flow,
     "FlowMatchHeunDiscrete": _always("heun"),

@@ -48,6 +48,10 @@ from probflow.tableaus import HEUN2, HEUN3, MIDPOINT, Tableau
 _REFERENCE = "Salimans, Ho 2022 (arXiv 2202.00512), appendix D, eq. 27 for constant v"
 
 
+#: theta where alpha = 0, as atan2 gives it.
+_RIGHT_ANGLE = atan2(1.0, 0.0)
+
+
 class _Turn:
     """The rigid turn about the start of a step, and what a polynomial in the angle adds to it."""
 
@@ -89,11 +93,12 @@ class _Turn:
         """Angles from theta_t to that of r, and weights of an integral over them.
 
         Gauss-Legendre in log-SNR, dtheta = -sin theta cos theta dlambda, where cos^eta theta is
-        analytic up to a distance of pi/2 from the real axis; from alpha = 0 in the angle.
+        analytic up to a distance of pi/2 from the real axis; from alpha = 0 in a root of the angle.
         """
-        if self.t.alpha == 0:
-            half = 0.5 * (r.theta - self.start)
-            return [(self.start + half * (1 + node), half * weight) for node, weight in gauss(40)]
+        if self.t.alpha == 0:  # cos^eta theta begins as the power eta: a smooth one of w^6
+            length = r.theta - self.start
+            halves = [(0.5 * (1 + node), 0.5 * weight) for node, weight in gauss(40)]
+            return [(self.start + length * w**6, 6 * length * w**5 * dw) for w, dw in halves]
         h = r.lambda_ - self.t.lambda_
         panels = ceil(h)
         half = 0.5 * h / panels
@@ -105,11 +110,11 @@ class _Turn:
         return rule
 
     def _shrunk(self, start: float, stop: float) -> float:
-        return (cos(start) / cos(stop)) ** self.eta
+        return (cos(start) / cos(stop)) ** self.eta if start < _RIGHT_ANGLE else 0.0
 
     def linear(self, t: Point, s: Point) -> float:
         """What the linear part leaves of y."""
-        return self._shrunk(t.theta, s.theta) if t.alpha > 0 else 0.0
+        return self._shrunk(t.theta, s.theta)
 
     def std(self, t: Point, s: Point) -> float:
         """Standard deviation of the noise between two points."""

@@ -104,9 +104,10 @@ def _unipc(
 def unipc_1(
     step: StepBuilder, variant: str = "bh2", disable_corrector: Sequence[int] = ()
 ) -> Linear:
-    """x' = L xc + S h phi_1 x0, xc = x + S- h- B-/2 (x0 - x0_before): DDIM, corrected afterwards.
+    """x' = L xc + S h phi_1 x0, xc = x + S- h- b-/2 (x0 - x0_before): DDIM, corrected afterwards.
 
-    As ``unipc-2``, with no stored output in the prediction.
+    b is B(h)/h: 1, phi_1 or 2 phi_2 by ``variant``. As ``unipc-2``, with no stored output in the
+    prediction.
     """
     return _unipc(step, X0, 1, variant, disable_corrector)
 
@@ -188,7 +189,7 @@ def unipc_4(
 def unipc_1_eps(
     step: StepBuilder, variant: str = "bh2", disable_corrector: Sequence[int] = ()
 ) -> Linear:
-    """x' = L xc + S h phi_1 eps, xc = x + S- h- B-/2 (eps - eps_before): ``unipc-1`` on eps."""
+    """x' = L xc + S h phi_1 eps, xc = x + S- h- b-/2 (eps - eps_before): ``unipc-1`` on eps."""
     return _unipc(step, EPS, 1, variant, disable_corrector)
 
 

@@ -223,7 +223,7 @@ def scan(
             replace(row, floor=max(row.floor, floor))
             for row, floor in zip(rows, floors, strict=True)
         )
-    x = tuple(kind.x(value) for value in ordered)
+    x = tuple(float(kind.x(value)) for value in ordered)
     sign = -1.0 if kind.grows else 1.0
     fit = fit_order(
         range(1, len(x) + 1),

@@ -200,7 +200,8 @@ def compare(baseline: Baseline, study: Study) -> Comparison:
 def compare_scans(baseline: Sequence[Scan], scans: Sequence[Scan]) -> Comparison:
     """What scans have other than earlier ones along the same axis.
 
-    Errors are compared as those of studies. A slope that is gone is a worse verdict if an error of
+    Errors are compared as those of studies. A slope that is gone with its scan is a worse verdict,
+    and one that is gone from a scan if an error of
     its scan or its values changed, too; one that lies outside the interval of the other, both ways,
     is listed.
 
@@ -245,6 +246,11 @@ def compare_scans(baseline: Sequence[Scan], scans: Sequence[Scan]) -> Comparison
             and there
         ):
             others.append(text)
+    worse += [
+        f"{label}: slope {scan.slope:.2f} -> gone with its scan"
+        for label, scan in old.items()
+        if label not in new and not math.isnan(scan.slope)
+    ]
     missing = [
         f"{label} {v:g}: not in the baseline" for label, v in now if (label, v) not in before
     ]

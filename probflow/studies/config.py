@@ -254,6 +254,8 @@ def _along(axis: str, own: Mapping[str, Any], table: Mapping[str, Any], folder: 
     if target.dim != 1:
         raise ValueError("[target]: the axis 'dimension' needs one on the line")
     correlation, decay = own.get("correlation", 0.0), own.get("decay", False)
+    if decay and not correlation:
+        raise ValueError("[scan] decay: says how a correlation falls; give correlation, too")
     return lambda d: correlated(target, d, correlation, decay=decay)
 
 

@@ -198,10 +198,14 @@ def correlated(line: Target, d: int, correlation: float = 0.0, *, decay: bool = 
         return Product([line] * d)
     if not decay:  # the eigenvalue 1 - c is there d - 1 times
         small = Scaled(line, math.sqrt(1 - correlation))
-        return Product([Scaled(line, math.sqrt(1 + correlation * (d - 1))), *[small] * (d - 1)])
-    index = np.arange(d)
-    values = np.linalg.eigvalsh(correlation ** np.abs(index[:, None] - index))
-    return Product([Scaled(line, math.sqrt(value)) for value in values])
+        first = Scaled(line, math.sqrt(1 + correlation * (d - 1)))
+        product = Product([first, *[small] * (d - 1)])
+    else:
+        index = np.arange(d)
+        values = np.linalg.eigvalsh(correlation ** np.abs(index[:, None] - index))
+        product = Product([Scaled(line, math.sqrt(value)) for value in values])
+    product.name += f" (correlation {correlation:g}{', decaying' if decay else ''})"
+    return product
 
 
 def truth_of(target: Target) -> Target:

@@ -362,12 +362,17 @@ def test_stock_is_the_scheduler_of_the_pipeline(name: str, options: dict, steps:
         ("PNDM", {}, "skip_prk_steps: solver 'stock' has the numbers for True, got False"),
         ("LCM", {}, "'stock' knows no solver with the numbers of LCMScheduler; allowed are DDIM"),
         ("LMSDiscrete", {}, "'stock' cannot tell KDPM2AncestralDiscreteScheduler from"),
-        ("SASolver", {}, "'stock' knows no solver with the numbers of SASolverScheduler"),
+        ("SASolver", {}, "tau_func: a function of the timestep"),
+        ("DDIM", {}, "clip_sample: solver 'stock' has the numbers for False, got True"),
+        ("UniPCMultistep", {"predict_x0": False, "thresholding": True}, "thresholding: solver"),
     ],
 )
 def test_what_stock_does_not_have_is_named(name: str, options: dict, message: str) -> None:
     config = getattr(diffusers, f"{name}Scheduler")(**options).config
     with pytest.raises(ValueError, match=message):
         ProbflowScheduler.from_config(config, solver="stock")
-    with pytest.raises(ValueError, match="needs the configuration of a stock scheduler"):
-        ProbflowScheduler.from_config(ProbflowScheduler().config, solver="stock")
+    for none in (ProbflowScheduler().config, {"foo": 1}):
+        with pytest.raises(ValueError, match="needs the configuration of a stock scheduler"):
+            ProbflowScheduler.from_config(none, solver="stock")
+    with pytest.raises(ValueError, match="'stock' needs the configuration of a scheduler: from_c"):
+        ProbflowScheduler(solver="stock")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import mpmath
 import pytest
 from mutants import mutant, places
 from refused import MANY_VARIABLES
@@ -130,3 +131,28 @@ def test_a_rigid_turn_is_integrated_exactly(solver: pf.Solver, eta: float) -> No
         assert of_x == pytest.approx(left(t) - integral(math.sin), abs=1e-12)
         assert of_v == pytest.approx(integral(math.cos), abs=1e-12)
         assert variance == pytest.approx(1 - left(t) ** 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.5, 1.5])
+def test_a_turn_from_alpha_0_is_integrated_exactly(eta: float) -> None:
+    """cos^eta has no derivative there; the weights are right to rounding all the same."""
+    process, stop = pf.FlowMatching(), 0.5
+    for name in ("sde-exponential-ab1-v", "sde-exponential-ab3-v"):
+        plan = pf.get_solver(name, eta=eta).plan(process, [1.0, stop, 0.3], "v")
+        last = dict(plan.steps[1].update)  # nothing is left of outputs at alpha = 0
+        assert last.get(Register("f", 0, 1), 0.0) == 0.0
+    angle, size = mpmath.atan2(stop, 1 - stop), math.hypot(stop, 1 - stop)
+    weights = dict(
+        pf.get_solver("sde-exponential-ab1-v", eta=eta)
+        .plan(process, [1.0, stop], "v")
+        .steps[0]
+        .update
+    )
+    for register, turned in ((X, lambda u: -mpmath.sin(u)), (Register("f", 0), mpmath.cos)):
+        exact = (1 + eta) * mpmath.quad(
+            lambda t, turned=turned: (
+                (mpmath.cos(t) / mpmath.cos(angle)) ** eta * turned(t - mpmath.pi / 2)
+            ),
+            [mpmath.pi / 2, angle],
+        )
+        assert weights[register] == pytest.approx(float(exact) * size, abs=1e-13)

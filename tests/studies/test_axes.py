@@ -128,6 +128,7 @@ def test_errors_of_products_grow_with_the_root_of_the_dimension() -> None:
         solver = "accelerated-sde" if name == "path-kl" else "accelerated-ode"
         result = scan("dimension", (1, 2, 4, 8, 16), lambda d: Product([LINE] * d), solver, 8, name)
         assert result.slope == pytest.approx(power, abs=1e-6)
+        assert all(type(x) is float for x in result.x)  # as they are read from a file
         assert result.low < power < result.high
         assert [row.error / result.rows[0].error for row in result.rows] == pytest.approx(
             [d**power for d in result.values]

@@ -155,6 +155,7 @@ def test_scaled_and_correlated() -> None:
         (True, 0.5 ** np.abs(index[:, None] - index)),
     ):
         product = correlated(LINE, 4, 0.5, decay=decay)
+        assert product.name == f"product-4d (correlation 0.5{', decaying' if decay else ''})"
         spread = np.diag(product.moments()[1]) / LINE.moments()[1][0, 0]
         np.testing.assert_allclose(sorted(spread), np.linalg.eigvalsh(matrix))
     assert all(factor is LINE for factor in correlated(LINE, 3).factors)
@@ -394,6 +395,10 @@ def test_a_scan_against_an_earlier_one(tmp_path: Path, capsys) -> None:
     fewer = replace(good, rows=good.rows[1:], values=good.values[1:], x=good.x[1:])
     [missing] = compare_scans([good], [fewer]).missing
     assert missing.endswith("in the baseline only")
+    other = replace(good, rows=tuple(replace(row, solver="heun") for row in good.rows))
+    [gone] = compare_scans([good, other], [good]).worse
+    assert gone.startswith("heun, tv, T = 24, score: slope 1.0")
+    assert gone.endswith("gone with its scan")
     with pytest.raises(ValueError, match="has no value of these scans"):
         compare_scans([], [good])
 
