@@ -467,7 +467,8 @@ def test_solvers_of_one_name_are_called_by_their_options(tmp_path: Path) -> None
     assert not load(tmp_path).notes  # nothing there is taken for another study's
     read_baseline(tmp_path / "cells.jsonl")
     by_hand = [two[0], replace(two[0], name="other")]
-    assert [row.solver for row in study(MIXTURE, by_hand, (8,)).rows] == ["dpm-solver-2", "other"]
+    names = ["dpm-solver-2 (r1=0.3)", "other"]
+    assert [row.solver for row in study(MIXTURE, by_hand, (8,)).rows] == names
 
 
 @pytest.mark.parametrize(
