@@ -72,6 +72,8 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
     ------
     Refusal
         If the target is not Gaussian.
+    ValueError
+        If the model is called where alpha = 0.
     """
     start = true_law(process, target, plan.steps[0].start)
     d = len(start.mean)
@@ -97,6 +99,11 @@ def gaussian_law(plan: Plan, process: Any, target: Target) -> GaussianLaw:
             coefficients, centre = combine(stage.input)
             rows[Register("u", index)] = coefficients, centre
             point = Point.at(process, stage.time)
+            if point.alpha == 0:
+                raise ValueError(
+                    f"plan: the model is called at t = {stage.time:g}, where alpha = 0 and a score "
+                    "says nothing of the data; start the grid later"
+                )
             c, k = conversion(process, "score", plan.prediction, point)
             law = true_law(process, target, stage.time)
             slope = c - k / law.variance

@@ -93,3 +93,9 @@ def test_beta_variance_is_exact_on_the_standard_normal() -> None:
 def test_other_targets_are_refused() -> None:
     with pytest.raises(Refusal, match="moments determine the law of Gaussian targets only"):
         gaussian_law(plan("ddim", 4), VP, MIXTURE)
+
+
+def test_a_call_at_alpha_0_is_refused() -> None:
+    plan = pf.get_solver("exponential-ab1-v").plan(pf.FlowMatching(), [1.0, 0.5], "v")
+    with pytest.raises(ValueError, match="the model is called at t = 1, where alpha = 0"):
+        gaussian_law(plan, pf.FlowMatching(), pf.Gaussian([0.0], 1.0))
