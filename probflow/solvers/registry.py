@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "find_pair",
     "get_solver",
     "no_sde",
+    "order_left",
     "register",
     "solver_names",
     "unregister",
@@ -81,6 +83,8 @@ class Solver:
         For a stochastic solver, maps its options to the eta of the reverse SDE whose paths it
         follows (a number or a function of sigma/alpha; see
         :mod:`probflow.solvers.reverse_sde`), or to ``None`` where there is none. By default 1.
+    leaves
+        Maps the options to the order that they leave at most; by default :func:`order_left`.
     """
 
     name: str
@@ -98,6 +102,7 @@ class Solver:
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     sde: Callable[[Mapping[str, Any]], Any] | None = None
+    leaves: Callable[[Mapping[str, Any]], float] | None = None
 
     def plan(
         self,
@@ -235,7 +240,7 @@ class Solver:
         return inspect.getdoc(self.function) or ""
 
     def order(self, measure: str) -> float | None:
-        """Declared order in a measure, or ``None``.
+        """Declared order in a measure with these options, or ``None``.
 
         Parameters
         ----------
@@ -247,9 +252,29 @@ class Solver:
         float or None
             In the other measures of the final law, that of TV (of KL twice it).
         """
-        if measure in _OF_THE_END and "tv" in self.orders:
-            return self.orders["tv"] * (2 if measure == "kl" else 1)
-        return self.orders.get(measure)
+        declared = self.orders.get("tv" if measure in _OF_THE_END else measure)
+        if declared is None:
+            return self.orders.get(measure)
+        order = min(declared, (self.leaves or order_left)(self.options))
+        return order * (2 if measure == "kl" else 1)
+
+
+def order_left(options: Mapping[str, Any]) -> float:
+    """The order that the usual options leave at most: those of usual implementations' numbers.
+
+    An Euler start or a lowered end is one step of error h^2, Heun's one of h^3; constant weights
+    are right on even grids, and ``factor`` 2 is that of a second difference.
+    """
+    left = {
+        "start": {"euler": 2.0, "heun": 3.0},
+        "final": {"lower": 2.0},
+        "weights": {"constant": 2.0},
+        "variant": {"diffusers": 1.0},
+    }
+    orders = [left[key].get(options[key], inf) for key in left if key in options]
+    if options.get("factor", 2.0) != 2.0:
+        orders.append(2.0)
+    return min(orders, default=inf)
 
 
 #: Measures of the final law, whose orders follow from that of its total variation.
@@ -296,6 +321,7 @@ def register(
     family: str = "exponential",
     aliases: Sequence[str] = (),
     sde: Callable[[Mapping[str, Any]], Any] | None = None,
+    leaves: Callable[[Mapping[str, Any]], float] | None = None,
 ) -> Callable[[StepFunction], StepFunction]:
     """Decorator that adds a step function to the registry; see :class:`Solver`.
 
@@ -307,7 +333,7 @@ def register(
         Lower case with hyphens; none may be taken.
     reference, prediction, orders, coordinates, needs, nfe, stochastic
         As those of :class:`Solver`.
-    memory, whole_grid, family, sde
+    memory, whole_grid, family, sde, leaves
         As those of :class:`Solver`.
 
     Returns
@@ -347,6 +373,7 @@ def register(
             aliases=tuple(_canonical(alias) for alias in aliases),
             options={p.name: p.default for p in parameters if p.default is not p.empty},
             sde=sde,
+            leaves=leaves,
         )
         _SOLVERS[solver.name] = solver
         _ALIASES.update(dict.fromkeys(solver.aliases, solver.name))

@@ -14,7 +14,7 @@ from probflow.plan import Linear, Point, StepBuilder
 from probflow.plan.columns import Column, Number, exp, isfinite, log, one_by_one_unless, sqrt
 from probflow.solvers.forms import EPS, X0, Form, check_s_noise, is_start, starting_step
 from probflow.solvers.phi import adams, gauss, moments
-from probflow.solvers.registry import register
+from probflow.solvers.registry import order_left, register
 from probflow.solvers.reverse_sde import Eta, level
 from probflow.words import check_choice, check_real, check_whole
 
@@ -91,6 +91,14 @@ def _sa_solver(
     return own.noisy(step, own.step(x, t, s, weights, [output, *(p.outputs[0] for p in stored)]))
 
 
+def _order_left(options: Mapping[str, Any]) -> float:
+    """In law the corrector's number of outputs, or without one the predictor's, at most 2."""
+    predictor, corrector, tau = (options[key] for key in ("predictor", "corrector", "tau"))
+    if callable(tau) or tau > 0:
+        return min(corrector or predictor, 2)
+    return min(corrector or predictor, predictor + 1, order_left(options) + bool(corrector))
+
+
 @register(
     "sa-solver",
     reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1 on x0",
@@ -99,6 +107,7 @@ def _sa_solver(
     stochastic=True,
     orders={"tv": 2, "strong": 1},
     sde=_tau_squared,
+    leaves=_order_left,
 )
 def sa_solver(
     step: StepBuilder,
@@ -134,6 +143,7 @@ def sa_solver(
     stochastic=True,
     orders={"tv": 2, "strong": 1},
     sde=_tau_squared,
+    leaves=_order_left,
 )
 def sa_solver_eps(
     step: StepBuilder,

@@ -15,13 +15,15 @@ steps change slowly; with "heun" it holds on any.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from probflow.plan import Linear, StepBuilder
 from probflow.plan.columns import column
 from probflow.solvers.forms import EPS, X0, Form, heun_2, midpoint_2
 from probflow.solvers.phi import adams, moments
-from probflow.solvers.registry import no_sde, register
+from probflow.solvers.registry import no_sde, order_left, register
 from probflow.words import check_choice, check_whole
 
 _STOCK = "diffusers' DPMSolverSinglestepScheduler"
@@ -74,12 +76,17 @@ def _spread(step: StepBuilder, form: Form, order: int, solver_type: str, final: 
     return form.step(first.x, t, s, weights, outputs) + noise
 
 
+def _order_left(options: Mapping[str, Any]) -> float:
+    return min(options["order"], order_left(options))
+
+
 @register(
     "dpm-solver-singlestep-stock",
     reference=f'{_STOCK}, "dpmsolver"; Lu et al. 2022 (arXiv 2206.00927)',
     prediction="eps",
     memory=2,
     whole_grid=True,
+    leaves=_order_left,
     orders={"tv": 2, "strong": 2},
 )
 def dpm_solver_singlestep_stock(
@@ -95,6 +102,7 @@ def dpm_solver_singlestep_stock(
     prediction="x0",
     memory=2,
     whole_grid=True,
+    leaves=_order_left,
     orders={"tv": 2, "strong": 2},
 )
 def dpm_solver_pp_singlestep_stock(
@@ -111,6 +119,7 @@ def dpm_solver_pp_singlestep_stock(
     memory=2,
     stochastic=True,
     whole_grid=True,
+    leaves=_order_left,
     orders={"tv": 1},
     sde=no_sde,
 )

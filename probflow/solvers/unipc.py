@@ -19,12 +19,13 @@ The authors' code takes a wrong row of the inverse matrix in its corrector, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from probflow.plan import Linear, Point, StepBuilder
 from probflow.solvers.forms import EPS, X0, Form, is_start, lowered, starting_step
 from probflow.solvers.phi import adams, moments, phi
-from probflow.solvers.registry import register
+from probflow.solvers.registry import order_left, register
 from probflow.words import check_choice, check_whole
 
 _UNIPC = "Zhao et al. 2023 (arXiv 2302.04867)"
@@ -46,6 +47,11 @@ def _corrector(nodes: list[float], z: float, b: float) -> list[float]:
     if len(nodes) != 1:
         return adams([1.0, *nodes], moments(len(nodes) + 1, z))
     return [0.5 * b, phi(1, z) - 0.5 * b]
+
+
+def _order_left(options: Mapping[str, Any]) -> float:
+    """An Euler start is corrected afterwards, and its error h^3."""
+    return order_left({**options, "start": "heun"} if options.get("start") == "euler" else options)
 
 
 def _unipc(
@@ -100,6 +106,7 @@ def _unipc(
     prediction="x0",
     memory=1,
     orders={"tv": 2, "strong": 2},
+    leaves=_order_left,
 )
 def unipc_1(
     step: StepBuilder, variant: str = "bh2", disable_corrector: Sequence[int] = ()
@@ -118,6 +125,7 @@ def unipc_1(
     prediction="x0",
     memory=2,
     orders={"tv": 3, "strong": 3},
+    leaves=_order_left,
 )
 def unipc_2(
     step: StepBuilder,
@@ -143,6 +151,7 @@ def unipc_2(
     prediction="x0",
     memory=3,
     orders={"tv": 4, "strong": 4},
+    leaves=_order_left,
 )
 def unipc_3(
     step: StepBuilder,
@@ -164,6 +173,7 @@ def unipc_3(
     prediction="x0",
     memory=4,
     orders={"tv": 5, "strong": 5},
+    leaves=_order_left,
 )
 def unipc_4(
     step: StepBuilder,
@@ -185,6 +195,7 @@ def unipc_4(
     prediction="eps",
     memory=1,
     orders={"tv": 2, "strong": 2},
+    leaves=_order_left,
 )
 def unipc_1_eps(
     step: StepBuilder, variant: str = "bh2", disable_corrector: Sequence[int] = ()
@@ -199,6 +210,7 @@ def unipc_1_eps(
     prediction="eps",
     memory=2,
     orders={"tv": 3, "strong": 3},
+    leaves=_order_left,
 )
 def unipc_2_eps(
     step: StepBuilder,
@@ -216,6 +228,7 @@ def unipc_2_eps(
     prediction="eps",
     memory=3,
     orders={"tv": 4, "strong": 4},
+    leaves=_order_left,
 )
 def unipc_3_eps(
     step: StepBuilder,
@@ -234,6 +247,7 @@ def unipc_3_eps(
     prediction="eps",
     memory=4,
     orders={"tv": 5, "strong": 5},
+    leaves=_order_left,
 )
 def unipc_4_eps(
     step: StepBuilder,

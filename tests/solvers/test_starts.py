@@ -69,6 +69,25 @@ def test_what_an_end_changes(name: str) -> None:
     check_change(name, {"final": "lower"}, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "order"),
+    [
+        *((name, {"start": start}, left) for name, start, left in CASES),
+        *((name, {"final": "lower"}, 2) for name in ENDS),
+        ("pndm", {"weights": "constant"}, 2),
+        ("dpm-solver++-3m", {"factor": 1.0}, 2),
+        ("dpm-solver++-singlestep-stock", {"order": 1}, 1),
+        ("sa-solver", {"predictor": 2, "corrector": 1}, 1),
+        ("sa-solver", {"predictor": 1, "corrector": 2}, 2),
+    ],
+)
+def test_the_declared_order_is_what_options_leave(name: str, options: dict, order: float) -> None:
+    plain, changed = pf.get_solver(name), pf.get_solver(name, **options)
+    assert changed.order("tv") == min(plain.orders["tv"], order)
+    assert changed.order("kl") == 2 * changed.order("tv")
+    assert changed.with_options(**plain.options).order("tv") == plain.orders["tv"]
+
+
 def check_change(name: str, options: dict[str, str], order: float) -> None:
     """The order of what options change in the result."""
 
