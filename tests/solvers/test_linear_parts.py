@@ -141,7 +141,7 @@ def test_a_turn_from_alpha_0_is_integrated_exactly(eta: float) -> None:
         plan = pf.get_solver(name, eta=eta).plan(process, [1.0, stop, 0.3], "v")
         last = dict(plan.steps[1].update)  # nothing is left of outputs at alpha = 0
         assert last.get(Register("f", 0, 1), 0.0) == 0.0
-    angle, size = mpmath.atan2(stop, 1 - stop), math.hypot(stop, 1 - stop)
+    length, size = mpmath.atan2(1 - stop, stop), math.hypot(stop, 1 - stop)  # pi/2 - theta
     weights = dict(
         pf.get_solver("sde-exponential-ab1-v", eta=eta)
         .plan(process, [1.0, stop], "v")
@@ -149,10 +149,8 @@ def test_a_turn_from_alpha_0_is_integrated_exactly(eta: float) -> None:
         .update
     )
     for register, turned in ((X, lambda u: -mpmath.sin(u)), (Register("f", 0), mpmath.cos)):
-        exact = (1 + eta) * mpmath.quad(
-            lambda t, turned=turned: (
-                (mpmath.cos(t) / mpmath.cos(angle)) ** eta * turned(t - mpmath.pi / 2)
-            ),
-            [mpmath.pi / 2, angle],
+        exact = -(1 + eta) * mpmath.quad(
+            lambda u, turned=turned: (mpmath.sin(u) / mpmath.sin(length)) ** eta * turned(-u),
+            [0, length],
         )
         assert weights[register] == pytest.approx(float(exact) * size, abs=1e-13)

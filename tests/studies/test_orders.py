@@ -278,7 +278,7 @@ def test_a_users_solver(mine: Solver) -> None:
 
 
 def test_a_users_wrong_solver(mine: Solver) -> None:
-    with pytest.raises(OrderError, match=r"mine, strong, order 2: slower: the interval \["):
+    with pytest.raises(OrderError, match=r"mine \(end=1.01\), strong, order 2: slower: the i"):
         assert_order(mine.with_options(end=1.01), "strong")
 
 
