@@ -40,12 +40,8 @@ from probflow.adapters.scheduler_run import (
     solver_of,
     tokens_at,
 )
-from probflow.adapters.stock_configs import (
-    arguments_of,
-    compatibles,
-    stock_choice,
-    translated,
-)
+from probflow.adapters.stock_configs import arguments_of, compatibles, translated, with_stock_solver
+from probflow.adapters.stock_solvers import STOCK
 from probflow.integrate.noise import check_seed
 from probflow.plan import Plan
 
@@ -244,11 +240,8 @@ invert_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len
         hidden: dict[str, Any] = {}
         if isinstance(config, Mapping):
             known = set(arguments_of(ProbflowScheduler))
-            if kwargs.get("solver") == "stock":
-                chosen = stock_choice(config, known)
-                chosen["solver_options"] |= kwargs.get("solver_options") or {}
-                kwargs = {**chosen, **kwargs, "solver": chosen["solver"]}
-                kwargs["solver_options"] = chosen["solver_options"]
+            if kwargs.get("solver") == STOCK:
+                kwargs = with_stock_solver(config, known, kwargs)
             config, hidden = translated(config, known)
         unknown = sorted(set(kwargs) - set(arguments_of(cls)))
         if unknown:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probflow.adapters import solver_with_plan
 from probflow.adapters.noise_levels import NoiseLevels
+from probflow.adapters.stock_solvers import STOCK
 from probflow.integrate.walk import PlanWalk
 from probflow.plan import Plan, Point, Register, Step, conversion
 from probflow.processes import EDM
@@ -236,7 +237,7 @@ def solver_of(solver: Any, options: Mapping[str, Any] | None) -> Solver:
         As :func:`~probflow.adapters.solver_with_plan`, for an option's value, and for a solver that
         cannot be served one call at a time.
     """
-    if solver == "stock":
+    if isinstance(solver, str) and solver == STOCK:
         raise ValueError("solver: 'stock' needs the configuration of a scheduler: from_config")
     found = solver_with_plan(solver, options, "solver_options")
     PlanWalk(found.plan(EDM(), [3.0, 2.0, 1.0]))

@@ -11,7 +11,7 @@ import diffusers
 
 from probflow.adapters.stock_solvers import WITH_NUMBERS, stock_solver
 
-__all__ = ["REFUSED", "arguments_of", "compatibles", "stock_choice", "translated"]
+__all__ = ["REFUSED", "arguments_of", "compatibles", "translated", "with_stock_solver"]
 
 # Whose timesteps a stock scheduler makes; the first words of its class name.
 _STOCK_LAYOUTS = {
@@ -108,8 +108,10 @@ def _complete(
     return str(name), {**own, **config}, set(own), by_default
 
 
-def stock_choice(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """Arguments that give the numbers of the scheduler that a configuration is of.
+def with_stock_solver(
+    config: Mapping[str, Any], known: set[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments given, with those that make the numbers of the configuration's scheduler.
 
     Raises
     ------
@@ -118,21 +120,23 @@ def stock_choice(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
         of no stock scheduler, or of one of several.
     """
     name, whole, own, _ = _complete(config, known)
-    if not own:
+    if name is None or not own:
         raise ValueError("solver: 'stock' needs the configuration of a stock scheduler")
-    solver, options = stock_solver(str(name), whole)
+    solver, options = stock_solver(name, whole)
     for other in _classes_of(config, known):
         if other.startswith(WITH_NUMBERS) and stock_solver(other, whole) != (solver, options):
             raise ValueError(
                 f"solver: 'stock' cannot tell {name} from {other}, since a configuration that was "
                 "never saved or loaded does not name its class; name a solver"
             )
-    # DEIS ends at the first level of training, which its configuration does not say.
-    chosen = {"solver": solver, "solver_options": options}
-    if str(name).startswith("DEIS"):
-        chosen["final_sigmas_type"] = "sigma_min"
     # They clip by default as well, which is no wish of the configuration elsewhere.
-    return chosen | {key: whole[key] for key in ("clip_sample", "thresholding") if key in whole}
+    chosen: dict[str, Any] = {
+        key: whole[key] for key in ("clip_sample", "thresholding") if key in whole
+    }
+    if name.startswith("DEIS"):  # ends at the first level of training, which it does not say
+        chosen["final_sigmas_type"] = "sigma_min"
+    own_options = {**options, **(given.get("solver_options") or {})}
+    return {**chosen, **given, "solver": solver, "solver_options": own_options}
 
 
 def translated(config: Mapping[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:

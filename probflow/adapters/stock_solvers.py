@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["WITH_NUMBERS", "stock_solver"]
+__all__ = ["STOCK", "WITH_NUMBERS", "stock_solver"]
+
+#: In the place of a solver's name: the one with the numbers of the configuration's scheduler.
+STOCK = "stock"
 
 Chosen = tuple[str, dict[str, Any]]
 Config = Mapping[str, Any]

@@ -201,9 +201,8 @@ def compare_scans(baseline: Sequence[Scan], scans: Sequence[Scan]) -> Comparison
     """What scans have other than earlier ones along the same axis.
 
     Errors are compared as those of studies. A slope that is gone with its scan is a worse verdict,
-    and one that is gone from a scan if an error of
-    its scan or its values changed, too; one that lies outside the interval of the other, both ways,
-    is listed.
+    and so is one that is gone from a scan if an error of that or its values changed, too; one that
+    lies outside the interval of the other, both ways, is listed.
 
     Parameters
     ----------
