@@ -14,6 +14,7 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,13 +132,9 @@ class BrownianInterval(BaseBrownian):
         self._capacity = math.inf if cache_size is None else cache_size // 2
         self._before = ((0, 0), (0, 0))  # the two nodes asked for last
         self._sweeps: list[Sweep] = []  # one, or none while it is in use
-        (z,) = self._normals([0], [1.0])
-        scale = math.sqrt(self._t1 - self._t0)
-        given = (W, H)[: self._parts]
-        self._root = tuple(
-            unit * std if fixed is None else fixed.to(self._wide, copy=True)
-            for unit, std, fixed in zip(z, (scale, scale / math.sqrt(12)), given, strict=False)
-        )
+        self._given = tuple(
+            None if part is None else part.to(self._wide, copy=True) for part in (W, H)
+        )[: self._parts]
 
     def __repr__(self) -> str:
         return (
@@ -164,6 +161,21 @@ class BrownianInterval(BaseBrownian):
             return self._t0 if time < self._t0 else self._t1
 
     # Normals.
+
+    @cached_property
+    @torch.inference_mode(False)  # it may be asked for outside that mode, too
+    def _root(self) -> State:
+        """The state of the whole interval."""
+        (z,) = self._normals([0], [self._t1 - self._t0])
+        return self._fixed(z)
+
+    def _fixed(self, z: State) -> State:
+        """The state of the whole, given and from normals with the variance of W."""
+        scales = (1.0, 1.0 / math.sqrt(12.0))
+        return tuple(
+            part.mul_(scale) if fixed is None else fixed
+            for part, scale, fixed in zip(z, scales, self._given, strict=False)
+        )
 
     def _normals(self, names: Sequence[int], variances: Sequence[float]) -> list[State]:
         """Normals of the names, each of shape ``shape``, made in one go."""

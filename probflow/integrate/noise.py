@@ -18,10 +18,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from probflow.integrate.transforms import transformed
+
 __all__ = ["GeneratorNoise", "NoiseSource", "Normals", "PathNoise", "SeededNoise", "normals"]
 
 _BLOCK = 2**16  # normals drawn at a time, so that small states do not pay per call
 _CACHE = 2**16  # pairs made at a time on a CPU, 16 bytes each: few calls, and still in its cache
+# Memory that the next normals use again, by dtype: one or, while it is in use, none. New memory of
+# this size costs a small motion more than its values do.
+_IDLE: dict[torch.dtype, _Scratch] = {}
 
 
 class NoiseSource(Protocol):
@@ -97,8 +102,7 @@ def normals(
 class Normals:
     """Standard normals for (draw, sample) pairs, asked draw by draw.
 
-    What does not depend on the draw (keys of samples, counters, scratch and the views of it) is
-    made once.
+    What does not depend on the draw (keys of samples and counters) is made once.
 
     Parameters
     ----------
@@ -136,7 +140,6 @@ class Normals:
             torch.stack((hashes, hashes + self._pairs // 2))[:, None].add_(1).mul_(_GOLDEN)
         )
         self._dtype = dtype
-        self._idle: list[_Scratch] = []  # one, or none while it is in use
 
     def __call__(
         self, draws: Tensor, variance: Tensor | None = None, out: Tensor | None = None
@@ -207,15 +210,16 @@ class Normals:
 
     def _taken(self) -> _Scratch:
         """The scratch, which no other thread has until it is put back."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return _Scratch(self._dtype, self._keys.device)
+        kept = _IDLE.pop(self._dtype, None) if self._keeps() else None
+        return kept or _Scratch(self._dtype, self._keys.device)
 
     def _put_back(self, scratch: _Scratch) -> None:
-        """Keep none on an accelerator: it is as large as the result, its allocator quick."""
-        if self._keys.device.type == "cpu":
-            self._idle = [scratch]
+        if self._keeps():
+            _IDLE[self._dtype] = scratch
+
+    def _keeps(self) -> bool:
+        """Not on an accelerator: scratch is as large as the result there, its allocator quick."""
+        return self._keys.device.type == "cpu" and not transformed()
 
 
 class _Scratch:

@@ -27,6 +27,7 @@ __all__ = ["Sweep"]
 Places = int | Tensor | slice  # counted in nodes from the end
 # Places of the wholes and of the cuts, length of the wholes, and where they are cut.
 Split = tuple[Places, Places, float, float]
+_NEVER = math.nan, math.nan  # no time is near to it
 _FEW = 3  # nodes that are cut one by one, as views, rather than together, in copies
 
 # Elements of the states that are made at once: few calls, and not much memory. A sweep that is
@@ -60,24 +61,28 @@ class Sweep:
         self._shape = len(motion._samples), motion._count
         # Nodes yet to be cut, the next one last, and memory for more, all (batch, parts * count): a
         # state of several MB in new memory would cost more for the memory than for its values.
-        root = torch.cat([part.reshape(self._shape) for part in motion._root], dim=1)
-        self._stack: list[tuple[int, int, Tensor]] = [(0, tree.leaves, root)]
+        # None is the whole, not made yet.
+        self._stack: list[tuple[int, int, Tensor | None]] = [(0, tree.leaves, None)]
         self._spare: list[Tensor] = []
         self._ready: list[State] = []
         self._made = 0
 
     def take(self, motion: BrownianInterval, a: float, b: float) -> State | None:
         """As :meth:`step`, if the next node lies from ``a`` to ``b``."""
-        number, slack = self._number, self._slack
-        start = self._t0 + number * self._h
-        stop = self._t0 + (number + 1) * self._h
-        awaited = abs(a - start) <= slack and abs(b - stop) <= slack and 0 <= number < self._count
-        return self.step(motion) if awaited else None
+        start, stop = self._awaited
+        slack = self._slack
+        if -slack <= a - start <= slack and -slack <= b - stop <= slack:
+            return self.step(motion)
+        return None
 
     def step(self, motion: BrownianInterval) -> State:
         """The state of the next node; its memory is the caller's."""
         state = self._ready.pop() if self._ready else self._next(motion)
-        self._number += self._stride
+        self._number = number = self._number + self._stride
+        if 0 <= number < self._count:
+            self._awaited = self._t0 + number * self._h, self._t0 + (number + 1) * self._h
+        else:
+            self._awaited = _NEVER
         return state
 
     @torch.inference_mode(False)  # what it keeps may be written on outside that mode, too
@@ -95,8 +100,10 @@ class Sweep:
             if count == 1 or (ahead and count <= most):
                 self._made += count
                 self._ready = self._nodes(motion, first, last, memory)
-                self._spare.append(memory)
+                self._spare += () if memory is None else (memory,)
                 return self._ready.pop()
+            if memory is None:
+                memory = torch.cat([x.reshape(self._shape) for x in motion._root], dim=1)
             middle = tree.middle(first, last)
             at_once = forward and first == start and middle == stop  # in new memory, for the caller
             made = self._spare.pop() if self._spare and not at_once else torch.empty_like(memory)
@@ -131,32 +138,42 @@ class Sweep:
         return tuple(x.contiguous().view(motion.shape) for x in parts)
 
     def _nodes(
-        self, motion: BrownianInterval, first: int, last: int, memory: Tensor
+        self, motion: BrownianInterval, first: int, last: int, memory: Tensor | None
     ) -> list[State]:
         """States of all nodes within a node, the next one last.
+
+        The whole is made together with them, if it has not been.
 
         Place p is that of the node which ends p nodes before the end, at first of the larger one
         which does, or of the normal of the cut there. A split writes the left part where its normal
         was, and the right one where the whole was: in the end all are in their places.
         """
         width = self._width
-        if last - first == width:
+        if last - first == width and memory is not None:
             return [self._state(motion, memory.clone())]
         splits, variance = _splits(motion._tree, first, last, width, motion._parts)
         size = len(variance)
-        cuts = torch.arange(last - width, first, -width, device=motion.device)
-        draws = -1 - cuts * motion._tree.name(1)
-        of_draws = variance[1:].to(motion._wide).to(motion.device)
-        whole = memory.chunk(motion._parts, dim=1)
-        states = tuple(memory.new_empty(size, *self._shape) for _ in whole)
+        cuts = torch.arange(last, first, -width, device=motion.device)
+        cuts[0] = 0  # the name of the whole
+        made = slice(memory is not None, None)
+        draws = -1 - cuts[made] * motion._tree.name(1)
+        of_draws = variance[made].to(motion._wide).to(motion.device)
+        states = tuple(
+            torch.empty(size, *self._shape, dtype=motion._wide, device=motion.device)
+            for _ in range(motion._parts)
+        )
         if len(states) == 1:
-            motion._source(draws, of_draws, out=states[0][1:])
+            motion._source(draws, of_draws, out=states[0][made])
         else:
             normal = motion._source(draws, of_draws).chunk(2, dim=2)
             for x, part in zip(states, normal, strict=True):
-                x[1:] = part
+                x[made] = part
+        if memory is None:
+            whole = motion._fixed(tuple(x[0].view(motion.shape) for x in states))
+        else:
+            whole = memory.chunk(motion._parts, dim=1)
         for x, part in zip(states, whole, strict=True):
-            x[0] = part
+            x[0] = part.view(self._shape)
         for of_whole, cut, _, r in splits:
             state, z = tuple(x[of_whole] for x in states), tuple(x[cut] for x in states)
             left, right = split(state, r, z, own=True)
@@ -174,7 +191,8 @@ def _splits(
 ) -> tuple[list[Split], Tensor]:
     """The splits that cut a node down to a width, and the variances of their normals by place."""
     splits = list(_kinds(tree, first, last, width))
-    variance = torch.empty((last - first) // width, dtype=torch.float64, device="cpu")
+    size = (last - first) // width
+    variance = torch.full((size,), tree.length(first, last), dtype=torch.float64, device="cpu")
     for _, cut, h, r in splits:
         variance[cut] = spread(h, r, parts)
     return splits, variance

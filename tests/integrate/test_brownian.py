@@ -760,3 +760,22 @@ def test_motions_share_no_memory_with_the_tensors_given() -> None:
     sampler = pf.BrownianNoiseSampler(torch.zeros(1, 2), 0.1, 10.0, seed=1)
     with pytest.raises(ValueError, match="need two different noise levels"):
         sampler(1.0, 1.0)
+
+
+@pytest.mark.parametrize("dt", [None, 0.25])
+def test_a_motion_first_asked_within_a_transform_stays_a_function(dt: float | None) -> None:
+    times = [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (0.1, 0.7)]
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return sum((bm(a, b) * x).square().sum() for a, b in times)
+
+    grad, one = torch.func.grad, torch.ones(())
+    for within, x in (
+        (grad(square), one),
+        (grad(grad(square)), one),
+        (torch.func.vmap(square), torch.ones(2)),
+    ):
+        bm, exact = (pf.BrownianInterval(size=(3, 2), entropy=5, dt=dt) for _ in range(2))
+        within(x)
+        for a, b in times:
+            assert torch.equal(bm(a, b), exact(a, b))
