@@ -73,20 +73,6 @@ def milstein_ito_free(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> 
     return y.add(f, alpha=h) + factor * w + change * (w * w - h) * (0.5 / root)
 
 
-def milstein_stratonovich_free(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
-    r"""Milstein with :math:`g' g W \approx g(y + g W) - g`, Stratonovich; strong order 1.
-
-    Not with the support :math:`y + \sqrt h g` of Kloeden and Platen 1992, section 11.1, and of
-    torchsde: its error :math:`\frac{1}{4} g'' g^2 \sqrt h W^2` has a mean, and so its order is 1/2;
-    here it is :math:`\frac{1}{4} g'' g^2 W^3`, with mean zero.
-    """
-    f, g = sde.f_and_g(t[0], y)
-    w = sde.spread(w, y)
-    first = sde.factor(g) * w
-    second = sde.factor(sde.g(t[0], y + first)) * w
-    return y.add(f, alpha=h).add(first + second, alpha=0.5)
-
-
 def srk(sde: System, t: Times, h: float, y: Tensor, noise: Pair) -> Tensor:
     r"""Stochastic Runge-Kutta SRI2, Ito, scalar or diagonal noise; strong order 3/2, ODE order 3.
 
@@ -145,7 +131,10 @@ def heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
 def euler_heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
     r""":math:`y' = y + h f + \frac{1}{2} (g(y) + g(y + g W)) W`, Stratonovich; order as Heun's.
 
-    Kloeden and Platen 1992, section 4.9: Euler's method for the drift, Heun's for the noise.
+    Kloeden and Platen 1992, section 4.9: Euler's method for the drift, Heun's for the noise. It is
+    also what ``milstein`` without derivatives is here: with the support :math:`y + \sqrt h g` of
+    their section 11.1, and of torchsde, an error :math:`\frac{1}{4} g'' g^2 \sqrt h W^2` remains
+    whose mean is not 0, so that the order is 1/2.
     """
     f, first = sde.f_and_g_prod(t[0], y, w)
     second = sde.g_prod(t[1], y + first, w)
@@ -283,8 +272,8 @@ _METHODS = (
 )  # fmt: skip
 _GRADIENT_FREE = (
     Method("milstein", milstein_ito_free, _ITO, _FACTOR, options=_FREE, adjoint=False),
-    Method("milstein", milstein_stratonovich_free, _STRATONOVICH, _FACTOR,
-           options=_FREE, adjoint=False),
+    Method("milstein", euler_heun, _STRATONOVICH, _FACTOR, (0.0, 1.0), options=_FREE,
+           adjoint=False),
 )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def sdeint_adjoint(
     options, names, logqp, extra, extra_solver_state
         As for :func:`probflow.sdeint`.
     adjoint_options
-        Options of the adjoint method: ``error_estimate`` and ``strict``, as of :func:`probflow.sdeint`.
+        ``error_estimate`` and ``strict`` for the adjoint, as of :func:`probflow.sdeint`.
     adjoint_params
         Tensors whose gradients are formed; by default the parameters of ``sde`` that require them.
 
