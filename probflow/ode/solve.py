@@ -369,16 +369,9 @@ class _Solve:
         times = per_sample_times(self.t, self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times, taken)
         loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
-        failures = loop.failures()
-        message = Status.SUCCESS.message
-        if failures:
-            sample, status, t, steps = failures[0]
-            message = (
-                f"{len(failures)} of {len(times[0])} samples failed, first sample {sample} at "
-                f"t = {t:g} after {steps} steps: {status.message}"
-            )
-            if self.throw:
-                raise status.error(message)
+        status, message = loop.failure()
+        if status is not Status.SUCCESS and self.throw:
+            raise status.error(message)
         return self._result(
             torch.stack(loop.outputs),
             accepted=loop.accepted,
