@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.sde.loop import Trajectory, node_times
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
@@ -77,11 +77,12 @@ def run_adaptive(
     memory: Memory,
     query: Query,
     sign: float = 1.0,
+    start_name: str = "initial state y0",
 ) -> Trajectory:
     """Integrate with steps that meet the tolerances, landing on each of ``times``.
 
     The state follows the half steps. Waits for the device once per attempted step; never evaluates
-    outside ``times``.
+    outside ``times``. ``start_name`` is what messages call ``y``.
 
     Warns
     -----
@@ -99,6 +100,8 @@ def run_adaptive(
             return method.step(sde, row, stop - start, y, query(start, stop)), memory
         return method.step(sde, row, stop - start, y, query(start, stop), memory)
 
+    # Without dt_min steps end where their halves would have no length.
+    shortest = max(tolerances.dt_min, 4.0 * math.ulp(max(map(abs, times))))
     control = Controller(method.strong_order(sde.noise_type))
     length, states, grid, forced, worst = tolerances.first_step, [y], [times[0]], 0, 0.0
     for output in times[1:]:
@@ -110,7 +113,7 @@ def run_adaptive(
             else:
                 stop = start + (length if rest > 2.0 * length else 0.5 * rest)
             middle = start + 0.5 * (stop - start)
-            smallest = length <= tolerances.dt_min or middle in (start, stop)
+            smallest = length <= shortest or middle in (start, stop)
             ends = (start, start, middle), (stop, middle, stop)
             rows = node_times(*ends, method.nodes, y)
             if method.nodes[0] == 0.0:  # the whole step and its first half begin alike
@@ -121,10 +124,12 @@ def run_adaptive(
             halves, after = advance(sde, rows[2], middle, stop, half, between)
             error, sde = tolerances.error(whole, halves), sde.later()
             if smallest and not math.isfinite(error):
+                if not all_finite(states[0].detach()):
+                    raise NonFiniteError(f"{method.name}: NaN or infinity in the {start_name}")
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
                     f"{sign * start:g} to {sign * stop:g}, even at the smallest length "
-                    f"(dt_min = {tolerances.dt_min:g})"
+                    f"{shortest:.3g} (dt_min = {tolerances.dt_min:g})"
                 )
             if error <= 1.0 or smallest:
                 if error > 1.0:
@@ -137,12 +142,12 @@ def run_adaptive(
             else:
                 length = (stop - start) * control.rejected(error)
                 memory = tuple(x.clone() for x in memory)  # held for longer than one attempt
-            length = max(length, tolerances.dt_min)
+            length = max(length, shortest)
         states.append(y)
     if forced:
         warnings.warn(
             f"dt_min: {forced} of {(len(grid) - 1) // 2} steps were accepted at the smallest "
-            f"allowed length {tolerances.dt_min:g} with errors up to {worst:.3g} times the "
+            f"allowed length {shortest:g} with errors up to {worst:.3g} times the "
             "tolerance; lower dt_min, or raise rtol and atol",
             stacklevel=4,
         )
