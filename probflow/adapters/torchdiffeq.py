@@ -196,9 +196,7 @@ def _check_finite(method: Any, problem: Problem, times: list[float], states: Any
     parts = states if isinstance(states, tuple) else (states,)
     if transformed() or all(all_finite(part.detach()) for part in parts):
         return
-    if not all_finite(problem.y0):
-        sample = problem.first_bad(problem.y0)
-        raise NonFiniteError(f"y0: the initial state holds NaN or infinity{sample}")
+    problem.check_start()
     for number, time in enumerate(times):
         row = tuple(part[number] for part in parts)
         state = problem.layout.join(row if problem.layout.is_tuple else row[0])

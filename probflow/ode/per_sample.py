@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
-from probflow.ode.problem import Problem, host_outputs
+from probflow.ode.problem import BAD_START, Problem, host_outputs
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step, stage_times, weighted
 from probflow.tableaus import Tableau
@@ -271,8 +271,7 @@ class PerSample:
         sample, count = failed[0], f"{len(failed)} of {len(codes)} samples failed"
         status = Status(codes[sample])
         if not bool(torch.isfinite(self.problem.y0[sample]).all()):
-            what = "y0: the initial state holds NaN or infinity"
-            return status, f"{what}, sample {sample} ({count})"
+            return status, f"{BAD_START}, sample {sample} ({count})"
         return status, (
             f"{count}, first sample {sample} at t = {float(self.t[sample]):g} after "
             f"{int(self.accepted[sample])} steps: {status.message}"
