@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.sde.loop import Trajectory, node_times
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
@@ -90,10 +90,12 @@ def run_adaptive(
     memory: Memory,
     query: Query,
     sign: float = 1.0,
+    start_name: str = "initial state y0",
 ) -> Trajectory:
     """Integrate with steps that meet the tolerances, landing on each of ``times``.
 
-    Waits for the device once per attempted step; never evaluates outside ``times``.
+    Waits for the device once per attempted step; never evaluates outside ``times``. ``start_name``
+    is what messages call ``y``.
 
     Warns
     -----
@@ -110,6 +112,8 @@ def run_adaptive(
     control = Controller(order(sde.noise_type))
     length, states, grid, worst = tolerances.first_step, [y], [times[0]], 0.0
     accepted = forced = 0
+    # Without dt_min steps end where their halves would have no length.
+    shortest = max(tolerances.dt_min, 4.0 * math.ulp(max(map(abs, times))))
     for output in times[1:]:
         while (start := grid[-1]) < output:
             rest = output - start
@@ -118,14 +122,16 @@ def run_adaptive(
                 stop = output
             else:
                 stop = start + (length if rest > 2.0 * length else 0.5 * rest)
-            smallest = length <= tolerances.dt_min or _middle(start, stop) in (start, stop)
+            smallest = length <= shortest or _middle(start, stop) in (start, stop)
             step = attempt(sde, method, start, stop, y, memory, query)
             error, sde = tolerances.error(step.beside, step.y), sde.later()
             if smallest and not math.isfinite(error):
+                if not all_finite(states[0].detach()):
+                    raise NonFiniteError(f"{method.name}: NaN or infinity in the {start_name}")
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
                     f"{sign * start:g} to {sign * stop:g}, even at the smallest length "
-                    f"(dt_min = {tolerances.dt_min:g})"
+                    f"{shortest:.3g} (dt_min = {tolerances.dt_min:g})"
                 )
             if error <= 1.0 or smallest:
                 if error > 1.0:
@@ -139,12 +145,12 @@ def run_adaptive(
             else:
                 length = (stop - start) * control.rejected(error)
                 memory = tuple(x.clone() for x in memory)  # held for longer than one attempt
-            length = max(length, tolerances.dt_min)
+            length = max(length, shortest)
         states.append(y)
     if forced:
         warnings.warn(
             f"dt_min: {forced} of {accepted} steps were accepted at the smallest "
-            f"allowed length {tolerances.dt_min:g} with errors up to {worst:.3g} times the "
+            f"allowed length {shortest:g} with errors up to {worst:.3g} times the "
             "tolerance; lower dt_min, or raise rtol and atol",
             stacklevel=4,
         )

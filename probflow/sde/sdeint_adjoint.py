@@ -261,7 +261,10 @@ def _adjoint_run(
         if job.tolerances is None:
             run = run_fixed(sde, method, steps, ends, z, (), query)
         else:
-            run = run_adaptive(sde, method, job.tolerances, ends, z, (), query, -problem.sign)
+            run = run_adaptive(
+                sde, method, job.tolerances, ends, z, (), query, -problem.sign,
+                "gradient with which the backward pass begins",
+            )  # fmt: skip
         a, *p = sde.gradients(run.states[-1])
         a = a + grad_ys[k - 1]
     return [a, *(None,) * job.memory_size, *p]
