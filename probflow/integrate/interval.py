@@ -30,6 +30,7 @@ from probflow.words import check_whole
 __all__ = ["BrownianInterval"]
 
 _AT_ONCE = 2**19  # elements of normals that are made at once on a CPU
+_KEPT = 2**18  # elements of nodes that are kept in any case
 
 
 class BrownianInterval(BaseBrownian):
@@ -64,11 +65,13 @@ class BrownianInterval(BaseBrownian):
         Expected step. Queries of steps of ``dt`` one after the other, in either direction, cost one
         normal per step; so do, from the third on, those of steps of dt/2^k. Any other time costs
         one normal for each level of the tree that is not in the cache: 16 below a step of ``dt``
-        by default, 30 without ``dt``.
+        by default. Without ``dt`` the steps are 1000, with 21 levels below; of k/10, k/20, k/50,
+        k/100 and k/500 of the interval none is below.
     tol
         Longest leaf; by default 2^-16 of ``dt``, or without ``dt`` 2^-30 of the interval.
     cache_size
-        Number of nodes kept; None keeps all. It changes the cost, never a result.
+        Number of nodes kept, or more if they are small (1 MB or less together in float32); None
+        keeps all. It changes the cost, never a result.
     levy_area_approximation
         "none", "space-time" (U), "davie" or "foster" (U and A: normal given W and H, with mean
         and, on average over H or for every H, variance of the Levy area). A is drawn anew for every
@@ -131,7 +134,8 @@ class BrownianInterval(BaseBrownian):
         self._count = math.prod(self.shape[1:])
         self._source = Normals(self.entropy, self._samples, self._parts * self._count, self._wide)
         self._pairs: OrderedDict[int, tuple[State, State]] = OrderedDict()
-        self._capacity = math.inf if cache_size is None else cache_size // 2
+        small = _KEPT // (self._parts * max(1, len(self._samples) * self._count))
+        self._capacity = math.inf if cache_size is None else max(cache_size, small) // 2
         self._before = ((0, 0), (0, 0))  # the two nodes asked for last
         self._sweeps: list[Sweep] = []  # one, or none while it is in use
         self._given = tuple(

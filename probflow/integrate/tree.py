@@ -16,6 +16,7 @@ SLACK = 2.0**-20  # of the times' size: float32 times at the ends are forgiven t
 BORDER = 1 / 16  # of a leaf: a time as near to a border counts as the border
 _MARKS = round(1 / BORDER)
 _MOST_STEPS = 2**40  # the names of leaves have 61 bits
+_STEPS = 1000  # without dt: torchsde's own; k/10, k/20, k/50, k/100 then are no deep times, either
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,15 @@ class Tree:
 def grow(t0: float, t1: float, dt: float | None, tol: float) -> Tree:
     """The tree of an interval for steps of length ``dt`` and leaves no longer than ``tol``.
 
+    Without ``dt`` it is one for 1000 steps.
+
     Raises
     ------
     ValueError
         For ``dt <= 0``, ``tol < 0``, and a ``dt`` too short for the interval.
     """
     length = t1 - t0
-    step = length if dt is None else dt
+    step = length / _STEPS if dt is None else dt
     if step <= 0.0 or tol < 0.0:
         raise ValueError(f"dt, tol: need dt > 0 and tol >= 0, got {step:g}, {tol:g}")
     if length > _MOST_STEPS * step:
