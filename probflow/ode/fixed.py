@@ -164,8 +164,12 @@ def integrate_on(
     gradients: str = "direct",
     check_finite: bool = True,
     on_step: Callable[[float, Tensor, float], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """States at the first time and the outputs, (1 + outputs, ...), of a run over a grid.
+
+    ``on_step`` is called with (t, y, h) before each step, but not with checkpoints, where
+    ``report`` is told of the number of steps that have been taken since the last time.
 
     Raises
     ------
@@ -177,7 +181,10 @@ def integrate_on(
         tableau, grid, outputs, y0, problem.time_dtype, interpolation=interpolation, perturb=perturb
     )
     if gradients == "checkpoint" and torch.is_grad_enabled():
+        if report is not None:
+            problem.observer = _counting(report, len(run.lengths), _evaluations(tableau, run, False))
         last, _, states = run_checkpointed(problem, tableau, y0, run)
+        problem.observer = None  # in the backward pass the steps are taken again
         result = torch.stack([y0, *states])
     elif torch.is_grad_enabled() or transformed():
         last, kept = _walk(problem, tableau, y0, run, grid, [y0], on_step)
@@ -239,6 +246,20 @@ def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
         count += stages - known
         known = stages > tableau.closing
     return count
+
+
+def _counting(report: Callable[[int], None], steps: int, evaluations: int) -> Callable[..., None]:
+    """Reports steps, seeing the evaluations of all of them alone."""
+    seen = 0
+
+    def observe(t: Tensor, output: Tensor) -> None:
+        nonlocal seen
+        before, seen = seen, seen + 1
+        count = seen * steps // evaluations - before * steps // evaluations
+        if count:
+            report(count)
+
+    return observe
 
 
 def _again(problem: Problem, tableau: Tableau, run: Run) -> Iterator[None]:
