@@ -29,6 +29,7 @@ from probflow.ode.steps import (
     time_tensors,
 )
 from probflow.tableaus import Tableau
+from probflow.words import check_real
 
 __all__ = ["FixedStepper", "fixed_grid", "integrate_on", "locate", "refined"]
 
@@ -182,7 +183,9 @@ def integrate_on(
     )
     if gradients == "checkpoint" and torch.is_grad_enabled():
         if report is not None:
-            problem.observer = _counting(report, len(run.lengths), _evaluations(tableau, run, False))
+            problem.observer = _counting(
+                report, len(run.lengths), _evaluations(tableau, run, False)
+            )
         last, _, states = run_checkpointed(problem, tableau, y0, run)
         problem.observer = None  # in the backward pass the steps are taken again
         result = torch.stack([y0, *states])
@@ -353,6 +356,7 @@ class FixedStepper(Stepper):
         self.t, self.y, self.start, self.end = t0, problem.y0, t0, end
         self.accepted = self.rejected = 0
         self._first: Tensor | None = None
+        self._good: tuple[Tensor, Tensor] | None = None
         self._on_step = problem.callback("callback_step")
 
     def step(self, limit: float | None = None) -> Any:
@@ -370,16 +374,54 @@ class FixedStepper(Stepper):
 
         Raises
         ------
-        ValueError
-            For a limit elsewhere.
+        TypeError, ValueError
+            For a limit that is no number, or elsewhere.
+        NonFiniteError
+            At the end, if a state on the way was NaN or infinite.
         """
+        limit = None if limit is None else check_real("limit", limit, "[-inf, inf]")
         limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
         h = math.copysign(self.h, left)
         stop = limit if abs(left) <= self.h * (1 + 1e-6) else self.t + h
         if self._on_step is not None:
             self._on_step(self.t, self.y, stop - self.t)
-        return self.advance(stop)
+        start, done = self.t, self.advance(stop)
+        self._look(start)
+        if stop == self.end:
+            self._report()
+        return done
+
+    def _look(self, start: float) -> None:
+        """Keep on the device how many steps each sample was finite, and when the next began."""
+        if transformed() or not self.y.numel():
+            return
+        finite = self.problem.finite(self.y.detach())
+        if self._good is None:
+            steps = torch.full_like(finite, self.accepted - 1, dtype=torch.int64)
+            self._good = steps, torch.full_like(finite, start, dtype=self.problem.time_dtype)
+        steps, starts = self._good
+        ongoing = steps == self.accepted - 1  # up to the step that was taken now
+        starts = torch.where(ongoing, start, starts)
+        self._good = steps + (ongoing & finite), starts
+
+    def _report(self) -> None:
+        """Raise if a state was not finite; waits for the device."""
+        if self._good is None or transformed():
+            return
+        steps, starts = (values.tolist() for values in self._good)
+        first = min(steps, default=self.accepted)
+        if first < self.accepted:
+            sample = steps.index(first)
+            raise NonFiniteError(
+                f"{self.method}: the state became NaN or infinite in step {first}, which began at "
+                f"t = {starts[sample]:g}{self.problem.sample(sample)}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`Stepper.state_dict`; NaN and infinity are not saved but raise."""
+        self._report()
+        return super().state_dict()
 
     def advance(self, stop: Any) -> Any:
         """Take one step to the time ``stop``, and return it, as :meth:`step` does."""
@@ -419,4 +461,4 @@ class FixedStepper(Stepper):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self._first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.accepted = state["accepted"]
+        self.accepted, self._good = state["accepted"], None

@@ -12,7 +12,7 @@ from probflow.integrate.grid import host_times
 from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
-from probflow.words import dictionary
+from probflow.words import check_hook, dictionary
 
 __all__ = ["Layout", "Problem", "host_outputs", "traced"]
 
@@ -218,6 +218,7 @@ class Problem:
         As in torchdiffeq, ``dt`` is positive in either direction of time.
         """
         function = getattr(self.user, name, None)
+        check_hook(f"func.{name}", function, "a function of (t0, y0, dt)")
         if function is None:
             return None
 
@@ -284,6 +285,11 @@ class Problem:
         for given, part in zip(outputs, states, strict=True):
             if not isinstance(given, Tensor):
                 raise TypeError(f"func: must return a tensor, returned {type(given).__name__}")
+            if not (given.is_floating_point() or given.is_complex()):
+                raise TypeError(
+                    "func: must return floating-point or complex numbers, returned a tensor of "
+                    f"{given.dtype}"
+                )
             if not self._fits(given, part):
                 raise ValueError(
                     f"func: must return the state's shape {tuple(part.shape)}, returned "

@@ -67,7 +67,7 @@ def solve(
         )
     if gradients == "reversible" or (gradients == "checkpoint" and torch.is_grad_enabled()):
         refuse_transforms(
-            f"gradients: {gradients!r}", "leave it out: the steps themselves are differentiated"
+            f"gradients: {gradients!r} is", "leave it out: the steps themselves are differentiated"
         )
     call = settings.get("args", ()), settings.get("kwargs")
     held = held_by(method) * (1 if event_fn is None else 2)  # a step, and one within it
@@ -103,7 +103,7 @@ def solve(
 def refuse_transforms(what: str, instead: str) -> None:
     """Raise ``ValueError`` within a transform of torch.func, saying what to do ``instead``."""
     if transformed() and not torch.compiler.is_compiling():
-        raise ValueError(f"{what} is not available within torch.func (grad, jvp, vmap); {instead}")
+        raise ValueError(f"{what} not available within torch.func (grad, jvp, vmap); {instead}")
 
 
 class _Solve:
@@ -307,8 +307,8 @@ class _Solve:
         self._refuse_vmap()
         outputs = self._times()
         if len(outputs) == 1:
-            states, failed = self._checked(torch.stack([self.problem.y0]), outputs)
-            return self._result(states, failed, steps=tuple(outputs))
+            start, failed = self._checked(torch.stack([self.problem.y0]), outputs)
+            return self._result(start, failed, steps=tuple(outputs))
         self._moved_start()
         replayed = gradients == "checkpoint" and torch.is_grad_enabled() and not dense
         stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], outputs[-1])
