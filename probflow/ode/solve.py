@@ -423,6 +423,8 @@ class _Solve:
                     raise
                 error, t, state = stopped, math.nan, torch.full_like(first, torch.nan)
         states = torch.stack([first, state])
+        if error is None:
+            states, error = self._checked(states, (outputs[0], t))
         like = torch.empty(0, dtype=torch.float64, device="cpu")
         if isinstance(self.t, Tensor):
             like = self.t
