@@ -285,11 +285,8 @@ class Problem:
         for given, part in zip(outputs, states, strict=True):
             if not isinstance(given, Tensor):
                 raise TypeError(f"func: must return a tensor, returned {type(given).__name__}")
-            if not (given.is_floating_point() or given.is_complex()):
-                raise TypeError(
-                    "func: must return floating-point or complex numbers, returned a tensor of "
-                    f"{given.dtype}"
-                )
+            if given.dtype is torch.bool:  # whole numbers are converted, as in torchdiffeq
+                raise TypeError("func: must return numbers, returned a tensor of torch.bool")
             if not self._fits(given, part):
                 raise ValueError(
                     f"func: must return the state's shape {tuple(part.shape)}, returned "

@@ -449,7 +449,8 @@ class _Solve:
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
         times = per_sample_times(self.t, self.problem.y0)
-        span = float((times[-1] - times[0]).abs().mean())  # a bar shows the samples' mean
+        # A bar shows the mean of the samples, at a wait more in each try.
+        span = float((times[-1] - times[0]).abs().mean()) if self.progress else None
         with _progress(self.progress, self.method, span) as report:
 
             def told(before: Tensor, stages: Any, columns: Any, length: Tensor) -> None:
