@@ -15,7 +15,7 @@ from probflow.integrate.transforms import transformed
 from probflow.models import Model
 from probflow.ode.fixed import refined
 from probflow.ode.options import checked_options, native_methods
-from probflow.ode.problem import Layout
+from probflow.ode.problem import BAD_START, Layout
 from probflow.ode.result import ODEResult, Status
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.solvers import Solver, all_solvers, get_solver
@@ -106,7 +106,7 @@ def integrate(
 
     check = settings.get("check_finite", True)
     if len(grid) == 1 and check and not transformed() and not all_finite(y0.detach()):
-        raise NonFiniteError("y0: the initial state holds NaN or infinity")
+        raise NonFiniteError(BAD_START)
     known = (info or progress) and len(grid) > 1
     nfe = solver.plan(process, grid, prediction).nfe if known else 0
     if progress:

@@ -20,8 +20,8 @@ from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control, tolerances
 from probflow.ode.dense import DenseOutput
-from probflow.ode.events import find_event
-from probflow.ode.fixed import FixedStepper, Grid, fixed_grid, integrate_on
+from probflow.ode.events import check_state, find_event
+from probflow.ode.fixed import FixedStepper, Grid, check_last, fixed_grid, integrate_on
 from probflow.ode.options import (
     ADAMS,
     GRADIENTS,
@@ -31,7 +31,7 @@ from probflow.ode.options import (
     is_adaptive,
 )
 from probflow.ode.per_sample import PerSample, Taken, per_sample_times
-from probflow.ode.problem import Problem, host_outputs, traced
+from probflow.ode.problem import BAD_START, Problem, host_outputs, traced
 from probflow.ode.result import ODEResult, SolveError, Status
 from probflow.ode.steppers import fixed_stepper
 from probflow.tableaus import TABLEAUS, Tableau
@@ -165,7 +165,7 @@ class _Solve:
             f"{self.method}: func returned NaN or infinity, or the state grew beyond "
             f"{states.dtype}, between t = {times[first - 1]:g} and {times[first]:g}{where}"
             if first
-            else f"y0: the initial state holds NaN or infinity{where}"
+            else BAD_START + where
         )
         if self.throw:
             raise error
@@ -274,6 +274,9 @@ class _Solve:
             if on_step is not None:
                 on_step(start, stepper.y, stop - start)
             steps.append(stepper.advance(stop))
+        if self.check and self.throw:
+            again = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
+            check_last(self.problem, self.tableau, stepper.y, map(again.advance, grid[1:]))
         function = DenseOutput(self.problem, steps, grid[0])
         states = torch.stack([self.problem.y0, *(step.after for step in steps)])
         states, error = self._checked(states, grid)
@@ -418,13 +421,13 @@ class _Solve:
                 t, state = find_event(
                     stepper, event_fn, most, lambda done: report(done.stop - done.start)
                 )
+                if settings is None and self.check:
+                    check_state(self.problem, t, state)
             except (SolveError, NonFiniteError) as stopped:
                 if self.throw:
                     raise
                 error, t, state = stopped, math.nan, torch.full_like(first, torch.nan)
         states = torch.stack([first, state])
-        if error is None:
-            states, error = self._checked(states, (outputs[0], t))
         like = torch.empty(0, dtype=torch.float64, device="cpu")
         if isinstance(self.t, Tensor):
             like = self.t
@@ -464,16 +467,9 @@ class _Solve:
             loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
         if len(times) == 1 and self.check:
             loop.status.masked_fill_(~self.problem.finite(loop.y), int(Status.NON_FINITE))
-        failures = loop.failures()
-        message = Status.SUCCESS.message
-        if failures:
-            sample, status, t, steps = failures[0]
-            message = (
-                f"{len(failures)} of {len(times[0])} samples failed, first sample {sample} at "
-                f"t = {t:g} after {steps} steps: {status.message}"
-            )
-            if self.throw:
-                raise status.error(message)
+        status, message = loop.failure()
+        if status is not Status.SUCCESS and self.throw:
+            raise status.error(message)
         return self._result(
             torch.stack(loop.outputs),
             accepted=loop.accepted,
