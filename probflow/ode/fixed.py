@@ -363,7 +363,8 @@ class FixedStepper(Stepper):
         self.t, self.y, self.start, self.end = t0, problem.y0, t0, end
         self.accepted = self.rejected = 0
         self._first: Tensor | None = None
-        self._good: tuple[Tensor, Tensor] | None = None
+        self._good: Tensor | None = None
+        self._starts: list[float] = []  # of the steps looked at
         self._on_step = problem.callback("callback_step")
 
     def step(self, limit: float | None = None) -> Any:
@@ -400,29 +401,25 @@ class FixedStepper(Stepper):
         return done
 
     def _look(self, start: float) -> None:
-        """Keep on the device how many steps each sample was finite, and when the next began."""
+        """Count on the device the steps after which each sample is finite."""
         if transformed() or not self.y.numel():
             return
         finite = self.problem.finite(self.y.detach())
-        if self._good is None:
-            steps = torch.full_like(finite, self.accepted - 1, dtype=torch.int64)
-            self._good = steps, torch.full_like(finite, start, dtype=self.problem.time_dtype)
-        steps, starts = self._good
-        ongoing = steps == self.accepted - 1  # up to the step that was taken now
-        starts = torch.where(ongoing, start, starts)
-        self._good = steps + (ongoing & finite), starts
+        self._good = finite.long() if self._good is None else self._good + finite
+        self._starts.append(start)
 
     def _report(self) -> None:
         """Raise if a state was not finite; waits for the device."""
         if self._good is None or transformed():
             return
-        steps, starts = (values.tolist() for values in self._good)
-        first = min(steps, default=self.accepted)
-        if first < self.accepted:
-            sample = steps.index(first)
+        # A state that is NaN or infinite never becomes finite again: steps add to it.
+        counts, looks = self._good.tolist(), len(self._starts)
+        first = min(counts)
+        if first < looks:
             raise NonFiniteError(
-                f"{self.method}: the state became NaN or infinite in step {first}, which began at "
-                f"t = {starts[sample]:g}{self.problem.sample(sample)}"
+                f"{self.method}: the state became NaN or infinite in step "
+                f"{self.accepted - looks + first}, which began at t = {self._starts[first]:g}"
+                + self.problem.sample(counts.index(first))
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -468,4 +465,4 @@ class FixedStepper(Stepper):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self._first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.accepted, self._good = state["accepted"], None
+        self.accepted, self._good, self._starts = state["accepted"], None, []
