@@ -35,7 +35,7 @@ from probflow.ode import ODEResult, solve_ode
 from probflow.ode.options import native_methods
 from probflow.problems import as_model
 from probflow.processes import Process
-from probflow.words import check_choice, check_real, check_whole
+from probflow.words import check_choice, check_real, check_whole, dictionary
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -211,6 +211,12 @@ def log_likelihood(
     """
     denoiser = as_model(model, process)
     check_state(x, "x")
+    for name in ("args", "kwargs"):
+        if dictionary(options).get(name):
+            raise ValueError(
+                f"options: {name!r} is for a function of one's own; a model has its conditioning "
+                "from pf.Model(..., kwargs=...)"
+            )
     ends, settings, tolerances = route(
         denoiser.process, _method_is_adaptive(method), steps, grid, t0, t1, rtol, atol, options
     )

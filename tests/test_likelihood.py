@@ -457,6 +457,8 @@ X = torch.zeros(2, 3)
         ),
         ({"method": "rk4", "t1": 0.5, "grid": [1.0, 0.5]}, ValueError, "the grid has its own ends"),
         ({"options": 3}, TypeError, "options: need a dictionary, got 3"),
+        ({"options": {"args": (1,)}}, ValueError, "options: 'args' is for a function of one's own"),
+        ({"options": {"kwargs": {"k": 1}}}, ValueError, "options: 'kwargs' is for a function"),
         ({"options": {"stepsize": 1}}, ValueError, "dopri5 has no option 'stepsize'"),
         (
             {"method": "rk4", "steps": 2, "options": {"step_size": 0.1}},

@@ -46,11 +46,11 @@ from probflow.ode.per_sample import Taken, per_sample_times
 from probflow.ode.plans import adjoint_rule, check_function
 from probflow.ode.problem import Layout, Problem
 from probflow.ode.result import ODEResult
-from probflow.ode.solve import solve
+from probflow.ode.solve import refuse_transforms, solve
 from probflow.ode.steps import combine
 from probflow.solvers import Solver
 from probflow.tableaus import TABLEAUS
-from probflow.words import dictionary
+from probflow.words import check_hook, dictionary
 
 __all__ = ["odeint_adjoint"]
 
@@ -129,6 +129,7 @@ def odeint_adjoint(
     -0.6065
     """
     check_function(func)
+    refuse_transforms("odeint_adjoint:", "use pf.odeint, whose steps themselves are differentiated")
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise ValueError(
             "adjoint_params: needed where func is no nn.Module: the tensors to find gradients for, "
@@ -169,11 +170,10 @@ def odeint_adjoint(
         raise ValueError(
             f"adjoint_method: with per_sample need a method that chooses its steps, got {rule!r}"
         )
-    for callback in _CALLBACKS if apart else ():
-        if hasattr(func, callback + "_adjoint"):
-            raise ValueError(
-                f"{callback}_adjoint: not available with per_sample; leave it off func"
-            )
+    for callback in (name + "_adjoint" for name in _CALLBACKS):
+        check_hook(f"func.{callback}", getattr(func, callback, None), "a function of (t0, y0, dt)")
+        if apart and hasattr(func, callback):
+            raise ValueError(f"{callback}: not available with per_sample; leave it off func")
     if adjoint_options is not None:
         own = dictionary(adjoint_options, "adjoint_options")
     else:

@@ -29,6 +29,7 @@ from probflow.ode.steps import (
     time_tensors,
 )
 from probflow.tableaus import Tableau
+from probflow.words import check_real
 
 __all__ = ["FixedStepper", "fixed_grid", "integrate_on", "locate", "refined"]
 
@@ -164,8 +165,12 @@ def integrate_on(
     gradients: str = "direct",
     check_finite: bool = True,
     on_step: Callable[[float, Tensor, float], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """States at the first time and the outputs, (1 + outputs, ...), of a run over a grid.
+
+    ``on_step`` is called with (t, y, h) before each step, but not with checkpoints, where
+    ``report`` is told of the number of steps that have been taken since the last time.
 
     Raises
     ------
@@ -177,7 +182,12 @@ def integrate_on(
         tableau, grid, outputs, y0, problem.time_dtype, interpolation=interpolation, perturb=perturb
     )
     if gradients == "checkpoint" and torch.is_grad_enabled():
+        if report is not None:
+            problem.observer = _counting(
+                report, len(run.lengths), _evaluations(tableau, run, False)
+            )
         last, _, states = run_checkpointed(problem, tableau, y0, run)
+        problem.observer = None  # in the backward pass the steps are taken again
         result = torch.stack([y0, *states])
     elif torch.is_grad_enabled() or transformed():
         last, kept = _walk(problem, tableau, y0, run, grid, [y0], on_step)
@@ -245,6 +255,20 @@ def _evaluations(tableau: Tableau, run: Run, known: bool) -> int:
         count += stages - known
         known = stages > tableau.closing
     return count
+
+
+def _counting(report: Callable[[int], None], steps: int, evaluations: int) -> Callable[..., None]:
+    """Reports steps, seeing the evaluations of all of them alone."""
+    seen = 0
+
+    def observe(t: Tensor, output: Tensor) -> None:
+        nonlocal seen
+        before, seen = seen, seen + 1
+        count = seen * steps // evaluations - before * steps // evaluations
+        if count:
+            report(count)
+
+    return observe
 
 
 def _again(problem: Problem, tableau: Tableau, run: Run) -> Iterator[None]:
@@ -339,6 +363,8 @@ class FixedStepper(Stepper):
         self.t, self.y, self.start, self.end = t0, problem.y0, t0, end
         self.accepted = self.rejected = 0
         self._first: Tensor | None = None
+        self._good: Tensor | None = None
+        self._starts: list[float] = []  # of the steps looked at
         self._on_step = problem.callback("callback_step")
 
     def step(self, limit: float | None = None) -> Any:
@@ -356,16 +382,50 @@ class FixedStepper(Stepper):
 
         Raises
         ------
-        ValueError
-            For a limit elsewhere.
+        TypeError, ValueError
+            For a limit that is no number, or elsewhere.
+        NonFiniteError
+            At the end, if a state on the way was NaN or infinite.
         """
+        limit = None if limit is None else check_real("limit", limit, "[-inf, inf]")
         limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
         h = math.copysign(self.h, left)
         stop = limit if abs(left) <= self.h * (1 + 1e-6) else self.t + h
         if self._on_step is not None:
             self._on_step(self.t, self.y, stop - self.t)
-        return self.advance(stop)
+        start, done = self.t, self.advance(stop)
+        self._look(start)
+        if stop == self.end:
+            self._report()
+        return done
+
+    def _look(self, start: float) -> None:
+        """Count on the device the steps after which each sample is finite."""
+        if transformed() or not self.y.numel():
+            return
+        finite = self.problem.finite(self.y.detach())
+        self._good = finite.long() if self._good is None else self._good + finite
+        self._starts.append(start)
+
+    def _report(self) -> None:
+        """Raise if a state was not finite; waits for the device."""
+        if self._good is None or transformed():
+            return
+        # A state that is NaN or infinite never becomes finite again: steps add to it.
+        counts, looks = self._good.tolist(), len(self._starts)
+        first = min(counts)
+        if first < looks:
+            raise NonFiniteError(
+                f"{self.method}: the state became NaN or infinite in step "
+                f"{self.accepted - looks + first}, which began at t = {self._starts[first]:g}"
+                + self.problem.sample(counts.index(first))
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`Stepper.state_dict`; NaN and infinity are not saved but raise."""
+        self._report()
+        return super().state_dict()
 
     def advance(self, stop: Any) -> Any:
         """Take one step to the time ``stop``, and return it, as :meth:`step` does."""
@@ -405,4 +465,4 @@ class FixedStepper(Stepper):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.t, self.y, self._first, self.h = (state[k] for k in ("t", "y", "first", "h"))
-        self.accepted = state["accepted"]
+        self.accepted, self._good, self._starts = state["accepted"], None, []

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from probflow.ode.dense import DenseOutput
 from probflow.ode.events import with_gradients
-from probflow.ode.options import ADAMS, native_methods, resolve
+from probflow.ode.options import ADAMS, checked_options, native_methods, resolve
+from probflow.ode.pairs import _OPTIONS as _PAIR_OPTIONS
 from probflow.ode.pairs import solve_pair
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem, traced
@@ -20,10 +21,11 @@ from probflow.ode.solve import solve
 from probflow.ode.steppers import as_float
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import find_pair
-from probflow.words import dictionary
+from probflow.words import check_flags, dictionary
 
 __all__ = ["odeint", "odeint_dense", "odeint_event", "solve_ode"]
 
+_FLAGS = ("dense", "throw", "progress", "reverse_time")
 _PLAN_OPTIONS = {"step_size", "grid_constructor", "check_finite"}
 
 
@@ -45,8 +47,8 @@ def odeint(
     rule), ``explicit_adams``; on a :class:`~probflow.problems.ProbabilityFlowODE` also every
     deterministic solver of :func:`probflow.solver_names`, and with adaptive steps in log-SNR
     ``dpm-solver-12``, ``dpm-solver-23``, ``dpm-solver++-12`` and ``dpm-solver++-23`` (options
-    ``first_step``, ``max_num_steps``, ``per_sample``, ``return_info``). ``implicit_adams``,
-    ``fixed_adams`` and ``scipy_solver`` are passed on to torchdiffeq.
+    ``first_step``, ``max_num_steps``, ``per_sample``, ``return_info``, ``strict``).
+    ``implicit_adams``, ``fixed_adams`` and ``scipy_solver`` are passed on to torchdiffeq.
 
     Parameters
     ----------
@@ -107,10 +109,11 @@ def odeint(
     >>> round(float(y[-1]), 7)
     0.3678794
     """
-    check_function(func)
+    _check_call(func, t)
     options = dictionary(options)
     pair = find_pair(method)
     if pair is not None:
+        options = _pair_options(pair, options)
         result = solve_pair(
             pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn
         )
@@ -136,6 +139,18 @@ def odeint(
     return peer.passed_on(
         func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
     )
+
+
+def _check_call(func: Any, t: Any) -> None:
+    check_function(func)
+    if t is None:
+        raise TypeError("t: need a 1-D tensor or sequence of times, got None")
+
+
+def _pair_options(pair: Any, options: Any) -> dict[str, Any]:
+    settings = checked_options(pair.name, options, (*_PAIR_OPTIONS, "strict"))
+    settings.pop("strict", None)
+    return settings
 
 
 def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
@@ -171,14 +186,16 @@ def solve_ode(
         As :func:`odeint`.
     method
         One of the general methods, or for a :class:`~probflow.problems.ProbabilityFlowODE`
-        ``dpm-solver-23`` and its kin (not a solver on a grid that needs a noising process).
+        ``dpm-solver-23`` and its kin (not a solver on a grid that needs a noising process: of those
+        :func:`odeint` with the option ``return_info`` tells what happened).
     args, kwargs
-        Further arguments of ``func``.
+        Further arguments of ``func``; they, and ``progress``, may stand in ``options`` instead.
     dense
         Keep the steps, so that ``result.dense(t)`` gives the state at any time.
     throw
-        Raise an error if the end is not reached; otherwise the result's ``status`` says why, and
-        the outputs after it are NaN.
+        Raise an error if the end is not reached; otherwise the result's ``status`` and ``message``
+        say why, and the outputs after it are NaN, with fixed steps from the first on that is not
+        finite; an event not found has the time NaN.
     progress
         Show a progress bar.
 
@@ -199,7 +216,8 @@ def solve_ode(
     >>> result.success, result.rejected
     (True, 0)
     """
-    check_function(func)
+    _check_call(func, t)
+    check_flags({"dense": dense, "throw": throw, "progress": progress}, _FLAGS)
     pair = find_pair(method)
     if pair is not None:
         unfit = {"args": args, "kwargs": kwargs, "dense": dense, "progress": progress}
@@ -207,20 +225,50 @@ def solve_ode(
             if value:
                 raise ValueError(f"{argument}: not available with {pair.name}")
         return solve_pair(
-            pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn,
-            throw=throw,
+            pair, func, y0, t, rtol=rtol, atol=atol, options=_pair_options(pair, options),
+            event_fn=event_fn, throw=throw,
         )  # fmt: skip
     name, solver = resolve(method)
     if name is None:
         raise ValueError(
-            f"method: {solver.name if solver else method} has no result object; allowed are "
-            + ", ".join(native_methods())
+            f"method: {solver.name if solver else method} has no result object here"
+            + (", but in pf.odeint with options={'return_info': True}" if solver else "")
+            + f"; allowed are {', '.join(native_methods())}"
         )
-    given = {**dictionary(options), "args": args, "kwargs": kwargs, "progress": progress}
+    given = _joined(options, args=args, kwargs=kwargs, progress=progress)
     return solve(
         func, y0, t, rtol=rtol, atol=atol, method=name, options=given, event_fn=event_fn,
         dense=dense, throw=throw,
     )  # fmt: skip
+
+
+def _joined(options: Any, **arguments: Any) -> dict[str, Any]:
+    """The options, with the arguments that may stand there, too.
+
+    Raises
+    ------
+    ValueError
+        For what is given in both places, unless it is the same.
+    """
+    given = dictionary(options)
+    for name, value in arguments.items():
+        if value is None or value is False or (isinstance(value, (tuple, dict)) and not value):
+            continue
+        other = given.get(name)
+        if other is not None and not _same(value, other):
+            raise ValueError(
+                f"{name}, options: got {name}={value!r} and options[{name!r}]={other!r}; give one "
+                "of them"
+            )
+        given[name] = value
+    return given
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # tensors or arrays of several numbers that are not the same
+        return False
 
 
 def odeint_dense(
@@ -299,6 +347,11 @@ def odeint_event(
     """
     if not callable(event_fn):
         raise TypeError(f"event_fn: need a function of (t, y), got {type(event_fn).__name__}")
+    if not callable(odeint_interface):
+        raise TypeError(
+            f"odeint_interface: need odeint, odeint_adjoint or the like, got {odeint_interface!r}"
+        )
+    check_flags({"reverse_time": reverse_time}, _FLAGS)
     options = dictionary(kwargs.get("options"))
     problem = Problem(func, y0, options.get("args", ()), options.get("kwargs"))
     time = as_float(t0, "t0")

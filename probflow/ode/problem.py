@@ -13,7 +13,7 @@ from probflow.integrate.loop import NonFiniteError
 from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
-from probflow.words import dictionary
+from probflow.words import check_hook, dictionary
 
 __all__ = ["BAD_START", "Layout", "Problem", "host_outputs", "traced"]
 
@@ -221,6 +221,7 @@ class Problem:
         As in torchdiffeq, ``dt`` is positive in either direction of time.
         """
         function = getattr(self.user, name, None)
+        check_hook(f"func.{name}", function, "a function of (t0, y0, dt)")
         if function is None:
             return None
 
@@ -292,6 +293,8 @@ class Problem:
         for given, part in zip(outputs, states, strict=True):
             if not isinstance(given, Tensor):
                 raise TypeError(f"func: must return a tensor, returned {type(given).__name__}")
+            if given.dtype is torch.bool:  # whole numbers are converted, as in torchdiffeq
+                raise TypeError("func: must return numbers, returned a tensor of torch.bool")
             if not self._fits(given, part):
                 raise ValueError(
                     f"func: must return the state's shape {tuple(part.shape)}, returned "

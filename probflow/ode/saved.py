@@ -21,7 +21,8 @@ class Stepper:
     problem, tableau
         Function and state, and the Runge-Kutta method of the steps.
     t, y
-        Where the solution is.
+        Where the solution is; ``y`` is the solver's own tensor: the parts of a tuple in one vector,
+        half precision in float32. Users read :attr:`state`.
     start, end
         Ends of the interval.
     accepted, rejected
@@ -36,6 +37,11 @@ class Stepper:
     end: Any
     accepted: int
     rejected: int
+
+    @property
+    def state(self) -> Any:
+        """The state at ``t`` in the form of ``y0``: a tensor or a tuple of them, of its dtype."""
+        return self.problem.state(self.y)
 
     @property
     def method(self) -> str:

@@ -6,13 +6,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.integrate.transforms import hidden, transformed
 from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
@@ -29,12 +31,12 @@ from probflow.ode.options import (
     is_adaptive,
 )
 from probflow.ode.per_sample import PerSample, Taken, per_sample_times
-from probflow.ode.problem import Problem, host_outputs, traced
+from probflow.ode.problem import BAD_START, Problem, host_outputs, traced
 from probflow.ode.result import ODEResult, SolveError, Status
 from probflow.ode.steppers import fixed_stepper
 from probflow.tableaus import TABLEAUS, Tableau
 
-__all__ = ["solve"]
+__all__ = ["refuse_transforms", "solve"]
 
 
 def solve(
@@ -62,6 +64,10 @@ def solve(
         raise ValueError(
             f"gradients: got {gradients!r}, allowed are {', '.join(GRADIENTS)} "
             "(the continuous adjoint is pf.odeint_adjoint)"
+        )
+    if gradients == "reversible" or (gradients == "checkpoint" and torch.is_grad_enabled()):
+        refuse_transforms(
+            f"gradients: {gradients!r} is", "leave it out: the steps themselves are differentiated"
         )
     call = settings.get("args", ()), settings.get("kwargs")
     held = held_by(method) * (1 if event_fn is None else 2)  # a step, and one within it
@@ -94,6 +100,12 @@ def solve(
     return solver.fixed(dense, gradients)
 
 
+def refuse_transforms(what: str, instead: str) -> None:
+    """Raise ``ValueError`` within a transform of torch.func, saying what to do ``instead``."""
+    if transformed() and not torch.compiler.is_compiling():
+        raise ValueError(f"{what} not available within torch.func (grad, jvp, vmap); {instead}")
+
+
 class _Solve:
     """The pieces of a call, and one method for each way to integrate."""
 
@@ -121,16 +133,43 @@ class _Solve:
         """Output times on the host; their gradients are attached afterwards."""
         return host_outputs(self.t)
 
-    def _result(self, states: Tensor, **what: Any) -> ODEResult:
+    def _result(self, states: Tensor, error: Exception | None = None, **what: Any) -> ODEResult:
         defaults: dict[str, Any] = {
             "accepted": 0,
             "rejected": 0,
-            "status": Status.SUCCESS,
+            "status": _status_of(error),
             "message": Status.SUCCESS.message,
         }
+        if error is not None:
+            what["message"] = str(error)
         return ODEResult(
             t=self.t, y=self.problem.result(states), nfe=self.problem.nfe, **{**defaults, **what}
         )
+
+    def _checked(
+        self, states: Tensor, times: Sequence[float]
+    ) -> tuple[Tensor, NonFiniteError | None]:
+        """The states, NaN from the first on that is not finite, and what to say of it.
+
+        Raises
+        ------
+        NonFiniteError
+            With ``throw``.
+        """
+        if not self.check or all_finite(states[-1].detach()):
+            return states, None
+        good = [bool(self.problem.finite(state).all()) for state in states.detach()]
+        first = good.index(False)
+        where = self.problem.first_bad(states[first].detach())
+        error = NonFiniteError(
+            f"{self.method}: func returned NaN or infinity, or the state grew beyond "
+            f"{states.dtype}, between t = {times[first - 1]:g} and {times[first]:g}{where}"
+            if first
+            else BAD_START + where
+        )
+        if self.throw:
+            raise error
+        return torch.cat([states[:first], torch.full_like(states[first:], torch.nan)]), error
 
     # Times that carry gradients -------------------------------------------------------------------
 
@@ -159,16 +198,26 @@ class _Solve:
 
     # Fixed steps ----------------------------------------------------------------------------------
 
-    def _on_step(self, grid: Grid) -> Callable[..., None] | None:
-        callback = self.problem.callback("callback_step")
+    def _bar(self, grid: Grid) -> Callable[[int], None] | None:
+        """A bar of the steps, to be told of how many were taken."""
         if not self.progress:
-            return callback
+            return None
         bar = tqdm(total=len(grid) - 1, desc=self.method, unit="step")
 
-        def on_step(t: float, y: Tensor, h: float) -> None:
-            bar.update(1)
+        def update(count: int) -> None:
+            bar.update(count)
             if bar.n == bar.total:
                 bar.close()
+
+        return update
+
+    def _on_step(self, grid: Grid) -> Callable[..., None] | None:
+        callback, update = self.problem.callback("callback_step"), self._bar(grid)
+        if update is None:
+            return callback
+
+        def on_step(t: float, y: Tensor, h: float) -> None:
+            update(1)
             if callback is not None:
                 callback(t, y, h)
 
@@ -197,46 +246,55 @@ class _Solve:
             from probflow.ode.reversible import integrate_reversible
 
             assert isinstance(grid, list)
-            states = integrate_reversible(
-                problem, self.tableau, grid, wanted, on_step=self._on_step(grid),
-                check_finite=self.check,
-            )  # fmt: skip
-        else:
-            if gradients == "checkpoint" and problem.callback("callback_step") is not None:
+            run = partial(integrate_reversible, problem, self.tableau, grid, wanted)
+            return self._on_grid(run, grid)
+        run = partial(
+            integrate_on, problem, self.tableau, grid, wanted, interpolation=interp, perturb=perturb
+        )
+        if gradients == "checkpoint":
+            if problem.callback("callback_step") is not None:
                 raise ValueError("callback_step: not available with gradients='checkpoint'")
-            states = integrate_on(
-                problem, self.tableau, grid, wanted, interpolation=interp, perturb=perturb,
-                gradients=gradients, check_finite=self.check, on_step=self._on_step(grid),
-            )  # fmt: skip
-        return self._on_grid(states, grid)
+            if torch.is_grad_enabled():
+                return self._on_grid(run, grid, gradients=gradients, report=self._bar(grid))
+        return self._on_grid(run, grid)
 
-    def _on_grid(self, states: Tensor, grid: Grid, **what: Any) -> ODEResult:
-        """The result of a run over fixed steps."""
+    def _on_grid(self, run: Callable[..., Tensor], grid: Grid, **how: Any) -> ODEResult:
+        """The result of a run over fixed steps, which says where it failed if it is to raise."""
+        how = how or {"on_step": self._on_step(grid)}
+        states, error = run(check_finite=self.check and self.throw, **how), None
+        if not self.throw:
+            states, error = self._checked(states, self._times() if self.check else ())
         steps = () if isinstance(grid, Tensor) else tuple(grid)
-        return self._result(states, accepted=len(grid) - 1, steps=steps, **what)
+        return self._result(states, error, accepted=len(grid) - 1, steps=steps)
 
     def _fixed_dense(self, grid: list[float]) -> ODEResult:
         stepper = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
-        steps = [stepper.step(time) for time in grid[1:]]
-        if self.check:
+        steps, on_step = [], self._on_step(grid)
+        for start, stop in pairwise(grid):
+            if on_step is not None:
+                on_step(start, stepper.y, stop - start)
+            steps.append(stepper.advance(stop))
+        if self.check and self.throw:
             again = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
             check_last(self.problem, self.tableau, stepper.y, map(again.advance, grid[1:]))
         function = DenseOutput(self.problem, steps, grid[0])
         states = torch.stack([self.problem.y0, *(step.after for step in steps)])
+        states, error = self._checked(states, grid)
         outputs = [grid.index(time) for time in self._times()]
-        return self._on_grid(states[outputs], grid, dense=function)
+        return self._result(
+            states[outputs], error, accepted=len(steps), steps=tuple(grid), dense=function
+        )
 
     def adams(self) -> ODEResult:
         """Adams-Bashforth steps on a grid."""
         if self.settings.get("gradients", "direct") != "direct":
             raise ValueError(f"gradients: {ADAMS} has 'direct' only")
         grid, wanted, interp = fixed_grid(self.func, self.y0, self.t, self.settings)
-        states = integrate_adams(
-            self.problem, adams_order(self.settings), grid, wanted, interpolation=interp,
-            perturb=bool(self.settings.get("perturb", False)), on_step=self._on_step(grid),
-            check_finite=self.check,
+        run = partial(
+            integrate_adams, self.problem, adams_order(self.settings), grid, wanted,
+            interpolation=interp, perturb=bool(self.settings.get("perturb", False)),
         )  # fmt: skip
-        return self._on_grid(states, grid)
+        return self._on_grid(run, grid)
 
     # Adaptive steps -------------------------------------------------------------------------------
 
@@ -252,7 +310,8 @@ class _Solve:
         self._refuse_vmap()
         outputs = self._times()
         if len(outputs) == 1:
-            return self._result(torch.stack([self.problem.y0]), steps=tuple(outputs))
+            start, failed = self._checked(torch.stack([self.problem.y0]), outputs)
+            return self._result(start, failed, steps=tuple(outputs))
         self._moved_start()
         replayed = gradients == "checkpoint" and torch.is_grad_enabled() and not dense
         stepper = AdaptiveStepper(self.problem, self.tableau, settings, outputs[0], outputs[-1])
@@ -273,21 +332,32 @@ class _Solve:
             states += [torch.full_like(states[0], torch.nan)] * (len(outputs) - len(states))
         return self._result(
             self._moved_outputs(torch.stack(states)),
+            error,
             accepted=stepper.accepted,
             rejected=stepper.rejected,
-            status=_status_of(error),
-            message=Status.SUCCESS.message if error is None else str(error),
             dense=DenseOutput(self.problem, steps, outputs[0]) if dense else None,
             steps=tuple(grid),
         )
 
-    def _refuse_vmap(self) -> None:
-        if hidden(self.problem.y0):
-            raise ValueError(
-                f"y0: under torch.func.vmap the steps of {self.method} cannot depend on the error; "
-                "give the batch as it is, with per_sample for steps of their own, or use fixed "
-                "steps"
-            )
+    def _refuse_vmap(
+        self,
+        why: str = "the steps of {} cannot depend on the error; give the batch as it is, with "
+        "per_sample for steps of their own, or use fixed steps",
+    ) -> None:
+        """Raise ``ValueError`` if vmap hides the state, and see to it that slopes are looked at."""
+        if torch.compiler.is_compiling() or not transformed():
+            return
+
+        def look(name: str, values: Tensor) -> None:
+            if hidden(values):
+                raise ValueError(f"{name}: under torch.func.vmap {why.format(self.method)}")
+
+        def first_slope(t: Tensor, slope: Tensor) -> None:
+            self.problem.observer = None
+            look("func", slope)
+
+        look("y0", self.problem.y0)
+        self.problem.observer = first_slope
 
     def _advance(
         self, stepper: AdaptiveStepper, outputs: Sequence[float], keep: bool
@@ -317,7 +387,7 @@ class _Solve:
                     ends.append(done.stop)
                     if keep:
                         steps.append(done)
-                    report(done)
+                    report(done.stop - done.start)
                     del done  # and with it the stages, before the next step makes its own
             except (SolveError, NonFiniteError) as stopped:
                 error = stopped
@@ -336,6 +406,7 @@ class _Solve:
         for name, useless in (("gradients", "direct"), ("grid_constructor", None)):
             if self.settings.get(name, useless) != useless:
                 raise ValueError(f"{name}: not available with event_fn; leave it out")
+        self._refuse_vmap("there is no search for an event; search for that of each sample alone")
         first = self._moved_start()
         end = math.copysign(math.inf, outputs[1] - outputs[0])
         stepper: AdaptiveStepper | FixedStepper
@@ -344,16 +415,25 @@ class _Solve:
         else:
             stepper = fixed_stepper(self.problem, self.method, self.settings, outputs[0], end)
         most = int(self.settings.get("max_num_steps", 100_000))
+        error: Exception | None = None
         with _progress(self.progress, self.method) as report:
-            t, state = find_event(stepper, event_fn, most, report)
-        if settings is None and self.check:
-            check_state(self.problem, t, state)
+            try:
+                t, state = find_event(
+                    stepper, event_fn, most, lambda done: report(done.stop - done.start)
+                )
+                if settings is None and self.check:
+                    check_state(self.problem, t, state)
+            except (SolveError, NonFiniteError) as stopped:
+                if self.throw:
+                    raise
+                error, t, state = stopped, math.nan, torch.full_like(first, torch.nan)
         states = torch.stack([first, state])
         like = torch.empty(0, dtype=torch.float64, device="cpu")
         if isinstance(self.t, Tensor):
             like = self.t
         return self._result(
             states,
+            error,
             accepted=stepper.accepted,
             rejected=stepper.rejected,
             message="the event was found",
@@ -372,8 +452,21 @@ class _Solve:
         if traced(self.t):
             raise ValueError("t: gradients with respect to times are not formed with per_sample")
         times = per_sample_times(self.t, self.problem.y0)
-        loop = PerSample(self.problem, self.tableau, settings, times, taken)
-        loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
+        # A bar shows the mean of the samples, at a wait more in each try.
+        span = float((times[-1] - times[0]).abs().mean()) if self.progress else None
+        with _progress(self.progress, self.method, span) as report:
+
+            def told(before: Tensor, stages: Any, columns: Any, length: Tensor) -> None:
+                report(float(length.abs().mean()))
+                if taken is not None:
+                    taken(before, stages, columns, length)
+
+            loop = PerSample(
+                self.problem, self.tableau, settings, times, told if self.progress else taken
+            )
+            loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
+        if len(times) == 1 and self.check:
+            loop.status.masked_fill_(~self.problem.finite(loop.y), int(Status.NON_FINITE))
         status, message = loop.failure()
         if status is not Status.SUCCESS and self.throw:
             raise status.error(message)
@@ -395,10 +488,10 @@ def _status_of(error: Exception | None) -> Status:
 @contextmanager
 def _progress(
     wanted: bool, method: str, span: float | None = None
-) -> Iterator[Callable[[Any], Any]]:
-    """A bar over the span of time, to be told of every step."""
+) -> Iterator[Callable[[float], Any]]:
+    """A bar over the span of time, to be told of the length of every step."""
     if not wanted:
-        yield lambda done: None
+        yield lambda length: None
         return
     with tqdm(total=span, desc=method, unit="t") as bar:
-        yield lambda done: bar.update(abs(done.stop - done.start))
+        yield lambda length: bar.update(abs(length))

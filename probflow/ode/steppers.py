@@ -53,8 +53,10 @@ def ode_stepper(
     Returns
     -------
     AdaptiveStepper or FixedStepper
-        With ``t``, ``y``, ``accepted``, ``rejected``, ``nfe``, ``step(limit=None)``,
-        ``state_dict()`` and ``load_state_dict(state)``.
+        With ``t``, ``state`` (in the form of ``y0``; ``y`` is the solver's own tensor),
+        ``accepted``, ``rejected``, ``nfe``, ``step(limit=None)``, ``state_dict()`` and
+        ``load_state_dict(state)``. NaN or infinity is an error: in fixed steps, where nothing waits
+        for the device, when the end is reached or the state is saved.
 
     Examples
     --------
@@ -65,6 +67,8 @@ def ode_stepper(
     >>> saved = stepper.state_dict()
     >>> saved["t"]
     0.5
+    >>> round(float(stepper.state), 4)
+    0.6065
     """
     check_function(func)
     name, _ = resolve(method)

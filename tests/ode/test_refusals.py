@@ -52,6 +52,19 @@ def event(y0: Any = Y0, t0: Any = 0.0, **how: Any) -> Callable[[], Any]:
     return lambda: pf.odeint_event(never, y0, t0, event_fn=falls, **how)
 
 
+def with_callback(name: str) -> Any:
+    class Called:
+        def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+            return never(t, y)
+
+    setattr(Called, name, 3)
+    return Called()
+
+
+def called_back(method: str) -> Callable[[], Any]:
+    return lambda: pf.odeint(with_callback("callback_step"), Y0, [0.0, 1.0], method=method)
+
+
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     # Tolerances
     (lambda: solve(rtol=torch.ones(5)), ValueError, r"rtol: .*state's \(2, 3\), got \(5,\)"),
@@ -154,6 +167,40 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (event(t0=torch.zeros(2)), TypeError, "t0: need a number or a 0-d tensor"),
     (event(method="rk4", options={"step_size": "a"}), TypeError, "step_size: need a number"),
     (lambda: pf.odeint_event(never, Y0, 0.0, event_fn=3), TypeError, "event_fn: need a function"),
+    (event(reverse_time="no"), TypeError, "^reverse_time: need True or False, got 'no'"),
+    (event(odeint_interface=3), TypeError, "^odeint_interface: need odeint, .* got 3"),
+    # Arguments of solve_ode, times, callbacks, slopes
+    (lambda: pf.solve_ode(never, Y0, [0.0, 1.0], throw="a"), TypeError, "^throw: need True or"),
+    (lambda: pf.solve_ode(never, Y0, [0.0, 1.0], dense="a"), TypeError, "^dense: need True or"),
+    (lambda: pf.solve_ode(never, Y0, [0.0, 1.0], progress=1), TypeError, "^progress: need True"),
+    (lambda: pf.solve_ode(never, Y0, None), TypeError, "^t: need a 1-D tensor .* got None"),
+    (lambda: pf.odeint(never, Y0, None), TypeError, "^t: need a 1-D tensor .* got None"),
+    (lambda: pf.odeint(FLOW, Y0, None, method="ddim"), TypeError, "^t: need a 1-D tensor"),
+    (
+        called_back("rk4"),
+        TypeError,
+        r"^func.callback_step: need a function of \(t0, y0, dt\), got 3",
+    ),
+    (called_back("dopri5"), TypeError, "^func.callback_step: need a function"),
+    (
+        lambda: pf.odeint_adjoint(
+            with_callback("callback_step_adjoint"), Y0, [0.0, 1.0], adjoint_params=()
+        ),
+        TypeError,
+        "^func.callback_step_adjoint: need a function",
+    ),
+    (
+        lambda: pf.odeint(lambda t, y: y > 0.0, Y0, [0.0, 1.0]),
+        TypeError,
+        "^func: must return numbers, returned a tensor of torch.bool",
+    ),
+    (
+        lambda: pf.ode_stepper(decay, Y0, 0.0, 1.0, method="rk4", options={"step_size": 0.1}).step(
+            "a"
+        ),
+        TypeError,
+        "^limit: need a number, got 'a'",
+    ),
     # Plans
     (
         lambda: pf.odeint(FLOW, Y0, [1.0, 0.5], method="dpm-solver-2", options={"r": 0.5}),
