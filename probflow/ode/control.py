@@ -2,9 +2,9 @@ r"""Step-size control: options, error norms, the PID controller and the first st
 
 After a step whose estimated error is :math:`e_n` tolerances, the length h is multiplied by
 :math:`\epsilon_n^{-(p+i+d)/k} \epsilon_{n-1}^{(p+2d)/k} \epsilon_{n-2}^{-d/k}`, within bounds, with
-:math:`\epsilon = e / \text{safety}^k` and k the order of the estimate plus 1 (Soderlind 2003, Digital
-filters in adaptive time-stepping). Whatever p, i and d are, lengths thus rest where the error is
-:math:`\text{safety}^k` tolerances. (p, i, d) = (0, 1, 0) is the controller of torchdiffeq.
+:math:`\epsilon = e / \text{safety}^k` and k the order of the estimate plus 1 (Soderlind 2003,
+Digital filters in adaptive time-stepping). Whatever p, i and d are, lengths thus rest where the
+error is :math:`\text{safety}^k` tolerances. (p, i, d) = (0, 1, 0) is the controller of torchdiffeq.
 """
 
 from __future__ import annotations
