@@ -141,12 +141,14 @@ class AdaptiveStepper(Stepper):
             self.first = self._first_stage()
         self._stages = []  # large: let them go before new ones are made
         if self.h is None:
-            self.h = self._first_length(limit)
+            length = self._first_length(limit)
+            self.h = min(max(length, self.control.min_step), self.control.max_step)
         while True:
             if self.accepted + self.rejected >= self.control.max_num_steps:
                 raise MaxStepsError(
                     f"max_num_steps: {self.control.max_num_steps} steps did not reach "
                     f"{limit:g}; stopped at t = {self.t:g} with steps of {self.h:.3g}"
+                    + self._too_fine()
                 )
             done = self._try(limit)
             if done is not None:
@@ -159,12 +161,6 @@ class AdaptiveStepper(Stepper):
         h = stop - start
         if self._tried is not None:
             self._tried(start, self.y, h)
-        if abs(h) < 4.0 * math.ulp(max(abs(start), abs(stop))) and not clipped:
-            raise StepSizeError(
-                f"t: the step size fell below the resolution of the times at t = {start!r}, step "
-                f"{self.accepted}, with steps of {self.h:.3g}{self._worst()}; the function may be "
-                "singular there"
-            )
         times = self._times(start, stop, jump)
         func = self.problem.direct
         after, stages = rk_step(func, self.tableau, self.y, times, h, self.first)
@@ -198,7 +194,13 @@ class AdaptiveStepper(Stepper):
         return done
 
     def _stop(self, limit: float) -> tuple[float, bool, bool]:
-        """End of the next step, whether it was cut for it, and whether the function jumps there."""
+        """End of the next step, whether it was cut for it, and whether the function jumps there.
+
+        Raises
+        ------
+        StepSizeError
+            For a length that the times cannot resolve, unless it reaches the next time to land on.
+        """
         assert self.h is not None
         target, jump = limit, False
         for time, jumps in self._marks:
@@ -206,10 +208,16 @@ class AdaptiveStepper(Stepper):
                 if time <= self.sign * limit:
                     target, jump = self.sign * time, jumps
                 break
-        left = abs(target - self.t)
-        h = min(max(self.h, self.control.min_step), self.control.max_step)
+        left, h = abs(target - self.t), self.h
         if h >= left * (1.0 - 1e-12):
             return target, h > left, jump
+        # The length as it was proposed: rounded to the times it might never become shorter.
+        if h < 4.0 * math.ulp(max(abs(self.t), h)):
+            raise StepSizeError(
+                f"t: the step size fell below the resolution of the times at t = {self.t!r}, step "
+                f"{self.accepted}, with steps of {h:.3g}{self._worst()}; the function may be "
+                "singular there"
+            )
         if 2.0 * h > left:  # two equal steps instead of a whole one and a sliver
             h = 0.5 * left
             return self.t + self.sign * h, True, False
@@ -267,6 +275,17 @@ class AdaptiveStepper(Stepper):
         largest = torch.where(torch.isfinite(error), error, torch.inf).argmax()
         flags = torch.zeros_like(error).reshape(-1).index_fill(0, largest, torch.nan)
         return self.problem.first_bad(flags.reshape(error.shape))
+
+    def _too_fine(self) -> str:
+        """Words for a tolerance that a function in half precision cannot meet but by tiny steps."""
+        dtype, rtol = self.problem.dtype, self.control.rtol
+        eps = torch.finfo(dtype).eps
+        if dtype is self.problem.wide or not isinstance(rtol, float) or rtol >= eps:
+            return ""
+        return (
+            f"; func works in {dtype}, whose numbers are {eps:.2g} apart, so that its rounding is "
+            f"an error of many times rtol = {rtol:g}: steps are short everywhere"
+        )
 
     @torch.no_grad()
     def _first_length(self, limit: float) -> float:

@@ -1,9 +1,10 @@
 r"""Step-size control: options, error norms, the PID controller and the first step.
 
-After a step whose estimated error is :math:`e_n` tolerances, the next length is
-:math:`h \cdot` clip(safety :math:`\cdot e_n^{-(p+i+d)/k} e_{n-1}^{(p+2d)/k} e_{n-2}^{-d/k}`), with
-k the order of the estimate plus 1 (Soderlind 2003, Digital filters in adaptive time-stepping).
-(p, i, d) = (0, 1, 0) is the controller of torchdiffeq.
+After a step whose estimated error is :math:`e_n` tolerances, the length h is multiplied by
+:math:`\epsilon_n^{-(p+i+d)/k} \epsilon_{n-1}^{(p+2d)/k} \epsilon_{n-2}^{-d/k}`, within bounds, with
+:math:`\epsilon = e / \text{safety}^k` and k the order of the estimate plus 1 (Soderlind 2003,
+Digital filters in adaptive time-stepping). Whatever p, i and d are, lengths thus rest where the
+error is :math:`\text{safety}^k` tolerances. (p, i, d) = (0, 1, 0) is the controller of torchdiffeq.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Control:
     min_step, max_step
         Bounds of the length. A step as short as ``min_step`` is accepted whatever its error.
     safety, ifactor, dfactor
-        The next length aims at an error of ``safety**k`` tolerances, and is at most ``ifactor`` and
-        at least ``dfactor`` times the last. As in torchdiffeq ``safety`` may be any number > 0:
+        The next length aims at an error of ``safety**k`` tolerances with every controller, k the
+        order of the estimate plus 1; it is at most ``ifactor`` and at least ``dfactor`` times the
+        last. As in torchdiffeq ``safety`` may be any number > 0:
         above 1 more steps are rejected, each accepted one still meets the tolerances.
     max_num_steps
         Largest number of steps tried in the whole call (torchdiffeq: for each output interval).
@@ -68,11 +70,11 @@ class Control:
     norm: Norm | None = None
     controller: tuple[float, float, float] = CONTROLLERS["i"]
 
-    def exponents(self, order: int) -> tuple[float, float, float]:
-        """Exponents of e_n, e_(n-1), e_(n-2), three floats, for an estimate of order ``order``."""
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """What e_n, e_(n-1), e_(n-2) count for: (safety / e**(1/k)) to these powers."""
         p, i, d = self.controller
-        k = order + 1
-        return -(p + i + d) / k, (p + 2 * d) / k, -d / k
+        return p + i + d, -(p + 2 * d), d
 
     def factor(self, errors: Sequence[float], order: int) -> float:
         """By what to multiply the step length; ``errors`` are the latest first.
@@ -96,10 +98,10 @@ class Control:
             return self.dfactor
         if latest == 0.0:
             return self.ifactor
-        factor = self.safety
-        for error, exponent in zip(errors, self.exponents(order), strict=False):
-            if exponent != 0.0:
-                factor *= max(error, 1e-12) ** exponent
+        factor = 1.0
+        for error, share in zip(errors, self.shares, strict=False):
+            if share != 0.0:
+                factor *= self.safety**share * max(error, 1e-12) ** (-share / (order + 1))
         # As torchdiffeq: without memory, a step that was good enough is never shortened.
         keep = latest < 1.0 and self.controller[0] == self.controller[2] == 0.0
         highest = 0.9 if latest > 1.0 else self.ifactor  # a repeated step is shorter

@@ -30,7 +30,9 @@ class DenseOutput:
     Attributes
     ----------
     order
-        Declared order: the interpolant's error in a step is O(h**(order + 1)).
+        Declared order: the error made in a step is O(h**(order + 1)), wherever in it; that is the
+        interpolant's order, or the method's where it is lower. Over the interval errors are
+        O(h**(order + 1)), but no better than the method's own.
     t0, t1
         Ends of the interval.
     """
@@ -40,7 +42,8 @@ class DenseOutput:
         self.t0, self.t1 = t0, self._steps[-1].stop if self._steps else t0
         self._sign = -1.0 if self.t1 < t0 else 1.0
         self._stops = [self._sign * step.stop for step in self._steps]
-        self.order = self._steps[0].tableau.dense_order if self._steps else 0
+        tableau = self._steps[0].tableau if self._steps else None
+        self.order = min(tableau.order, tableau.dense_order) if tableau else 0
 
     def __call__(self, t: Any) -> Any:
         """State at ``t``, a number or 0-d tensor: \\*y0.shape; at times (m,): (m, \\*y0.shape).

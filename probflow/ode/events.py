@@ -13,7 +13,8 @@ from torch import Tensor
 from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError
-from probflow.ode.steps import time_tensors
+from probflow.ode.steps import rk_step, stage_times, time_tensors
+from probflow.tableaus import TABLEAUS
 
 __all__ = ["check_state", "find_event", "real", "with_gradients"]
 
@@ -130,33 +131,51 @@ def with_gradients(
     event_t: Tensor,
     states: Any,
 ) -> tuple[Tensor, Any]:
-    """An event's time and the states at the start and there, with the gradients of the time."""
+    """An event's time and the states at the start and there, with the derivatives of the time.
+
+    First and second derivatives are those of the event of the numerical solution; third ones are
+    not complete.
+    """
     event_t = event_t.detach()
+    if not torch.is_grad_enabled():
+        return event_t, states
+    first = _first_event(event_fn, problem, t0, y0)
     last = tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
     y = problem.layout.join(last)
-    with torch.enable_grad():
-        value = _first_event(event_fn, problem, t0, y0, event_t, y)
-        time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
-        again = _first_event(event_fn, problem, t0, y0, time, state)
-        if not again.requires_grad:  # a constant that says stop
-            return event_t, states
-        by_t, by_y = torch.autograd.grad(again, (time, state), allow_unused=True)
-    slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide)).to(y.dtype)
+    time, state = event_t.clone().requires_grad_(), y.detach().requires_grad_()
+    value = first(time, state)
+    if not value.requires_grad:  # a constant that says stop
+        return event_t, states
+    by_t, by_y = torch.autograd.grad(value, (time, state), allow_unused=True)
+    slope = problem(event_t.to(problem.time_dtype), y.to(problem.wide))
     rate = torch.zeros_like(event_t) if by_t is None else by_t
     if by_y is not None:
-        change = (by_y.conj() * slope.detach()).sum()  # of a real number, by a complex state
+        # of a real number, by a complex state
+        change = (by_y.conj() * slope.detach().to(y.dtype)).sum()
         rate = rate + real(change).to(rate)
     if rate == 0.0:  # the solution touches the surface: its time has no derivative
         return event_t, states
-    # Zero, with the gradient of the event's time.
-    moved = -(value - value.detach()).to(event_t) / rate
+    # By how much the time moves, 0 with derivatives. Newton's iteration with the rate of the first
+    # point leaves an error of one order more in each round.
+    moved, end = torch.zeros_like(event_t), y
+    for _ in range(2):
+        value = first(event_t + moved, end)
+        moved = moved - (value - value.detach()).to(event_t) / rate
+        end = _flow(problem, y, slope, event_t, moved)
+    last = problem.layout.split(end)
     event_t = event_t + moved
-    y = y + slope * moved.to(real(y))
-    last = problem.layout.split(y)
     if isinstance(states, tuple):
         ends = zip(states, last, strict=True)
         return event_t, tuple(torch.cat([s[:-1], end[None]]) for s, end in ends)
     return event_t, torch.cat([states[:-1], last[None]])
+
+
+def _flow(problem: Problem, y: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    """The solution a time ``h`` of 0 after ``t``, right up to second derivatives by ``h``."""
+    tableau = TABLEAUS["midpoint"]
+    times = time_tensors(stage_times(tableau.c, t, t + h), y, problem.time_dtype)
+    wide = y.to(problem.wide)
+    return rk_step(problem, tableau, wide, times, h.to(real(wide)), slope)[0].to(y.dtype)
 
 
 def real(y: Tensor) -> Tensor:
@@ -165,9 +184,13 @@ def real(y: Tensor) -> Tensor:
 
 
 def _first_event(
-    event_fn: Callable[..., Tensor], problem: Problem, t0: Tensor, y0: Any, t: Tensor, y: Tensor
-) -> Tensor:
-    """The component of the event function that reached zero first."""
+    event_fn: Callable[..., Tensor], problem: Problem, t0: Tensor, y0: Any
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The component of the event function that reached zero first, of time and state."""
     with torch.no_grad():
         signs = torch.sign(event_fn(t0.to(problem.time_dtype), y0))
-    return (event_fn(t.to(problem.time_dtype), problem.layout.split(y)) * signs).min()
+
+    def value(t: Tensor, y: Tensor) -> Tensor:
+        return (event_fn(t.to(problem.time_dtype), problem.layout.split(y)) * signs).min()
+
+    return value

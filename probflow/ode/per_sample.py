@@ -64,7 +64,8 @@ class PerSample:
         self.accepted = torch.zeros(batch, dtype=torch.int64, device=y.device)
         self.rejected = torch.zeros_like(self.accepted)
         self.status = torch.where(_finite(y), int(Status.RUNNING), int(Status.NON_FINITE))
-        self.errors = times.new_ones((2, batch))
+        # As if the steps before had met the error that is aimed at: they count for nothing.
+        self.errors = times.new_full((2, batch), control.safety ** (tableau.error_order + 1))
         self.outputs: list[Tensor] = [y] + [
             torch.full_like(y, torch.nan) for _ in range(len(times) - 1)
         ]
@@ -129,7 +130,8 @@ class PerSample:
         error = self._error(before, after, stages, length)
         finite = torch.isfinite(error)
         small = torch.where(finite, error, torch.inf)
-        accept = active & ((small <= 1.0) | ((h <= control.min_step) & finite))
+        tiny = ~landing & (h < 4.0 * torch.finfo(h.dtype).eps * torch.maximum(start.abs(), h))
+        accept = active & (stop != start) & ((small <= 1.0) | ((h <= control.min_step) & finite))
         proposed = (taken * self._factor(small)).clamp(control.min_step, control.max_step)
         cut_short = accept & (taken < h)
         proposed = torch.where(cut_short, torch.maximum(proposed, h), proposed)
@@ -139,7 +141,7 @@ class PerSample:
         self.rejected = self.rejected + (active & ~accept)
 
         done = accept & (stop == self.end)
-        self._judge(active, accept, done, finite, start, stages[0])
+        self._judge(active, accept, done, finite, tiny, stages[0])
         passed = accept & (self.sign * self.times <= self.sign * stop)  # (m, batch)
         count = passed.sum(0)
         now = torch.where(accept, count, self.next)
@@ -181,13 +183,12 @@ class PerSample:
 
     def _factor(self, error: Tensor) -> Tensor:
         """:meth:`Control.factor` for each sample; infinite errors shrink the step most."""
-        control = self.control
-        exponents = control.exponents(self.tableau.error_order)
+        control, k = self.control, self.tableau.error_order + 1
         history = torch.stack([error, *self.errors]).clamp_min(1e-12)
-        factor = torch.full_like(error, control.safety)
-        for values, exponent in zip(history, exponents, strict=True):
-            if exponent != 0.0:
-                factor = factor * values**exponent
+        factor = torch.ones_like(error)
+        for values, share in zip(history, control.shares, strict=True):
+            if share != 0.0:
+                factor = factor * (control.safety**share * values ** (-share / k))
         factor = _rough(factor)
         lowest = torch.full_like(error, control.dfactor)
         if control.controller[0] == control.controller[2] == 0.0:
@@ -203,13 +204,11 @@ class PerSample:
         accept: Tensor,
         done: Tensor,
         finite: Tensor,
-        start: Tensor,
+        tiny: Tensor,
         first: Tensor,
     ) -> None:
         """Samples that reached their end, or cannot."""
         tries = self.accepted + self.rejected
-        tiny = self.h <= 1e-15 * torch.maximum(start.abs(), self.h)
-        tiny = tiny | (start + self.sign * self.h == start)
         stuck = active & ~accept
         status = self.status
         status = torch.where(active & (tries >= self.control.max_num_steps), 1, status)

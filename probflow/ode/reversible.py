@@ -13,10 +13,16 @@ and goes back by solving the second equation for :math:`z_n` and the first for :
 two more with their gradients. Only the last pair is stored. The gradients are those of the scheme,
 up to the rounding of the states made again: an error of one state grows by :math:`1 / \lambda` in
 each step back, and with the function's own growth backwards in time.
+
+The price is stability. Where solutions decay at a rate k, the difference of y and z grows: on
+:math:`y' = -k y` a step multiplies it by about :math:`\lambda e^{k h}`, so that it stays small for
+good only where k h is below :math:`1 - \lambda` = 0.001. Otherwise the error of the first steps
+grows like :math:`e^{k t}`. Rotations and growth are harmless.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -54,6 +60,10 @@ def integrate_reversible(
     to 1e-14 for 1000 steps; in float32 they differ from float64's by 3e-6 for 100 steps, 1e-5 for
     1000 and 2e-5 for 5000.
 
+    On y' = -y to t = 20 with steps of 0.05 the last state, 2e-9, comes out as -4e6 (euler), 2457
+    (midpoint) and 0.34 (rk4): see the module's words on stability. A run whose y and z differ by
+    more than y itself warns.
+
     Parameters
     ----------
     problem, tableau
@@ -67,7 +77,7 @@ def integrate_reversible(
     on_step
         Called with (t, y, h) before each step.
     check_finite
-        Look for NaN and infinity in the last state.
+        Look for NaN and infinity in the last state, and at how far y and z are apart there.
 
     Returns
     -------
@@ -95,12 +105,24 @@ def integrate_reversible(
     if torch.is_grad_enabled():
         leaves = scheme.leaves()
     states = _Reversible.apply(scheme, problem.y0, *leaves)
-    if check_finite and not bool(torch.isfinite(states[-1].detach()).all()):
+    if not check_finite:
+        return states
+    # Read together: one wait for the device.
+    finite = torch.isfinite(states[-1].detach()).all()
+    finite, apart = torch.stack([finite, scheme.apart]).tolist()
+    if not finite:
         locate(
             problem, tableau.name, scheme.steps(),
             "the reversible run grew beyond all bounds: its steps are too long (reversible schemes "
             "are stable for shorter ones only)",
         )  # fmt: skip
+    if apart:
+        warnings.warn(
+            "gradients: the 'reversible' run has come apart: its two approximations of the last "
+            "state differ by more than the state, of which no digit is certain. Reversible schemes "
+            "are hardly stable where solutions decay; take shorter steps or 'checkpoint'",
+            stacklevel=5,
+        )
     return states
 
 
@@ -204,6 +226,7 @@ class _Scheme:
                 self.on_step(start, y, stop - start)
             y, z = next(steps)
             states += [y] * len(outputs)
+        self.apart = (y - z).abs().sum() > y.abs().sum()
         return torch.stack(states), y, z
 
     def backward(

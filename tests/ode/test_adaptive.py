@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -118,13 +119,36 @@ def test_dense_output(method: str) -> None:
     assert float((dense(t) - exact).abs().max()) < 2 * slack(method) * tol
     assert dense(1.0).shape == (2, 2)
     assert dense(torch.tensor(1.0)).shape == (2, 2)
-    assert dense.order == TABLEAUS[method].dense_order
+    assert dense.order == min(TABLEAUS[method].order, TABLEAUS[method].dense_order)
     time = torch.tensor(1.3, dtype=DOUBLE, requires_grad=True)
     (slope,) = torch.autograd.grad(dense(time)[0, 1], time)
     assert float(slope) == pytest.approx(float(rotation(time, dense(time))[0, 1]), abs=1e3 * tol)
     for outside in (0.4, 2.2):
         with pytest.raises(ValueError, match=r"t: .* lies outside the solution's \[0.5, 2\]"):
             dense(outside)
+
+
+@pytest.mark.parametrize("method", TABLEAUS)
+def test_the_declared_order_of_the_dense_output_is_measured(method: str) -> None:
+    """In a step h**(order + 1); over an interval no more than the method's order."""
+    y0 = torch.tensor([0.1, 0.4, 0.8], dtype=DOUBLE)
+
+    def largest(steps: int, h: float) -> float:
+        ends = {"first_step": h, "min_step": h, "max_step": h}  # whatever the error
+        options = ends if method in ADAPTIVE else {"step_size": h}
+        # Not to the last end: rounding might add a step there.
+        dense = pf.odeint_dense(logistic, y0, 0.3, 0.3 + steps * h, method=method, options=options)
+        places = 0.3 + h * np.arange(1, 10 * steps) / 10
+        found = zip(dense(torch.as_tensor(places)), places.tolist(), strict=True)
+        assert dense.order == min(TABLEAUS[method].order, TABLEAUS[method].dense_order)
+        return max(float((y - logistic_solution(y0, t, 0.3)).abs().max()) for y, t in found)
+
+    order = min(TABLEAUS[method].order, TABLEAUS[method].dense_order)
+    h = 0.4 if method == "dopri8" else 0.1
+    local = math.log2(largest(1, h) / largest(1, h / 2))
+    assert local == pytest.approx(order + 1, abs=0.35)
+    whole = math.log2(largest(8, h) / largest(16, h / 2))
+    assert whole == pytest.approx(min(TABLEAUS[method].order, order + 1), abs=0.4)
 
 
 def test_dense_output_of_fixed_steps_and_tuples() -> None:
@@ -156,12 +180,43 @@ def test_the_factor_is_the_formula() -> None:
     control = Control(controller=(0.4, 0.3, 0.1), safety=0.9)
     e0, e1, e2 = 0.5, 0.2, 0.7
     k = 5
-    expected = 0.9 * e0 ** (-(0.8) / k) * e1 ** ((0.4 + 0.2) / k) * e2 ** (-0.1 / k)
-    assert control.factor([e0, e1, e2], 4) == pytest.approx(expected)
+    expected = e0 ** (-(0.8) / k) * e1 ** ((0.4 + 0.2) / k) * e2 ** (-0.1 / k)
+    assert control.factor([e0, e1, e2], 4) == pytest.approx(0.9**0.3 * expected)
+    assert control.factor([e0], 4) == pytest.approx((0.9 / e0 ** (1 / k)) ** 0.8)
     assert control.factor([0.0], 4) == 10.0
     assert control.factor([math.nan], 4) == 0.2
     assert Control().factor([0.9], 4) == 1.0  # 0.92 would shorten a good step
     assert Control().factor([1e9], 4) == 0.2
+
+
+@pytest.mark.parametrize("controller", [*CONTROLLERS.values(), (0.2, 0.4, 0.1)])
+@pytest.mark.parametrize("safety", [0.8, 0.9])
+def test_every_controller_aims_at_the_same_error(controller, safety: float) -> None:
+    control = Control(controller=controller, safety=safety)
+    for order in (1, 4, 7):
+        aim = safety ** (order + 1)
+        for count in (1, 2, 3):
+            assert control.factor([aim] * count, order) == pytest.approx(1.0, rel=1e-14)
+        assert control.factor([0.9 * aim] * 3, order) > 1.0
+    assert Control(safety=safety).factor([0.3], 4) == safety * 0.3 ** (-1 / 5)  # torchdiffeq's
+
+
+def van_der_pol(t, y):
+    return torch.stack((y[..., 1], 5 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]), -1)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("func", "end"), [(rotation, 5.0), (van_der_pol, 20.0)])
+def test_controllers_take_about_as_many_steps(func, end: float, per_sample: bool) -> None:
+    """With the safety factor outside the filter PI took 1.3 and PID 2.4 times those of I."""
+    y0 = torch.tensor([[2.0, 0.0]], dtype=DOUBLE)
+    steps = {}
+    for controller in CONTROLLERS:
+        options = {"controller": controller, "per_sample": per_sample}
+        result = pf.solve_ode(func, y0, [0.0, end], options=options)
+        steps[controller] = int(result.accepted + result.rejected)
+    assert steps["i"] <= steps["pi"] <= 1.2 * steps["i"], steps
+    assert steps["i"] <= steps["pid"] <= 1.2 * steps["i"], steps
 
 
 def test_bounds_of_the_step() -> None:
@@ -389,6 +444,52 @@ def test_blow_up_names_its_sample() -> None:
 def test_blow_up_ends_with_a_step_size_error() -> None:
     with pytest.raises(pf.StepSizeError, match=r"resolution of the times at t = 1\.00000"):
         pf.odeint(lambda t, y: y * y, torch.ones(1, dtype=DOUBLE), [0.0, 2.0])
+
+
+BLOW_UPS = {
+    "square": (lambda t, y: y * y, 1.0, 1.0),
+    "tangent": (lambda t, y: 1 + y * y, 0.0, math.pi / 2),
+    "cube": (lambda t, y: y**3, 1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("name", BLOW_UPS)
+def test_blow_ups_end_soon_in_every_precision(name: str, method: str, per_sample: bool) -> None:
+    func, start, when = BLOW_UPS[name]
+    options = {"per_sample": per_sample, "max_num_steps": 5000}
+    y0 = torch.full((2, 1) if per_sample else (1,), start)
+    how = {"method": method, "options": options, "rtol": 1e-2, "atol": 1e-2}
+    for dtype in (torch.bfloat16, torch.float32, DOUBLE):
+        with pytest.raises((pf.StepSizeError, pf.NonFiniteError), match=r"t = \d\.\d+") as told:
+            pf.solve_ode(func, y0.to(dtype), [0.0, 2.0], **how)
+        text = str(told.value)
+        assert "sample 0" in text
+        if method != "fehlberg2":  # whose estimate is none
+            found = float(re.search(r"t = (\d\.?\d*)", text)[1])
+            assert found == pytest.approx(when, rel=0.1)
+
+
+@pytest.mark.parametrize("end", [2.0, 1.0, 1.0000001])
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8"])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_steps_at_the_resolution_of_the_times_end(method: str, end: float, dtype) -> None:
+    """A length just below four units rounds up to them: it must not be proposed for ever."""
+    for start in np.linspace(1.0, 1.1, 11):
+        y0 = torch.full((1,), start, dtype=dtype)
+        how = {"method": method, "options": {"max_num_steps": 3000}, "throw": False}
+        result = pf.solve_ode(lambda t, y: y * y, y0, [0.0, end], **how)
+        assert result.status in (Status.STEP_SIZE, Status.SUCCESS)
+        assert end < 2.0 or result.status is Status.STEP_SIZE
+
+
+def test_a_tolerance_below_half_precision_is_named_where_it_takes_too_many_steps() -> None:
+    y0 = torch.ones(1, dtype=torch.bfloat16)
+    with pytest.raises(pf.MaxStepsError, match=r"func works in torch.bfloat16.* rtol = 1e-07"):
+        pf.odeint(lambda t, y: y * y, y0, [0.0, 2.0], options={"max_num_steps": 50})
+    with pytest.raises(pf.MaxStepsError, match=r"steps of [\d.e-]+$"):
+        pf.odeint(rotation, Y0, [0.0, 9.0], options={"max_num_steps": 5})
 
 
 def test_max_num_steps_counts_the_whole_call() -> None:

@@ -145,6 +145,52 @@ def test_the_time_of_an_event_of_a_complex_state_moves_as_it_should() -> None:
         assert float(slope) == pytest.approx(-1.0, abs=1e-6)
 
 
+def test_the_second_derivative_of_an_events_time() -> None:
+    """y = y0 e^t reaches 3 at t = ln 3 - ln y0."""
+    y0 = torch.tensor([2.0], dtype=DOUBLE, requires_grad=True)
+    t0 = torch.tensor(0.0, dtype=DOUBLE)
+    t, y = pf.odeint_event(lambda t, y: y, y0, t0, event_fn=lambda t, y: y[0] - 3.0)
+    (slope,) = torch.autograd.grad(t**2 * y0.sum(), y0, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), y0, retain_graph=True)
+    assert float(second) == pytest.approx((2.0 - 2.0 * math.log(1.5)) / 2.0, rel=1e-6)
+    (slope,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
+    assert float(slope.detach()) == pytest.approx(0.0, abs=1e-9)
+    assert float(torch.autograd.grad(slope, y0)[0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("dopri5", "tensor"), ("dopri5", "tuple"), ("dopri8", "complex"), ("rk4", "tensor"),
+     ("explicit_adams", "tuple")],
+)  # fmt: skip
+def test_first_and_second_derivatives_by_finite_differences(method: str, kind: str) -> None:
+    """Of time and state, by initial state, field and event, all of which depend on time."""
+    options = dict(METHODS)[method]
+
+    def event_of(x, y, rate, level):
+        def func(t, u):
+            x, y = (u.real, u.imag) if kind == "complex" else u
+            dx, dy = (1 + t * x) * y, -rate * torch.sin(x) + 0.1 * t * y**2
+            made = torch.complex if kind == "complex" else lambda *parts: torch.stack(parts)
+            return (dx, dy) if kind == "tuple" else made(dx, dy)
+
+        def event_fn(t, u):
+            x, y = (u.real, u.imag) if kind == "complex" else u
+            return x * torch.cos(t) + y**2 * t - level
+
+        y0 = {"tuple": (x, y), "complex": torch.complex(x, y), "tensor": torch.stack((x, y))}[kind]
+        t, u = pf.odeint_event(
+            func, y0, torch.tensor(0.2, dtype=DOUBLE), event_fn=event_fn, method=method,
+            options=options, rtol=1e-11, atol=1e-11,
+        )  # fmt: skip
+        parts = u if kind == "tuple" else (torch.view_as_real(u) if u.is_complex() else u).unbind(1)
+        return t, *(part[-1] for part in parts)
+
+    numbers = [torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.3, 1.0, 1.3, 0.9)]
+    assert torch.autograd.gradcheck(event_of, numbers, eps=1e-5, atol=1e-6)
+    assert torch.autograd.gradgradcheck(event_of, numbers, eps=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("method", "options"), [("dopri5", {}), ("rk4", {"step_size": 0.1})])
 def test_nan_ends_the_search(method: str, options: dict) -> None:
     def solve(func, event_fn):

@@ -838,6 +838,32 @@ def test_reversible_run_reports_what_went_wrong() -> None:
         integrate_reversible(problem, TABLEAUS["rk4"], [0.0, 1.0], [[1.0]], coupling=1.5)
 
 
+def test_a_reversible_run_that_has_come_apart_warns() -> None:
+    """The scheme is not stable on decays; that no digit is left is told, and only that."""
+
+    def end(func, t, step: float, method: str = "midpoint", **options) -> float:
+        y0 = torch.ones((), dtype=DOUBLE)
+        options = {"gradients": "reversible", "step_size": step, **options}
+        return float(pf.odeint(func, y0, [0.0, t], method=method, options=options)[-1])
+
+    for method, size in (("euler", 4e6), ("midpoint", 2457.2), ("rk4", 0.344)):
+        with pytest.warns(
+            UserWarning, match="gradients: the 'reversible' run has come apart"
+        ) as told:
+            assert abs(end(lambda t, y: -y, 20.0, 0.05, method)) == pytest.approx(size, rel=0.01)
+        assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # With steps shorter than 1 - coupling the difference falls.
+        assert end(lambda t, y: -y, 10.0, 0.0009) == pytest.approx(math.exp(-10.0), abs=1e-10)
+        assert end(lambda t, y: -y, 2.0, 0.05) == pytest.approx(math.exp(-2.0), rel=1e-2)
+        assert end(lambda t, y: y, 20.0, 0.05) == pytest.approx(math.exp(20.0), rel=2e-2)
+        assert end(lambda t, y: -torch.sin(t), 3.0, 0.05) == pytest.approx(math.cos(3.0), rel=1e-3)
+        end(lambda t, y: -y, 20.0, 0.05, check_finite=False)
+        pf.odeint(lambda t, y: y, torch.ones(0, 2), [0.0, 1.0], method="rk4",
+                  options={"gradients": "reversible"})  # fmt: skip
+
+
 def test_reversible_run_calls_the_callback() -> None:
     field, seen = Field(), []
     field.callback_step = lambda t, y, dt: seen.append(float(t))
