@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, first_bad
 from probflow.sde.loop import Trajectory, node_times
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
@@ -125,6 +125,8 @@ def run_adaptive(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
                     f"{sign * start:g} to {sign * stop:g}, even at the smallest length "
                     f"(dt_min = {tolerances.dt_min:g})"
+                    # an adjoint's state has no samples
+                    + (first_bad(halves) if type(sde) is System else "")
                 )
             if error <= 1.0 or smallest:
                 if error > 1.0:
