@@ -108,7 +108,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (tree(safety="x"), TypeError, "safety: need a number, got 'x'"),
     (tree(w1=Y0[:1]), ValueError, r"w1: need shape, dtype and device of w0, .*got \(\(1, 3\)"),
     (tree(w1=Y0.double()), ValueError, "w1: need .* torch.float64"),
-    (lambda: pf.ReverseBrownian(3), TypeError, "base_brownian: need a Brownian motion .* got 3"),
+    (lambda: pf.ReverseBrownian(3), TypeError, "base_brownian: need a Brownian motion, got 3"),
     (lambda: pf.brownian_interval_like(3), TypeError, "y: need a floating-point tensor, got int"),
     (lambda: pf.BrownianNoiseSampler(Y0, "a", 1.0), TypeError, "sigma_min: need a num.* got 'a'"),
     (lambda: pf.BrownianNoiseSampler(Y0, 0.1, "a"), TypeError, "sigma_max: need a num.* got 'a'"),
