@@ -35,7 +35,7 @@ from probflow.ode import (
 from probflow.problems import ProbabilityFlowODE, ReverseSDE
 from probflow.processes import EDM, VE, VP, FlowMatching
 from probflow.rejection import RejectionResult, rejection_sample
-from probflow.sde import BaseSDE, SDEIto, SDEStratonovich, sdeint, sdeint_adjoint
+from probflow.sde import BaseSDE, SDEIto, SDEStratonovich, sdeint, sdeint_adjoint, settings
 from probflow.solvers import Solver, all_solvers, get_solver, solver_names
 from probflow.solvers.registry import register as register_solver
 from probflow.solvers.registry import unregister as unregister_solver
@@ -93,6 +93,7 @@ __all__ = [
     "sample",
     "sdeint",
     "sdeint_adjoint",
+    "settings",
     "solve_ode",
     "solver_names",
     "study",

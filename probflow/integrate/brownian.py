@@ -16,6 +16,7 @@ from torch import Tensor
 from probflow.integrate.interval import BrownianInterval
 from probflow.integrate.motion import BaseBrownian, as_tensor, as_time, seed_of
 from probflow.integrate.tree import SLACK
+from probflow.words import UnfitError, check_hook, check_real, check_whole
 
 __all__ = [
     "BaseBrownian",
@@ -40,6 +41,10 @@ class ReverseBrownian(BaseBrownian):
     """
 
     def __init__(self, base_brownian: BaseBrownian) -> None:
+        # torchsde's have these, too
+        wanted = ("shape", "dtype", "device", "levy_area_approximation", "__call__")
+        if not all(hasattr(base_brownian, name) for name in wanted):
+            raise UnfitError(f"base_brownian: need a Brownian motion, got {base_brownian!r}")
         self.base_brownian = base_brownian
         self._adopt(base_brownian)
 
@@ -56,7 +61,8 @@ class ReverseBrownian(BaseBrownian):
 
     def check_time(self, t: Any) -> float:
         """As :meth:`BaseBrownian.check_time` of the motion, at ``-t``."""
-        return -self.base_brownian.check_time(-t)
+        base = self.base_brownian
+        return -base.check_time(-t) if isinstance(base, BaseBrownian) else as_time(t, "t")
 
 
 class BrownianPath(BaseBrownian):
@@ -75,14 +81,22 @@ class BrownianPath(BaseBrownian):
         Value there, (batch, ...).
     window_size
         Of torchsde, where it has no use, either.
-    entropy
+    entropy, first_sample
         As of :class:`BrownianInterval`.
     """
 
     def __init__(
-        self, t0: Any, w0: Tensor, window_size: int = 8, *, entropy: int | None = None
+        self,
+        t0: Any,
+        w0: Tensor,
+        window_size: int = 8,
+        *,
+        entropy: int | None = None,
+        first_sample: int = 0,
     ) -> None:
+        check_whole("window_size", window_size, 0)
         self._t0, self._w0 = as_time(t0, "t0"), as_tensor(w0, "w0").clone()
+        self._first_sample = first_sample
         self.entropy = seed_of(entropy)
         self._later: list[BrownianInterval] = []
         self._earlier: list[BrownianInterval] = []
@@ -105,6 +119,7 @@ class BrownianPath(BaseBrownian):
                     self._w0.dtype,
                     self._w0.device,
                     (self.entropy + number * 0x9E3779B97F4A7C15) % 2**63,
+                    first_sample=self._first_sample,
                 )
             )
 
@@ -147,7 +162,7 @@ class BrownianTree(BaseBrownian):
         Ends; t1 is t0 + 1 by default.
     w0, w1
         Values there, (batch, ...).
-    entropy, tol
+    entropy, tol, first_sample
         As of :class:`BrownianInterval`.
     pool_size, cache_depth, safety
         Of torchsde; without use here.
@@ -164,8 +179,18 @@ class BrownianTree(BaseBrownian):
         pool_size: int = 24,
         cache_depth: int = 9,
         safety: float | None = None,
+        *,
+        first_sample: int = 0,
     ) -> None:
         self._w0 = as_tensor(w0, "w0").clone()
+        check_whole("cache_depth", cache_depth, 0)
+        if safety is not None:
+            check_real("safety", safety)
+        if w1 is not None:
+            as_tensor(w1, "w1")
+            want, got = ((tuple(w.shape), w.dtype, w.device) for w in (w0, w1))
+            if want != got:
+                raise ValueError(f"w1: need shape, dtype and device of w0, {want}, got {got}")
         self._interval = BrownianInterval(
             t0,
             as_time(t0, "t0") + 1.0 if t1 is None else t1,
@@ -174,7 +199,9 @@ class BrownianTree(BaseBrownian):
             w0.device,
             entropy,
             tol=tol,
-            W=None if w1 is None else as_tensor(w1, "w1") - w0,
+            pool_size=pool_size,
+            W=None if w1 is None else w1 - w0,
+            first_sample=first_sample,
         )
         self._adopt(self._interval)
 
@@ -221,6 +248,7 @@ def brownian_interval_like(
     TypeError, ValueError
         As :class:`BrownianInterval`.
     """
+    as_tensor(y, "y")
     return BrownianInterval(
         t0,
         t1,
@@ -229,6 +257,10 @@ def brownian_interval_like(
         y.device if device is None else device,
         **kwargs,
     )
+
+
+def _same(sigma: Any) -> Any:  # a function with a name, so that samplers can be saved
+    return sigma
 
 
 class BrownianNoiseSampler:
@@ -265,11 +297,18 @@ class BrownianNoiseSampler:
         sigma_min: Any,
         sigma_max: Any,
         seed: Any = None,
-        transform: Callable[[Any], Any] = lambda x: x,
+        transform: Callable[[Any], Any] = _same,
         cpu: bool = False,
     ) -> None:
-        t0, t1 = sorted(self._time(sigma, transform) for sigma in (sigma_min, sigma_max))
         self._like, self._transform = as_tensor(x, "x"), transform
+        check_hook("transform", transform)
+        ends = self._time(sigma_min, "sigma_min"), self._time(sigma_max, "sigma_max")
+        t0, t1 = sorted(ends)
+        if t0 == t1:
+            raise ValueError(
+                "sigma_min, sigma_max: need two levels of different times, got "
+                f"{sigma_min} and {sigma_max}"
+            )
         several = isinstance(seed, Sequence) or getattr(seed, "ndim", 0) > 0
         seeds = list(seed) if several else [seed]
         if several and len(seeds) != len(x):
@@ -283,13 +322,13 @@ class BrownianNoiseSampler:
             for part, one in zip(x.split(1) if several else [x], seeds, strict=True)
         ]
 
-    @staticmethod
-    def _time(sigma: Any, transform: Callable[[Any], Any]) -> float:
-        return as_time(transform(torch.as_tensor(sigma)), "sigma")
+    def _time(self, sigma: Any, name: str) -> float:
+        as_time(sigma, name)
+        return as_time(self._transform(torch.as_tensor(sigma)), f"{name}, transformed")
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
         """Noise of the step from ``sigma`` to ``sigma_next``, shape of the state."""
-        a, b = (self._time(s, self._transform) for s in (sigma, sigma_next))
+        a, b = self._time(sigma, "sigma"), self._time(sigma_next, "sigma_next")
         if a == b:
             raise ValueError(f"sigma, sigma_next: need two different noise levels, got {sigma}")
         w = torch.cat([motion(a, b) for motion in self._motions]).to(self._like.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -93,12 +94,15 @@ def host_times(t: Any, name: str, *, bounded: bool = True) -> list[float]:
             raise UnfitError(f"{name}: need a 1-D tensor or sequence of times, got {t!r}") from None
         values, shape = array.tolist(), array.shape
     if len(shape) != 1 or not shape[0]:
-        raise ValueError(f"{name}: need at least one time in one dimension, got {shape}")
+        raise ValueError(f"{name}: need at least one time in one dimension, got shape {shape}")
     rising = [b > a for a, b in pairwise(values)]
     falling = [b < a for a, b in pairwise(values)]
     finite = all(map(math.isfinite, values if bounded else values[:1]))
     if not finite or not (all(rising) or all(falling)):
-        raise ValueError(f"{name}: times must be finite and strictly increasing or decreasing")
+        raise ValueError(
+            f"{name}: times must be finite and strictly increasing or decreasing, got "
+            f"{reprlib.repr(values)}"
+        )
     return values
 
 

@@ -24,8 +24,9 @@ from probflow.integrate.levy import State, inside, join, levy_area, split, sprea
 from probflow.integrate.motion import BaseBrownian, as_time, check_area, layout, seed_of
 from probflow.integrate.noise import Normals, normals, sample_indices
 from probflow.integrate.sweep import Sweep
+from probflow.integrate.transforms import outside
 from probflow.integrate.tree import SLACK, Address, grow
-from probflow.words import check_whole
+from probflow.words import check_flags, check_whole
 
 __all__ = ["BrownianInterval"]
 
@@ -81,7 +82,8 @@ class BrownianInterval(BaseBrownian):
         Increment and space-time Levy area of the whole interval, if they are to be fixed. No
         gradients flow to them.
     pool_size, halfway_tree
-        Of torchsde; here the generator has no pool, and the path depends on no query anyway.
+        Of torchsde; here the generator has no pool, and the path depends on no query anyway. As
+        there, ``pool_size`` is at least 4, and ``halfway_tree`` needs ``tol`` and excludes ``dt``.
     first_sample
         Index of the first row's sample: a chunk that starts at sample 64 passes 64.
 
@@ -124,15 +126,24 @@ class BrownianInterval(BaseBrownian):
         self.shape, self.dtype, self.device = layout(W, H, size, dtype, device)
         self.entropy = seed_of(entropy)
         self.dt, self.tol, self.cache_size = dt, tol, cache_size
+        check_whole("pool_size", pool_size, 4)
+        check_flags({"halfway_tree": halfway_tree}, ("halfway_tree",))
         self.pool_size, self.halfway_tree = pool_size, halfway_tree
+        if halfway_tree and (dt is not None or not as_time(tol, "tol") > 0.0):
+            raise ValueError(
+                "halfway_tree: needs tol > 0 and no dt, as in torchsde, got "
+                f"tol={tol!r}, dt={dt!r}; here the path depends on no query without it, too"
+            )
         step = None if dt is None else as_time(dt, "dt")
         self._tree = grow(self._t0, self._t1, step, as_time(tol, "tol"))
         self._wide = torch.promote_types(self.dtype, torch.float32)
-        self._samples = sample_indices(
-            first_sample, self.shape[0] if self.shape else 1, self.device
-        )
         self._count = math.prod(self.shape[1:])
-        self._source = Normals(self.entropy, self._samples, self._parts * self._count, self._wide)
+        with outside():
+            self._samples = sample_indices(
+                first_sample, self.shape[0] if self.shape else 1, self.device
+            )
+            count = self._parts * self._count
+            self._source = Normals(self.entropy, self._samples, count, self._wide)
         self._pairs: OrderedDict[int, tuple[State, State]] = OrderedDict()
         small = _KEPT // (self._parts * max(1, len(self._samples) * self._count))
         self._capacity = math.inf if cache_size is None else max(cache_size, small) // 2
@@ -169,7 +180,7 @@ class BrownianInterval(BaseBrownian):
     # Normals.
 
     @cached_property
-    @torch.inference_mode(False)  # it may be asked for outside that mode, too
+    @outside()
     def _root(self) -> State:
         """The state of the whole interval."""
         (z,) = self._normals([0], [self._t1 - self._t0])
@@ -283,6 +294,7 @@ class BrownianInterval(BaseBrownian):
         self._sweeps = [sweep]
         return state
 
+    @outside()
     def _state(self, a: float, b: float) -> State:
         start, stop = self._tree.address(a), self._tree.address(b)
         if start == stop:

@@ -150,6 +150,22 @@ def all_finite(x: Tensor) -> bool:
     return cmath.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
+def finite_samples(x: Tensor) -> Tensor:
+    """Whether all numbers of a sample are finite, for each sample; a 0-d tensor is one."""
+    return torch.isfinite(x).reshape(len(x) if x.ndim else 1, -1).all(1)
+
+
+def sample_name(number: int) -> str:
+    """What messages call a sample, after what is said of it."""
+    return f", sample {number}"
+
+
+def first_bad(x: Tensor) -> str:
+    """The first sample that is not finite, as :func:`sample_name`; empty if all are."""
+    good = finite_samples(x).tolist() if x.ndim else []
+    return sample_name(good.index(False)) if False in good else ""
+
+
 class _Run:
     """One run of a plan: times on the device, the model as the kernels call it."""
 
@@ -286,19 +302,15 @@ def _locate_failure(
     if noise is not None:
         noise.restart()
     who = "the model" if isinstance(model, Model) else "func"
-
-    def finite(x: Tensor) -> Tensor:  # of each sample
-        return torch.isfinite(x).reshape(len(x) if x.ndim else 1, -1).all(1)
-
-    flags = [finite(x)]
+    flags = [finite_samples(x)]
     places = ["the initial state"]
     outputs: list[Tensor] = []
     run = _Run(plan, model, x, threshold)
     with torch.no_grad():
-        states = run.states(noise, observe=lambda output: outputs.append(finite(output)))
+        states = run.states(noise, observe=lambda output: outputs.append(finite_samples(output)))
         for number, state in enumerate(states):
             step = plan.steps[number]
-            flags += [*outputs, finite(state)]
+            flags += [*outputs, finite_samples(state)]
             places += [
                 f"{who}'s output at step {number} of {len(plan.steps)}, t = {stage.time:g}"
                 for stage in step.stages
@@ -308,7 +320,7 @@ def _locate_failure(
                 f"{who}'s outputs there were finite (overflow)"
             )
             outputs.clear()
-        flags.append(finite(state.to(x.dtype)))
+        flags.append(finite_samples(state.to(x.dtype)))
         places.append(f"the final state, rounded to {x.dtype} (overflow)")
     good = torch.stack(flags)
     bad = (~good.all(1)).tolist()
@@ -318,7 +330,7 @@ def _locate_failure(
             f"{who} is not a function of its arguments"
         )
     place = bad.index(True)
-    sample = f", sample {good[place].tolist().index(False)}" if x.ndim else ""
+    sample = sample_name(good[place].tolist().index(False)) if x.ndim else ""
     raise NonFiniteError(f"{plan.solver}: NaN or infinity in {places[place]}{sample}")
 
 

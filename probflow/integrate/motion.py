@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.noise import check_seed
+from probflow.integrate.transforms import transformed
 from probflow.words import UnfitError, near
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "as_tensor",
     "as_time",
     "check_area",
+    "check_covers",
     "drawn_seed",
     "layout",
     "seed_of",
@@ -102,6 +104,33 @@ def check_area(name: Any) -> None:
         )
 
 
+def check_covers(bm: Any, start: float, stop: float, times: str, size: str = "...") -> None:
+    """Raise ``ValueError`` unless a motion of probflow's is defined from ``start`` to ``stop``.
+
+    Parameters
+    ----------
+    bm
+        The motion; one of another library's is not looked at.
+    start, stop
+        In the motion's clock, in either order.
+    times
+        What is said of the two.
+    size
+        That of the motion that is proposed.
+    """
+    if not isinstance(bm, BaseBrownian):
+        return
+    start, stop = sorted((start + 0.0, stop + 0.0))  # no -0
+    try:
+        for t in (start, stop):
+            bm.check_time(t)
+    except ValueError as error:
+        raise ValueError(
+            f"bm: {error}; {times} from {start:g} to {stop:g}, so make it as "
+            f"pf.BrownianInterval({start:g}, {stop:g}, size={size})"
+        ) from None
+
+
 def layout(
     W: Tensor | None,
     H: Tensor | None,
@@ -110,7 +139,14 @@ def layout(
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Shape, dtype and device, from the arguments or the tensors given, which must agree."""
-    device = None if device is None else torch.empty(0, device=device).device
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UnfitError(f"dtype: need a dtype, such as torch.float32, got {dtype!r}")
+    if device is not None:
+        try:
+            device = torch.empty(0, device=device).device
+        except (RuntimeError, TypeError, AssertionError) as error:  # that is built without it
+            reason = str(error).splitlines()[0]
+            raise UnfitError(f"device: need one of torch's, got {device!r}: {reason}") from None
     given = {name: as_tensor(x, name) for name, x in (("W", W), ("H", H)) if x is not None}
     if size is None and not given:
         raise ValueError("size: needed where neither W nor H is given")
@@ -120,6 +156,10 @@ def layout(
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: need a floating-point dtype, got {dtype}")
     for name, x in given.items():
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise ValueError(
+                f"{name}: belongs to a transform of torch.func; make the motion outside of it"
+            )
         if x.requires_grad:
             raise ValueError(f"{name}: must not require gradients; pass {name}.detach()")
         if (tuple(x.shape), x.dtype, x.device) != (shape, dtype, device):
@@ -141,15 +181,23 @@ def _sizes(size: Any) -> tuple[int, ...]:
     return sizes
 
 
-def drawn_seed() -> int:
+def drawn_seed(name: str = "seed") -> int:
     """A seed from torch's global generator."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+    try:
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+    except RuntimeError:
+        if not transformed():
+            raise
+        raise ValueError(
+            f"{name}: torch.func.vmap lets none be drawn at random; give a whole number (in a "
+            "solve options={'seed': ...}, or a Brownian motion bm)"
+        ) from None
 
 
 def seed_of(entropy: Any, name: str = "entropy") -> int:
     """The seed of a motion: ``entropy``, hashed where it is too long, or drawn if it is None."""
     if entropy is None:
-        return drawn_seed()
+        return drawn_seed(name)
     if isinstance(entropy, Integral) and int(entropy) >= 2**63:
         short = hashlib.blake2b(str(entropy).encode(), digest_size=8).digest()
         return int.from_bytes(short, "little") >> 1

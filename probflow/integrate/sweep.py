@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.levy import State, split, spread
+from probflow.integrate.transforms import outside
 from probflow.integrate.tree import BORDER, Tree
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Sweep:
         Whether the next node is the one before.
     """
 
-    @torch.inference_mode(False)
+    @outside()
     def __init__(self, motion: BrownianInterval, first: int, last: int, backward: bool) -> None:
         tree = motion._tree
         self._width, self._stride = last - first, -1 if backward else 1
@@ -85,7 +86,7 @@ class Sweep:
             self._awaited = _NEVER
         return state
 
-    @torch.inference_mode(False)  # what it keeps may be written on outside that mode, too
+    @outside()
     def _next(self, motion: BrownianInterval) -> State:
         tree, width, forward = motion._tree, self._width, self._stride > 0
         start, stop = self._number * width, (self._number + 1) * width

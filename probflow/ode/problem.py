@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, finite_samples, sample_name
 from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
@@ -234,9 +234,9 @@ class Problem:
 
     def finite(self, y: Tensor) -> Tensor:
         """Whether all numbers of a sample are finite, for each sample of each part, one vector."""
-        flags = torch.isfinite(y)
         if not self.layout.is_tuple:
-            return flags.reshape(len(y) if y.ndim else 1, -1).all(1)
+            return finite_samples(y)
+        flags = torch.isfinite(y)
         if self.layout.lead:
             return flags.all(1)
         parts = self.layout.split(flags)
@@ -246,11 +246,11 @@ class Problem:
         """``", sample 3"``: what an entry of :meth:`finite` is called; empty for a 0-d state."""
         shapes = self.layout.shapes
         if self.layout.lead or not self.layout.is_tuple:
-            return f", sample {number}" if shapes[0] else ""
+            return sample_name(number) if shapes[0] else ""
         for part, shape in enumerate(shapes):
             count = shape[0] if shape else 1
             if number < count:
-                return (f", sample {number}" if shape else "") + f" of part {part}"
+                return (sample_name(number) if shape else "") + f" of part {part}"
             number -= count
         return ""
 

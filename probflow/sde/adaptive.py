@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError, all_finite
+from probflow.integrate.loop import NonFiniteError, all_finite, first_bad
 from probflow.sde.loop import Trajectory, node_times
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
@@ -126,12 +126,21 @@ def run_adaptive(
             step = attempt(sde, method, start, stop, y, memory, query)
             error, sde = tolerances.error(step.beside, step.y), sde.later()
             if smallest and not math.isfinite(error):
-                if not all_finite(states[0].detach()):
-                    raise NonFiniteError(f"{method.name}: NaN or infinity in the {start_name}")
+                begun = all_finite(states[0].detach())
+                # An adjoint's state has no samples.
+                sample = (
+                    first_bad((step.y if begun else states[0]).detach())
+                    if type(sde) is System
+                    else ""
+                )
+                if not begun:
+                    raise NonFiniteError(
+                        f"{method.name}: NaN or infinity in the {start_name}{sample}"
+                    )
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
                     f"{sign * start:g} to {sign * stop:g}, even at the smallest length "
-                    f"{shortest:.3g} (dt_min = {tolerances.dt_min:g})"
+                    f"{shortest:.3g} (dt_min = {tolerances.dt_min:g}){sample}"
                 )
             if error <= 1.0 or smallest:
                 if error > 1.0:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError, all_finite
+from probflow.integrate.loop import NonFiniteError, all_finite, first_bad
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
 from probflow.sde.system import System
@@ -111,7 +111,9 @@ def check_finite(
     y, count = states[0].detach(), len(grid) - 1
     with torch.no_grad():
         if not all_finite(y):
-            raise NonFiniteError(f"{method.name}: NaN or infinity in the initial state y0")
+            raise NonFiniteError(
+                f"{method.name}: NaN or infinity in the initial state y0{first_bad(y)}"
+            )
         rows = node_times(grid[:-1], grid[1:], method.nodes, y)
         begins = node_times(grid[:-1], grid[1:], (0.0,), y)
         for k, (start, stop) in enumerate(pairwise(grid)):
@@ -121,10 +123,10 @@ def check_finite(
             else:
                 after, memory = method.step(sde, rows[k], stop - start, y, noise, memory)
             if not all_finite(after):
-                what = _culprit(sde, begins[k][0], y, noise)
+                what, sample = _culprit(sde, begins[k][0], y, noise, after)
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in {what} at step {k} of {count}, from t = "
-                    f"{sign * start:g} to {sign * stop:g}"
+                    f"{sign * start:g} to {sign * stop:g}{sample}"
                 )
             y = after
     raise NonFiniteError(
@@ -133,13 +135,14 @@ def check_finite(
     )
 
 
-def _culprit(sde: System, t: Tensor, y: Tensor, noise: Any) -> str:
+def _culprit(sde: System, t: Tensor, y: Tensor, noise: Any, after: Tensor) -> tuple[str, str]:
+    """What is not finite in a step that ends in ``after``, and its first sample."""
     w = noise if isinstance(noise, Tensor) else noise[0]
     if not all_finite(w):
-        return "the Brownian increment"
+        return "the Brownian increment", first_bad(w)
     drift, diffusion = sde.f_and_g_prod(t, y, w)
     if not all_finite(drift):
-        return "the drift f"
+        return "the drift f", first_bad(drift)
     if not all_finite(diffusion):
-        return "the diffusion g"
-    return "the state, though drift and diffusion at its start were finite,"
+        return "the diffusion g", first_bad(diffusion)
+    return "the state, though drift and diffusion at its start were finite,", first_bad(after)

@@ -6,6 +6,7 @@ method needs. :math:`U = \int_{ta}^{tb} (W_s - W_{ta})\,ds`, A is the Levy area.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.sde.parts import flat
+from probflow.words import UnfitError
 
 __all__ = [
     "Query",
@@ -51,6 +53,14 @@ def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: st
     """
     if not callable(bm):
         raise TypeError(f"bm: need a Brownian motion bm(ta, tb), got {type(bm).__name__}")
+    extra = {"return_" + needs: True} if needs else {}
+    try:
+        inspect.signature(bm).bind(0.0, 1.0, **extra)
+    except TypeError as error:
+        call = ", ".join(("ta, tb", *(f"{name}=True" for name in extra)))
+        raise UnfitError(f"bm: {method} calls bm({call}), but {error}") from None
+    except ValueError:  # a callable without a signature
+        pass
     got = getattr(bm, "shape", None)
     if got is not None and tuple(got) != tuple(shape):
         raise ValueError(f"bm: has shape {tuple(got)}, the noise of this SDE {tuple(shape)}")
@@ -60,9 +70,7 @@ def query_of(bm: Any, needs: str, shape: tuple[int, ...], y0: Tensor, method: st
     if not needs:
         return bm
     check_area_of(bm, needs, method)
-    if needs == "U":
-        return lambda ta, tb: bm(ta, tb, return_U=True)
-    return lambda ta, tb: bm(ta, tb, return_A=True)
+    return lambda ta, tb: bm(ta, tb, **extra)
 
 
 def check_area_of(bm: Any, needs: str, method: str) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.brownian import BaseBrownian
 from probflow.integrate.grid import host_times, refine, run_grid, with_options
-from probflow.integrate.motion import drawn_seed
-from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise
+from probflow.integrate.motion import check_covers, drawn_seed
+from probflow.integrate.noise import NoiseSource, PathNoise, SeededNoise, check_seed
 from probflow.problems import ReverseSDE
 from probflow.solvers import Solver
 from probflow.words import UnfitError, check_flags, dictionary
@@ -20,13 +19,14 @@ __all__ = [
     "check_sde",
     "check_state",
     "check_unsupported",
+    "first_sample_of",
     "path_noise",
     "process_times",
     "run_plan_solver",
     "sde_times",
 ]
 
-_OPTIONS = ("seed", "step_size", "check_finite")
+_OPTIONS = ("seed", "step_size", "check_finite", "first_sample")
 
 
 def run_plan_solver(
@@ -48,17 +48,19 @@ def run_plan_solver(
     """
     check_unsupported(solver, **unsupported)
     settings = dictionary(options)
+    said = "step_size" if "step_size" in settings else "dt"
     seed, step = settings.pop("seed", None), settings.pop("step_size", dt)
+    first_sample = first_sample_of(settings.pop("first_sample", None), bm)
     check_flags(settings, ("check_finite",))
     check = settings.pop("check_finite", None) in (None, True)
     solver = with_options(solver, settings, _OPTIONS)
     check_sde(sde, solver)
     times = process_times(ts)
-    grid = times if step is None else refine(times, step, "dt")
+    grid = times if step is None else refine(times, step, said)
     check_state(y0)
     if bm is not None and seed is not None:
         raise ValueError("bm, seed: give one of them, not both")
-    noise = _seeded(seed, y0) if bm is None else path_noise(bm, y0, grid)
+    noise = _seeded(seed, first_sample, y0) if bm is None else path_noise(bm, y0, grid)
     return run_grid(solver, sde.process, sde.model, y0, grid, times, noise, check_finite=check)
 
 
@@ -125,23 +127,25 @@ def path_noise(bm: Callable[..., Tensor], y0: Tensor, grid: Sequence[float]) -> 
     shape = getattr(bm, "shape", None)
     if shape is not None and tuple(shape) != tuple(y0.shape):
         raise ValueError(f"bm: has shape {tuple(shape)}, the state {tuple(y0.shape)}")
-    if isinstance(bm, BaseBrownian):
-        try:
-            for t in (grid[0], grid[-1]):
-                bm.check_time(-t)
-        except ValueError as error:
-            raise ValueError(
-                f"bm: {error}; times of the path are s = -t, so make it as "
-                f"pf.BrownianInterval({-grid[0]:g}, {-grid[-1]:g}, size=y0.shape)"
-            ) from None
+    check_covers(bm, -grid[0], -grid[-1], "ts needs s = -t", "y0.shape")
     wide = torch.promote_types(y0.dtype, torch.float32)
     return PathNoise(bm, lambda t: -t, wide)
 
 
-def _seeded(seed: int | None, y0: Tensor) -> NoiseSource:
+def first_sample_of(number: Any, bm: Any) -> int:
+    """The option ``first_sample``, 0 by default; ``ValueError`` beside a Brownian motion."""
+    if number is not None and bm is not None:
+        raise ValueError(
+            "bm, first_sample: give one of them, not both; first_sample is an argument of the "
+            "Brownian motion, too"
+        )
+    return 0 if number is None else check_seed(number, "first_sample")
+
+
+def _seeded(seed: int | None, first_sample: int, y0: Tensor) -> NoiseSource:
     seed = drawn_seed() if seed is None else seed
     wide = torch.promote_types(y0.dtype, torch.float32)
-    return SeededNoise(seed, y0.shape, wide, y0.device)
+    return SeededNoise(seed, y0.shape, wide, y0.device, first_sample)
 
 
 def check_state(y0: Any) -> None:

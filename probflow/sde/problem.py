@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probflow.integrate.brownian import BrownianInterval
 from probflow.integrate.grid import check_positive, check_steps
-from probflow.integrate.motion import seed_of
+from probflow.integrate.motion import check_covers, seed_of
 from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.problems import ReverseSDE
@@ -40,14 +40,14 @@ from probflow.sde.parts import (
     watched,
     with_log_ratio,
 )
-from probflow.sde.plans import check_state, process_times, sde_times
+from probflow.sde.plans import check_state, first_sample_of, process_times, sde_times
 from probflow.sde.settings import METHODS, NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
 from probflow.words import UnfitError, check_choice, check_flags, dictionary, no_option
 
 __all__ = ["Problem", "check_options", "embedded_of", "prepare", "tolerances_of"]
 
-_OPTIONS = ("seed", "step_size", "check_finite", "error_estimate", "strict")
+_OPTIONS = ("seed", "first_sample", "step_size", "check_finite", "error_estimate", "strict")
 ESTIMATES = ("halves", "embedded")  # of the error of an adaptive step
 _AREA = {"": "none", "U": "space-time", "A": "foster"}
 
@@ -175,6 +175,7 @@ def prepare(
     seed = settings.get("seed")
     if seed is not None:
         seed = seed_of(seed, "seed")
+    first_sample = first_sample_of(settings.get("first_sample"), bm)
     finite = settings.get("check_finite") in (None, True)
     if adaptive and not finite:
         raise ValueError(
@@ -183,16 +184,20 @@ def prepare(
         )
     check_state(y0)
     times, backward = _times(sde, ts)
-    step = settings.get("step_size", dt)
+    step, said = settings.get("step_size", dt), "step_size" if "step_size" in settings else "dt"
     if step is not None:
-        step = check_positive(step, "dt")
-        check_steps(times, step, "dt")
+        step = check_positive(step, said)
+        check_steps(times, step, said)
     parts = parts_of(sde, names)
     wide = torch.promote_types(y0.dtype, torch.float32)
     y, diagonal = y0.to(wide), noise_type == NOISE_TYPES.diagonal
     if wide != y0.dtype:
         parts = rounded(parts, y0.dtype, wide)
     clock = -1.0 if backward else 1.0
+    if len(times) > 1:
+        ends = clock * times[0], clock * times[-1]
+        of_path = "ts needs s = -t" if isinstance(sde, ReverseSDE) else "ts needs it"
+        check_covers(bm, *ends, of_path)
     noise_shape = _noise_shape(parts, noise_type, y, clock * times[0], bm)
 
     shape = y.shape
@@ -222,7 +227,17 @@ def prepare(
     if bm is None:
         # Adaptive steps end anywhere: a tree no deeper than the shortest of them needs.
         leaf = check_positive(dt_min, "dt_min", zero=True) / 4.0 if adaptive else 0.0
-        bm = _brownian(seed, times, clock, noise_shape, y, chosen.needs, step, leaf)
+        bm = _brownian(
+            seed_of(seed, "seed"),
+            times,
+            clock,
+            noise_shape,
+            y,
+            chosen.needs,
+            step,
+            leaf,
+            first_sample,
+        )
         own = True
     else:
         own = False
@@ -361,7 +376,7 @@ def _noise_shape(parts: Parts, noise_type: str, y: Tensor, time: float, bm: Any)
 
 
 def _brownian(
-    seed: Any,
+    seed: int,
     times: Sequence[float],
     clock: float,
     shape: tuple[int, ...],
@@ -369,8 +384,9 @@ def _brownian(
     needs: str,
     dt: float | None,
     leaf: float,
+    first_sample: int,
 ) -> BrownianInterval:
-    """Brownian motion over the times of a call; its seed drawn from torch's global generator."""
+    """Brownian motion over the times of a call."""
     ends = sorted((clock * times[0], clock * times[-1]))
     if len(times) == 1:  # nothing will be drawn
         ends[1] += 1.0
@@ -384,4 +400,5 @@ def _brownian(
         dt=dt,
         tol=leaf,
         levy_area_approximation=_AREA[needs],
+        first_sample=first_sample,
     )

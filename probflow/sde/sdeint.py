@@ -84,6 +84,8 @@ def sdeint(
         ``seed``: whole number that fixes the noise where no ``bm`` is given; without one, a seed is
         drawn from torch's global generator, so that ``torch.manual_seed`` makes a run repeatable.
         One seed is one path for dt, dt/2, dt/4, ...; for other step lengths share one ``bm``.
+        ``first_sample``: number of the batch's first row, for a chunk of a larger batch; rows k, k
+        + 1, ... of the whole have the noise of a chunk with ``first_sample=k``.
         ``check_finite``: ``False`` leaves out the look at the final state (fixed steps only).
         ``step_size``: used instead of ``dt``. ``grad_free`` (milstein): differences instead of
         derivatives. ``error_estimate`` (adaptive steps): ``"halves"``, or ``"embedded"``, the
@@ -180,7 +182,10 @@ def find_method(method: Any, sde: Any) -> Solver | str:
         if method in peer.own_methods():
             return method
         raise unknown_method(method, METHODS.all(), "torchsde")
-    solver = get_solver(method)
+    try:
+        solver = get_solver(method)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"method{str(error).removeprefix('solver')}") from None
     if not solver.stochastic:
         raise ValueError(
             f"method: {solver.name} is deterministic; integrate the probability-flow ODE with it: "

@@ -67,11 +67,63 @@ def sampler(seed: Any) -> Callable[[], Any]:
     return lambda: pf.BrownianNoiseSampler(Y0, 0.1, 1.0, seed=seed)
 
 
+def interval(**how: Any) -> Callable[[], Any]:
+    return lambda: pf.BrownianInterval(0.0, 1.0, (2, 3), **how)
+
+
+def tree(**how: Any) -> Callable[[], Any]:
+    return lambda: pf.BrownianTree(0.0, Y0, **how)
+
+
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (solve(bm=lambda a, b: None, method="euler"), TypeError, "bm: must return tensors, returned N"),
     (solve(bm=lambda a, b: Y0[:1], method="euler"), ValueError, r"bm: .*\(2, 3\).*\(1, 3\)"),
     (solve(bm=lambda a, b, return_U: Y0), TypeError, "bm: must return W and the time integral U"),
     (plan(bm=lambda a, b: None), TypeError, "bm: must return a tensor, returned NoneType"),
+    (
+        solve(bm=lambda a, b: Y0),
+        TypeError,
+        r"bm: srk calls bm\(ta, tb, return_U=True\), but got an unexpected keyword",
+    ),
+    (solve(bm=lambda a: Y0, method="euler"), TypeError, r"bm: euler calls bm\(ta, tb\), but too"),
+    (solve(method=3), TypeError, "method: need a name.* got 3"),
+    (solve(options={"step_size": -1}), ValueError, "step_size: need a finite number > 0, got -1"),
+    (plan(options={"step_size": -1}), ValueError, "step_size: need a finite number > 0, got -1"),
+    (solve(options={"first_sample": -1}), ValueError, "first_sample: need a whole .* got -1"),
+    (
+        lambda: pf.sdeint(Never(), Y0, [0.0, 1.0, 0.5]),
+        ValueError,
+        r"ts: .*strictly increasing or decreasing, got \[0.0, 1.0, 0.5\]",
+    ),
+    (interval(halfway_tree=True), ValueError, "halfway_tree: needs tol > 0 and no dt"),
+    (interval(halfway_tree=True, tol=0.1, dt=0.1), ValueError, "halfway_tree: .* dt=0.1"),
+    (interval(halfway_tree="a"), TypeError, "halfway_tree: need True or False, got 'a'"),
+    (interval(pool_size="a"), TypeError, "pool_size: need a whole number >= 4, got 'a'"),
+    (interval(pool_size=-3), ValueError, "pool_size: need a whole number >= 4, got -3"),
+    (interval(dtype="float"), ValueError, "dtype: need a dtype, .* got 'float'"),
+    (interval(device="foo"), ValueError, "device: need one of torch's, got 'foo': "),
+    (lambda: pf.BrownianPath(0.0, Y0, "a"), TypeError, "window_size: need a whole .* got 'a'"),
+    (tree(cache_depth="x"), TypeError, "cache_depth: need a whole number .* got 'x'"),
+    (tree(pool_size="x"), TypeError, "pool_size: need a whole number .* got 'x'"),
+    (tree(safety="x"), TypeError, "safety: need a number, got 'x'"),
+    (tree(w1=Y0[:1]), ValueError, r"w1: need shape, dtype and device of w0, .*got \(\(1, 3\)"),
+    (tree(w1=Y0.double()), ValueError, "w1: need .* torch.float64"),
+    (lambda: pf.ReverseBrownian(3), TypeError, "base_brownian: need a Brownian motion, got 3"),
+    (lambda: pf.brownian_interval_like(3), TypeError, "y: need a floating-point tensor, got int"),
+    (lambda: pf.BrownianNoiseSampler(Y0, "a", 1.0), TypeError, "sigma_min: need a num.* got 'a'"),
+    (lambda: pf.BrownianNoiseSampler(Y0, 0.1, "a"), TypeError, "sigma_max: need a num.* got 'a'"),
+    (lambda: sampler(0)()("a", 1.0), TypeError, "sigma: need a number .* got 'a'"),
+    (lambda: sampler(0)()(1.0, "a"), TypeError, "sigma_next: need a number .* got 'a'"),
+    (
+        lambda: pf.BrownianNoiseSampler(Y0, 0.1, 1.0, transform=3),
+        TypeError,
+        "transform: need a function, got 3",
+    ),
+    (
+        lambda: pf.BrownianNoiseSampler(Y0, 0.1, 0.1),
+        ValueError,
+        "sigma_min, sigma_max: need two levels .* got 0.1 and 0.1",
+    ),
     (
         solve(Circle(), method="reversible_heun", extra_solver_state=3),
         TypeError,
