@@ -17,10 +17,13 @@ from torch import Tensor
 
 from probflow.adapters import spellings
 from probflow.integrate.grid import host_times
+from probflow.integrate.loop import NonFiniteError, StepSizeError, all_finite
+from probflow.integrate.transforms import transformed
 from probflow.ode.plans import adjoint_rule, check_function, integrate
-from probflow.ode.problem import Layout, host_outputs
+from probflow.ode.problem import Layout, Problem, host_outputs
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers
+from probflow.words import check_flags, dictionary
 
 __all__ = ["adjoint_rule", "own_methods", "passed_on", "register", "unregister"]
 
@@ -116,7 +119,7 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     last time, into NaN, and interpolate back. For a ``ProbabilityFlowODE`` they are therefore given
     the output times as their option ``step_t``, which makes them land there.
     """
-    y0, t = _checked(y0, t)
+    t = _checked(y0, t)
     options = arguments["options"] or {}
     solver = SOLVERS.get(arguments["method"])
     if arguments["event_fn"] is not None and not hasattr(solver, "integrate_until_event"):
@@ -127,30 +130,82 @@ def passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     adaptive = issubclass(SOLVERS.get(arguments["method"], object), RKAdaptiveStepsizeODESolver)
     adaptive = adaptive or arguments["method"] is None
     bounded = isinstance(func, ProbabilityFlowODE) and arguments["event_fn"] is None
-    if bounded and adaptive and "step_t" not in options and isinstance(t, Tensor) and len(t) > 1:
+    if bounded and adaptive and "step_t" not in options and len(t) > 1:
         arguments["options"] = {**options, "step_t": t[1:].detach()}
         arguments["method"] = arguments["method"] or "dopri5"
-    return torchdiffeq.odeint(func, y0, t, **arguments)
+    return _call(torchdiffeq.odeint, func, y0, t, **arguments)
 
 
 def adjoint_passed_on(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:
     """Call ``torchdiffeq.odeint_adjoint``."""
-    return torchdiffeq.odeint_adjoint(func, *_checked(y0, t), **arguments)
+    return _call(torchdiffeq.odeint_adjoint, func, y0, _checked(y0, t), **arguments)
 
 
-def _checked(y0: Any, t: Any) -> tuple[Any, Any]:
-    """State and times as torchdiffeq takes them; times may be a sequence, as everywhere here.
+def _checked(y0: Any, t: Any) -> Tensor:
+    """Times as torchdiffeq takes them; they may be a sequence, as everywhere here.
 
     Raises
     ------
     TypeError, ValueError
-        For what the native methods do not take, either.
+        For a state and times that the native methods do not take, either.
     """
     y = Layout(y0).join(y0)
     times = host_outputs(t, bounded=False)
-    if not isinstance(t, Tensor):
-        t = torch.tensor(times, dtype=torch.float64, device=y.device)
-    return y0, t
+    if isinstance(t, Tensor):
+        return t
+    return torch.tensor(times, dtype=torch.float64, device=y.device)
+
+
+def _call(solve: Callable[..., Any], func: Any, y0: Any, t: Tensor, **arguments: Any) -> Any:
+    """Call torchdiffeq, and look at what it returns unless the option ``check_finite`` is false.
+
+    Raises
+    ------
+    NonFiniteError, StepSizeError
+        If the result is not finite, or ends before ``t`` does.
+    """
+    method, check = arguments["method"], None
+    if arguments["options"] is not None:
+        arguments["options"] = options = dictionary(arguments["options"])
+        check_flags(options, ("check_finite",))
+        check = options.pop("check_finite", None)  # torchdiffeq has no such option
+    answer = solve(func, y0, t, **arguments)
+    states, times = answer, host_outputs(t, bounded=False)
+    if arguments["event_fn"] is not None:
+        event_t, states = answer
+        times = [times[0], float(event_t)]
+    _check_length(method, times, states)
+    if check is None or check:
+        _check_finite(method, Problem(func, y0), times, states)
+    return answer
+
+
+def _check_length(method: Any, times: list[float], states: Any) -> None:
+    """Refuse fewer states than times: so ``scipy_solver`` ends where SciPy gives up."""
+    found = len(states[0] if isinstance(states, tuple) else states)
+    if found < len(times):
+        raise StepSizeError(
+            f"{method}: no state at t = {times[found]:g}, output {found} of {len(times) - 1}: the "
+            "solver gave up before, as SciPy's do where func or the solution becomes NaN or "
+            "infinite, or needs steps shorter than the times can represent"
+        )
+
+
+def _check_finite(method: Any, problem: Problem, times: list[float], states: Any) -> None:
+    """Name the first output that holds NaN or infinity; waits for the device once if none does."""
+    parts = states if isinstance(states, tuple) else (states,)
+    if transformed() or all(all_finite(part.detach()) for part in parts):
+        return
+    problem.check_start()
+    for number, time in enumerate(times):
+        row = tuple(part[number] for part in parts)
+        state = problem.layout.join(row if problem.layout.is_tuple else row[0])
+        if not all_finite(state.detach()):
+            raise NonFiniteError(
+                f"{method}: NaN or infinity in the state at t = {time:g}, output {number} of "
+                f"{len(times) - 1}{problem.first_bad(state)}: func returned it, or the steps are "
+                "too long for the method"
+            )
 
 
 def register() -> None:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,10 +25,12 @@ from probflow.integrate.motion import BaseBrownian, as_time, check_area, layout,
 from probflow.integrate.noise import Normals, normals, sample_indices
 from probflow.integrate.sweep import Sweep
 from probflow.integrate.transforms import outside
-from probflow.integrate.tree import SLACK, grow
+from probflow.integrate.tree import SLACK, Address, grow
 from probflow.words import check_flags, check_whole
 
 __all__ = ["BrownianInterval"]
+
+_AT_ONCE = 2**19  # elements of normals that are made at once on a CPU
 
 
 class BrownianInterval(BaseBrownian):
@@ -298,57 +300,66 @@ class BrownianInterval(BaseBrownian):
             state = self._new_sweep(start[0], stop[0])
             if state is not None:
                 return state
-        pieces, cuts = self._tree.cover(start, stop)
-        cut_leaves = list(dict.fromkeys(leaf for leaf, inside in (start, stop) if inside))
-        pairs, z = self._evaluate(pieces, cuts, cut_leaves)
-        unit = dict(zip(cut_leaves, z, strict=True))
+        nodes = self._tree.cover(start, stop)
+        kept = {cut: self._pairs[cut] for _, cut, _ in nodes if cut in self._pairs}
+        z = self._lazily(nodes, start, stop, kept)
         total: State = ()
         length = 0.0
-        for first, last, parent in pieces:
-            h = self._tree.length(first, last)
-            state = pairs[parent][1 if parent == first else 0]
-            if first in unit and last - first == 1:
-                lo = start[1] if first == start[0] else 0.0
-                hi = stop[1] if first == stop[0] else 1.0
-                state = inside(state, h, lo, hi, unit[first])
+        waiting = [self._root]
+        pairs: dict[int, tuple[State, State]] = {}
+        for first, cut, last in nodes:
+            state, h = waiting.pop(), self._tree.length(first, last)
+            if cut:
+                pair = kept.get(cut) or split(state, self._tree.length(first, cut) / h, next(z))
+                if len(pairs) < self._capacity:  # more would be forgotten at once
+                    pairs[cut] = pair
+                if (cut, 0.0) < stop:
+                    waiting.append(pair[1])
+                if start < (cut, 0.0):
+                    waiting.append(pair[0])
+                continue
+            lo, hi = _inside(first, start, stop)
+            if hi - lo < 1.0:
+                state = inside(state, h, lo, hi, next(z))
                 h *= hi - lo
-            total = state if not total else join(total, state, length, h)
+            # The caller may write on what it gets.
+            total = join(total, state, length, h) if total else tuple(x.clone() for x in state)
             length += h
-        if len(pieces) == 1:  # the caller may write on what it gets
-            total = (total[0].clone(), *total[1:])
+        self._keep(pairs)
         return total
 
-    def _evaluate(self, pieces: list, cuts: dict, leaves: list[int]) -> tuple[dict, list[State]]:
-        """States of both sides of the pieces' parents, and unit normals of the given leaves."""
-        wanted = {parent for *_, parent in pieces}
-        for middle in reversed(cuts):  # what is not kept is made from its parent
-            if middle in wanted and middle not in self._pairs:
-                wanted.add(cuts[middle][2])
-        missing = [middle for middle in cuts if middle in wanted and middle not in self._pairs]
-        names = [*missing, *(self._tree.leaves + leaf for leaf in leaves)]
-        ratio, variances = {}, []
-        for middle in missing:
-            first, last, _ = cuts[middle]
-            h = self._tree.length(first, last)
-            ratio[middle] = self._tree.length(first, middle) / h
-            variances.append(spread(h, ratio[middle], self._parts))
-        z = self._normals(names, [*variances, *(1.0 for _ in leaves)]) if names else []
-        made = dict(zip(missing, z, strict=False))
-        pairs: dict[int, tuple] = {0: (None, self._root)}
-        for middle, (first, _, parent) in cuts.items():
-            if middle in made:
-                whole = pairs[parent][1 if parent == first else 0]
-                pairs[middle] = split(whole, ratio[middle], made[middle])
-            elif middle in wanted:
-                pairs[middle] = self._pairs[middle]
-        for middle in reversed(cuts):  # the top of the tree is forgotten last
-            if middle in pairs:
-                self._pairs[middle] = pairs[middle]
-            if middle in self._pairs:
-                self._pairs.move_to_end(middle)
+    def _lazily(
+        self, nodes: list, start: Address, stop: Address, kept: dict[int, Any]
+    ) -> Iterator[State]:
+        """The normals for the nodes, in their order: of cuts not kept and of leaves cut inside.
+
+        Many at a time if the states are small, for few calls; else few, for little memory.
+        """
+        tree, names, variances = self._tree, [], []
+        for first, cut, last in nodes:
+            if cut and cut not in kept:
+                h = tree.length(first, last)
+                names.append(cut)
+                variances.append(spread(h, tree.length(first, cut) / h, self._parts))
+            elif not cut and _inside(first, start, stop) != (0.0, 1.0):
+                names.append(tree.leaves + first)
+                variances.append(1.0)
+        size = len(self._samples) * self._parts * self._count
+        most = max(1, (_AT_ONCE if self.device.type == "cpu" else 2**5 * _AT_ONCE) // max(1, size))
+        for k in range(0, len(names), most):
+            yield from self._normals(names[k : k + most], variances[k : k + most])
+
+    def _keep(self, pairs: dict[int, tuple[State, State]]) -> None:
+        for cut in reversed(pairs):  # the top of the tree is forgotten last
+            self._pairs[cut] = pairs[cut]
+            self._pairs.move_to_end(cut)
         while len(self._pairs) > self._capacity:
             self._pairs.popitem(last=False)
-        return pairs, z[len(missing) :]
+
+
+def _inside(leaf: int, start: Address, stop: Address) -> tuple[float, float]:
+    """From where to where a leaf is asked for, or a node that begins with it: (0, 1) if all."""
+    return start[1] if leaf == start[0] else 0.0, stop[1] if leaf == stop[0] else 1.0
 
 
 def _on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

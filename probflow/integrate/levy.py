@@ -54,10 +54,10 @@ def split(state: State, r: float, z: State, own: bool = False) -> tuple[State, S
     r
         Where it is cut.
     z
-        As many independent normals with the variance :func:`spread`. The left part is
-        written in their memory.
+        As many independent normals with the variance :func:`spread`.
     own
-        Whether the right part is written in the memory of the state.
+        Whether the left part is written in the memory of the normals, and the right one in that
+        of the state; otherwise both are in new memory.
 
     Returns
     -------
@@ -65,23 +65,23 @@ def split(state: State, r: float, z: State, own: bool = False) -> tuple[State, S
         Left and right part, of the state's shapes.
     """
     q = 1.0 - r
-    right = state if own else tuple(part.clone() for part in state)
     if len(state) == 1:
-        (w,), (left,) = right, z
-        left.add_(w, alpha=r)
-        w.sub_(left)
-        return z, right
-    (w, area), (swing, twist) = right, z
+        (w,), (z_left,) = state, z
+        left = torch.add(z_left, w, alpha=r, out=z_left if own else None)
+        return (left,), (torch.sub(w, left, out=w if own else None),)
+    (w, area), (swing, twist) = state, z
     d = 1.0 - 3.0 * r * q  # = r^3 + q^3
-    twist.mul_(1.0 / math.sqrt(12.0))
+    twist = torch.mul(twist, 1.0 / math.sqrt(12.0), out=twist if own else None)
     right_area = (q**2 * area).add_(swing, alpha=-0.5 * q**2).add_(twist, alpha=-r)
     twist.mul_(q).add_(area, alpha=r**2).add_(swing, alpha=-0.5 * r**2)
-    swing.mul_(d).add_(area, alpha=6.0 * r * q)
-    area.copy_(right_area)
+    swing = torch.mul(swing, d, out=swing if own else None).add_(area, alpha=6.0 * r * q)
     left = torch.add(swing, w, alpha=r)
+    if not own:
+        return (left, twist), (swing.neg_().add_(w, alpha=q), right_area)
     torch.add(swing.neg_(), w, alpha=q, out=w)
     swing.copy_(left)
-    return z, right
+    area.copy_(right_area)
+    return z, state
 
 
 def join(left: State, right: State, h_left: float, h_right: float) -> State:

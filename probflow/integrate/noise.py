@@ -148,17 +148,11 @@ class Normals:
 
         Their variances are ``variance`` (D,), or 1. They are written to ``out``, if given.
         """
-        keys = self._of(draws).view(-1)
-        if variance is not None:
-            variance = variance.repeat_interleave(len(self._keys))
         if out is None:
             shape = len(draws), len(self._keys), self._count
-            out = torch.empty(shape, dtype=self._dtype, device=keys.device)
-        normal, scratch = out.view(len(keys), self._count), self._taken()
-        for rows in self._rows(len(keys)):
-            scale = -1.0 if variance is None else variance[rows, None].neg()
-            self._fill(keys[rows], scale, normal[rows], scratch)
-        self._put_back(scratch)
+            out = torch.empty(shape, dtype=self._dtype, device=draws.device)
+        for _ in self._blocks(draws, 1.0 if variance is None else variance, out):
+            pass
         return out
 
     def by_samples(self, draw: Tensor, variance: float, out: Tensor) -> Iterator[slice]:
@@ -180,20 +174,33 @@ class Normals:
         slice
             The rows that were written.
         """
-        keys, scratch = self._of(draw).view(-1), self._taken()
-        for rows in self._rows(len(keys)):
-            self._fill(keys[rows], -variance, out[rows], scratch)
-            yield rows
+        return self._blocks(draw, variance, out[None])
+
+    def _blocks(self, draws: Tensor, variance: Tensor | float, out: Tensor) -> Iterator[slice]:
+        """Write the normals, so many at a time as the scratch is for; it yields which rows.
+
+        For one draw a row is a sample. On an accelerator all are written at once.
+        """
+        batch, scratch = len(self._keys), self._taken()
+        rows_at_once, draws_at_once = max(1, _CACHE // self._width), max(1, _CACHE // max(1, batch))
+        if self._keys.device.type != "cpu":
+            draws_at_once = max(1, len(draws))
+            rows_at_once = max(1, batch * draws_at_once)
+        for some in _slices(len(draws), draws_at_once):  # their keys are few enough for the cache
+            keys = self._of(draws[some]).view(-1)
+            normal = out[some].view(len(keys), self._count)
+            scales = variance
+            if isinstance(variance, Tensor):
+                scales = variance[some].repeat_interleave(batch)[:, None]
+            for rows in _slices(len(keys), rows_at_once):
+                scale = scales[rows] if isinstance(scales, Tensor) else scales
+                self._fill(keys[rows], -scale, normal[rows], scratch)
+                yield rows
         self._put_back(scratch)
 
     def _of(self, draws: Tensor) -> Tensor:
         """Keys (D, B)."""
         return _mix(self._keys ^ _mix(draws * _GOLDEN)[:, None])
-
-    def _rows(self, count: int) -> Iterator[slice]:
-        """So many at a time as the scratch is for; on an accelerator all at once."""
-        step = max(1, _CACHE // self._width) if self._keys.device.type == "cpu" else count
-        return (slice(k, min(k + step, count)) for k in range(0, count, max(1, step)))
 
     def _fill(self, keys: Tensor, scale: Any, target: Tensor, scratch: _Scratch) -> None:
         """Fill ``target`` (n, count) from keys (n,); ``scale`` is minus the variance."""
@@ -220,6 +227,11 @@ class Normals:
     def _keeps(self) -> bool:
         """Not on an accelerator: scratch is as large as the result there, its allocator quick."""
         return self._keys.device.type == "cpu" and not transformed()
+
+
+def _slices(count: int, most: int) -> Iterator[slice]:
+    """Slices of a range, no longer than ``most``."""
+    return (slice(k, min(k + most, count)) for k in range(0, count, most))
 
 
 class _Scratch:

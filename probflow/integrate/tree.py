@@ -93,26 +93,25 @@ class Tree:
             return number << (self.names - self.depth)
         return (2 * (number - self.leaves) + 1) << (self.names - self.depth - 1)
 
-    def cover(self, a: Address, b: Address) -> tuple[list, dict[int, tuple[int, int, int]]]:
-        """Largest nodes that cover [a, b], in order, and the cuts above them, from the root down.
+    def cover(self, a: Address, b: Address) -> list[tuple[int, int, int]]:
+        """Largest nodes that cover [a, b], and those that are cut on the way to them.
 
-        A piece is (first leaf, last leaf, where its parent is cut), a cut likewise; the root's
-        parent is 0.
+        As (first leaf, where it is cut, last leaf), from the root down and from left to right; a
+        node that is not cut has 0 there.
         """
-        pieces, cuts = [], {}
-        stack = [(0, self.leaves, 0)]
-        while stack:
-            first, last, _ = node = stack.pop()
+        nodes, waiting = [], [(0, self.leaves)]
+        while waiting:
+            first, last = waiting.pop()
             if last - first == 1 or (a <= (first, 0.0) and (last, 0.0) <= b):
-                pieces.append(node)
+                nodes.append((first, 0, last))
                 continue
             middle = self.middle(first, last)
-            cuts[middle] = node
+            nodes.append((first, middle, last))
             if (middle, 0.0) < b:
-                stack.append((middle, last, middle))
+                waiting.append((middle, last))
             if a < (middle, 0.0):
-                stack.append((first, middle, middle))
-        return pieces, cuts
+                waiting.append((first, middle))
+        return nodes
 
 
 def grow(t0: float, t1: float, dt: float | None, tol: float) -> Tree:

@@ -296,19 +296,20 @@ class AdaptiveStepper(Stepper):
     def _explain_start(self, of_state: float, of_slope: float) -> None:
         """Raise for norms of the initial state and slope that are not both finite."""
         assert self.first is not None
-        for value, what in (
-            (self.y, "y0: the initial state holds NaN or infinity"),
-            (self.first, f"func: returned NaN or infinity at the initial state, t = {self.t:g}"),
-        ):
-            if not bool(torch.isfinite(value).all()):
-                raise NonFiniteError(what + self.problem.first_bad(value))
+        self.problem.check_start()
+        if not bool(torch.isfinite(self.first).all()):
+            raise NonFiniteError(
+                f"func: returned NaN or infinity at the initial state, t = {self.t:g}"
+                + self.problem.first_bad(self.first)
+            )
         raise NonFiniteError(
             "rtol, atol: the initial state and its slope are so many tolerances large that their "
             f"norms overflow ({of_state:g} and {of_slope:g}), or norm returned NaN"
         )
 
     def _explain_non_finite(self, h: float, stages: list[Tensor]) -> None:
-        """Raise if a smaller step cannot help: the first stage itself is not finite."""
+        """Raise if a smaller step cannot help: y0 or the first stage is not finite."""
+        self.problem.check_start()
         if not bool(torch.isfinite(stages[0]).all()):
             raise NonFiniteError(
                 f"func: returned NaN or infinity at t = {self.t:g}, after {self.accepted} steps"

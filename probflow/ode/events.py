@@ -10,12 +10,12 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError
+from probflow.integrate.loop import NonFiniteError, all_finite
 from probflow.ode.problem import Problem
 from probflow.ode.result import MaxStepsError
 from probflow.ode.steps import time_tensors
 
-__all__ = ["find_event", "real", "with_gradients"]
+__all__ = ["check_state", "find_event", "real", "with_gradients"]
 
 
 def find_event(
@@ -54,6 +54,15 @@ def find_event(
     )
 
 
+def check_state(problem: Problem, t: float, y: Tensor) -> None:
+    """Raise ``NonFiniteError`` for a state at ``t`` that is not finite; waits for the device."""
+    if not all_finite(y.detach()):
+        problem.check_start()
+        raise NonFiniteError(
+            f"func: returned NaN or infinity before t = {t:g}{problem.first_bad(y)}"
+        )
+
+
 def _combined(
     problem: Problem, event_fn: Callable[[Tensor, Any], Tensor], t: float, y: Tensor
 ) -> Callable[[float, Tensor], float]:
@@ -70,12 +79,8 @@ def _combined(
     def smallest(t: float, y: Tensor) -> float:
         value = float((values(t, y) * signs).min())
         if math.isnan(value):
-            good = bool(torch.isfinite(y).all())
-            raise NonFiniteError(
-                f"event_fn: returned NaN at t = {t:g}"
-                if good
-                else f"func: returned NaN or infinity before t = {t:g}{problem.first_bad(y)}"
-            )
+            check_state(problem, t, y)
+            raise NonFiniteError(f"event_fn: returned NaN at t = {t:g}")
         return value
 
     signs = torch.sign(values(t, y))

@@ -187,13 +187,19 @@ def integrate_on(
         places = _Places(result)
         places.append(y0)
         last, _ = _walk(problem, tableau, y0, run, grid, places, on_step)
-    if check_finite and not all_finite(last.detach()):
+    if check_finite:
+        check_last(problem, tableau, last, _again(problem, tableau, run))
+    return result
+
+
+def check_last(problem: Problem, tableau: Tableau, last: Tensor, steps: Iterable[Any]) -> None:
+    """Look at the last state; if it is not finite, take the ``steps`` and :func:`locate` why."""
+    if not all_finite(last.detach()):
         locate(
-            problem, tableau.name, _again(problem, tableau, run),
+            problem, tableau.name, steps,
             f"the state grew beyond {problem.y0.dtype}, or a repeated run differs: the function "
             "is not one of its arguments alone",
         )  # fmt: skip
-    return result
 
 
 class _Places:
@@ -267,7 +273,10 @@ def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) ->
     NonFiniteError
         Always.
     """
-    flags, times, counts = [problem.finite(problem.y0)], [], []
+    problem.check_start()
+    flags: list[Tensor] = []
+    times: list[Tensor] = []
+    counts: list[int] = []
 
     def observe(t: Tensor, output: Tensor) -> None:
         flags.append(problem.finite(output))
@@ -286,12 +295,10 @@ def locate(problem: Problem, name: str, steps: Iterable[Any], otherwise: str) ->
         raise NonFiniteError(f"{name}: {otherwise}")
     place = bad.index(True)
     sample = problem.sample(good[place].tolist().index(False))
-    if place == 0:
-        raise NonFiniteError(f"y0: the initial state holds NaN or infinity{sample}")
-    step = next(number for number, count in enumerate(counts) if place <= count)
+    step = next(number for number, count in enumerate(counts) if place < count)
     raise NonFiniteError(
         f"{name}: func returned NaN or infinity in step {step} of {len(counts)}, "
-        f"t = {float(times[place - 1]):g}{sample}"
+        f"t = {float(times[place]):g}{sample}"
     )
 
 

@@ -77,8 +77,8 @@ def odeint(
         (``"direct"``, ``"checkpoint"``, or ``"reversible"``, which takes the steps of another
         scheme, with larger errors), ``return_info`` (return also an
         :class:`~probflow.ode.result.ODEResult`), ``progress``, ``check_finite`` (``False`` leaves
-        out the look at the last state; fixed steps only), and ``strict=False``, with which unknown
-        options are warnings instead of errors.
+        out the look at the last state; fixed steps, and what is passed on), and ``strict=False``,
+        with which unknown options are warnings instead of errors.
     event_fn
         ``event_fn(t, y)``: stop where it, or the first of its components, changes sign; ``t`` then
         is the start and a time after it that gives the direction. Fixed steps need ``step_size``.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probflow.ode.control import Control, error_norm, positive, scaled, seventh_order
-from probflow.ode.problem import Problem, host_outputs
+from probflow.ode.problem import BAD_START, Problem, host_outputs
 from probflow.ode.result import Status
 from probflow.ode.steps import combine, rk_step, stage_times, weighted
 from probflow.tableaus import Tableau
@@ -63,7 +63,7 @@ class PerSample:
         batch = len(y)
         self.accepted = torch.zeros(batch, dtype=torch.int64, device=y.device)
         self.rejected = torch.zeros_like(self.accepted)
-        self.status = torch.full_like(self.accepted, int(Status.RUNNING))
+        self.status = torch.where(_finite(y), int(Status.RUNNING), int(Status.NON_FINITE))
         self.errors = times.new_ones((2, batch))
         self.outputs: list[Tensor] = [y] + [
             torch.full_like(y, torch.nan) for _ in range(len(times) - 1)
@@ -210,12 +210,11 @@ class PerSample:
         tries = self.accepted + self.rejected
         tiny = self.h <= 1e-15 * torch.maximum(start.abs(), self.h)
         tiny = tiny | (start + self.sign * self.h == start)
-        bad = ~torch.isfinite(first).flatten(1).all(1) if first.ndim > 1 else ~torch.isfinite(first)
         stuck = active & ~accept
         status = self.status
         status = torch.where(active & (tries >= self.control.max_num_steps), 1, status)
         status = torch.where(stuck & tiny, torch.where(finite, 3, 2), status)
-        status = torch.where(stuck & bad, 2, status)
+        status = torch.where(stuck & ~_finite(first), 2, status)
         self.status = torch.where(done, 0, status)
 
     def _state(
@@ -263,15 +262,26 @@ class PerSample:
 
     # Result -------------------------------------------------------------------------------------
 
-    def failures(self) -> list[tuple[int, Status, float, int]]:
-        """(sample, status, time, steps) of the samples that did not reach their end."""
-        status = self.status.tolist()
-        times, steps = self.t.tolist(), self.accepted.tolist()
-        return [
-            (i, Status(code), times[i], steps[i])
-            for i, code in enumerate(status)
-            if code != int(Status.SUCCESS)
-        ]
+    def failure(self) -> tuple[Status, str]:
+        """How the first sample ended that did not reach its end, in words; SUCCESS if all did."""
+        codes = self.status.tolist()
+        failed = [sample for sample, code in enumerate(codes) if code != int(Status.SUCCESS)]
+        if not failed:
+            return Status.SUCCESS, Status.SUCCESS.message
+        sample, count = failed[0], f"{len(failed)} of {len(codes)} samples failed"
+        status = Status(codes[sample])
+        if not bool(torch.isfinite(self.problem.y0[sample]).all()):
+            return status, f"{BAD_START}, sample {sample} ({count})"
+        return status, (
+            f"{count}, first sample {sample} at t = {float(self.t[sample]):g} after "
+            f"{int(self.accepted[sample])} steps: {status.message}"
+        )
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Whether all numbers of a sample are finite, (batch,)."""
+    flags = torch.isfinite(rows)
+    return flags.flatten(1).all(1) if rows.ndim > 1 else flags
 
 
 def _rough(powers: Tensor) -> Tensor:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from probflow.integrate.grid import host_times
-from probflow.integrate.loop import finite_samples, sample_name
+from probflow.integrate.loop import NonFiniteError, finite_samples, sample_name
 from probflow.integrate.transforms import hidden
 from probflow.integrate.watch import Watch
 from probflow.models import time_dtype
 from probflow.words import dictionary
 
-__all__ = ["Layout", "Problem", "host_outputs", "traced"]
+__all__ = ["BAD_START", "Layout", "Problem", "host_outputs", "traced"]
+
+BAD_START = "y0: the initial state holds NaN or infinity"
 
 
 def traced(t: Any) -> bool:
@@ -167,7 +169,7 @@ class Problem:
         self.dtype = narrow.dtype
         self.wide = torch.promote_types(narrow.dtype, torch.float32)
         self.time_dtype = time_dtype(narrow.dtype)
-        self.y0 = _cast(narrow, self.wide)
+        self.y0 = self.given = _cast(narrow, self.wide)  # y0 may be moved with the first time
         self.nfe = 0
         self.observer: Callable[[Tensor, Tensor], None] | None = None  # of times and outputs
         self._watch = Watch(held)
@@ -255,6 +257,11 @@ class Problem:
         """The first sample of a state that is not finite, as :meth:`sample`."""
         good = self.finite(y).tolist()
         return self.sample(good.index(False)) if False in good else ""
+
+    def check_start(self) -> None:
+        """Raise ``NonFiniteError`` if the state that was given is not finite; waits for it."""
+        if not bool(torch.isfinite(self.given).all()):
+            raise NonFiniteError(BAD_START + self.first_bad(self.given))
 
     def _look(self, output: Any, state: Any) -> None:
         """Learn from the first output what has to be done with every one."""

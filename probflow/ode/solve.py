@@ -18,8 +18,8 @@ from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control, tolerances
 from probflow.ode.dense import DenseOutput
-from probflow.ode.events import find_event
-from probflow.ode.fixed import FixedStepper, Grid, fixed_grid, integrate_on
+from probflow.ode.events import check_state, find_event
+from probflow.ode.fixed import FixedStepper, Grid, check_last, fixed_grid, integrate_on
 from probflow.ode.options import (
     ADAMS,
     GRADIENTS,
@@ -218,6 +218,9 @@ class _Solve:
     def _fixed_dense(self, grid: list[float]) -> ODEResult:
         stepper = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
         steps = [stepper.step(time) for time in grid[1:]]
+        if self.check:
+            again = FixedStepper(self.problem, self.tableau, math.inf, grid[0], grid[-1])
+            check_last(self.problem, self.tableau, stepper.y, map(again.advance, grid[1:]))
         function = DenseOutput(self.problem, steps, grid[0])
         states = torch.stack([self.problem.y0, *(step.after for step in steps)])
         outputs = [grid.index(time) for time in self._times()]
@@ -343,6 +346,8 @@ class _Solve:
         most = int(self.settings.get("max_num_steps", 100_000))
         with _progress(self.progress, self.method) as report:
             t, state = find_event(stepper, event_fn, most, report)
+        if settings is None and self.check:
+            check_state(self.problem, t, state)
         states = torch.stack([first, state])
         like = torch.empty(0, dtype=torch.float64, device="cpu")
         if isinstance(self.t, Tensor):
@@ -369,16 +374,9 @@ class _Solve:
         times = per_sample_times(self.t, self.problem.y0)
         loop = PerSample(self.problem, self.tableau, settings, times, taken)
         loop.run(gradients == "checkpoint" and torch.is_grad_enabled())
-        failures = loop.failures()
-        message = Status.SUCCESS.message
-        if failures:
-            sample, status, t, steps = failures[0]
-            message = (
-                f"{len(failures)} of {len(times[0])} samples failed, first sample {sample} at "
-                f"t = {t:g} after {steps} steps: {status.message}"
-            )
-            if self.throw:
-                raise status.error(message)
+        status, message = loop.failure()
+        if status is not Status.SUCCESS and self.throw:
+            raise status.error(message)
         return self._result(
             torch.stack(loop.outputs),
             accepted=loop.accepted,

@@ -1,7 +1,9 @@
-r"""Adaptive steps: each step once whole and once in halves, with a PI controller.
+r"""Adaptive steps, with a PI controller.
 
-The noise is a function of time, so that a rejected step and its successors see the same path: what
-was drawn is refined, never drawn anew (Gaines and Lyons 1997, SIAM J. Appl. Math. 57, 1455-1484).
+The error of a step is estimated by taking it once whole and once in halves, or by a step of lower
+order that begins with the same evaluations (:attr:`probflow.sde.methods.Method.lower`). The noise
+is a function of time, so that a rejected step and its successors see the same path: what was drawn
+is refined, never drawn anew (Gaines and Lyons 1997, SIAM J. Appl. Math. 57, 1455-1484).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probflow.integrate.loop import NonFiniteError, first_bad
+from probflow.integrate.loop import NonFiniteError, all_finite, first_bad
 from probflow.sde.loop import Trajectory, node_times
 from probflow.sde.methods import Memory, Method
 from probflow.sde.noise import Query
@@ -26,21 +28,22 @@ __all__ = ["Tolerances", "run_adaptive"]
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Relative and absolute tolerance, first and smallest step."""
+    """Relative and absolute tolerance, first and smallest step, kind of error estimate."""
 
     rtol: float
     atol: float
     first_step: float
     dt_min: float
+    embedded: bool = False
 
-    def error(self, whole: Tensor, halves: Tensor) -> float:
+    def error(self, one: Tensor, other: Tensor) -> float:
         """Root mean square of the difference, in units of the tolerance; waits for the device."""
-        if not whole.numel():
+        if not one.numel():
             return 0.0
-        whole, halves = whole.detach(), halves.detach()
-        scale = torch.maximum(whole.abs(), halves.abs()).mul_(self.rtol).add_(self.atol)
+        one, other = one.detach(), other.detach()
+        scale = torch.maximum(one.abs(), other.abs()).mul_(self.rtol).add_(self.atol)
         # Where both tolerances vanish, an exact step has error 0 and any other is too long.
-        ratio = (whole - halves) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        ratio = (one - other) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
         return float(ratio.square().mean().sqrt())
 
 
@@ -68,6 +71,16 @@ class Controller:
         return min(0.9, max(0.1, 0.9 * error**-self.exponent))
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A step: its end, the estimate beside it, and the times at which its parts end."""
+
+    y: Tensor
+    memory: Memory
+    beside: Tensor
+    ends: tuple[float, ...]
+
+
 def run_adaptive(
     sde: System,
     method: Method,
@@ -77,11 +90,12 @@ def run_adaptive(
     memory: Memory,
     query: Query,
     sign: float = 1.0,
+    start_name: str = "initial state y0",
 ) -> Trajectory:
     """Integrate with steps that meet the tolerances, landing on each of ``times``.
 
-    The state follows the half steps. Waits for the device once per attempted step; never evaluates
-    outside ``times``.
+    Waits for the device once per attempted step; never evaluates outside ``times``. ``start_name``
+    is what messages call ``y``.
 
     Warns
     -----
@@ -93,14 +107,13 @@ def run_adaptive(
     NonFiniteError
         If a step of the smallest length ends in NaN or infinity.
     """
-
-    def advance(sde: System, row: Any, start: float, stop: float, y: Tensor, memory: Memory) -> Any:
-        if method.start is None:
-            return method.step(sde, row, stop - start, y, query(start, stop)), memory
-        return method.step(sde, row, stop - start, y, query(start, stop), memory)
-
-    control = Controller(method.strong_order(sde.noise_type))
-    length, states, grid, forced, worst = tolerances.first_step, [y], [times[0]], 0, 0.0
+    attempt = _embedded if tolerances.embedded else _halved
+    order = method.embedded_order if tolerances.embedded else method.strong_order
+    control = Controller(order(sde.noise_type))
+    length, states, grid, worst = tolerances.first_step, [y], [times[0]], 0.0
+    accepted = forced = 0
+    # Without dt_min steps end where their halves would have no length.
+    shortest = max(tolerances.dt_min, 4.0 * math.ulp(max(map(abs, times))))
     for output in times[1:]:
         while (start := grid[-1]) < output:
             rest = output - start
@@ -109,43 +122,96 @@ def run_adaptive(
                 stop = output
             else:
                 stop = start + (length if rest > 2.0 * length else 0.5 * rest)
-            middle = start + 0.5 * (stop - start)
-            smallest = length <= tolerances.dt_min or middle in (start, stop)
-            ends = (start, start, middle), (stop, middle, stop)
-            rows = node_times(*ends, method.nodes, y)
-            if method.nodes[0] == 0.0:  # the whole step and its first half begin alike
-                rows[1] = (rows[0][0], *rows[1][1:])
-            shared = sde.sharing(rows[0][0], y)
-            whole, _ = advance(shared, rows[0], start, stop, y, memory)
-            half, between = advance(shared, rows[1], start, middle, y, memory)
-            halves, after = advance(sde, rows[2], middle, stop, half, between)
-            error, sde = tolerances.error(whole, halves), sde.later()
+            smallest = length <= shortest or _middle(start, stop) in (start, stop)
+            step = attempt(sde, method, start, stop, y, memory, query)
+            error, sde = tolerances.error(step.beside, step.y), sde.later()
             if smallest and not math.isfinite(error):
+                sample = first_bad(step.y) or first_bad(step.beside)
+                if type(sde) is not System:
+                    sample = ""  # an adjoint's state has no samples
+                if not all_finite(states[0].detach()):
+                    raise NonFiniteError(f"{method.name}: NaN or infinity in the {start_name}")
                 raise NonFiniteError(
                     f"{method.name}: NaN or infinity in the adaptive step from t = "
                     f"{sign * start:g} to {sign * stop:g}, even at the smallest length "
-                    f"(dt_min = {tolerances.dt_min:g})"
-                    # an adjoint's state has no samples
-                    + (first_bad(halves) if type(sde) is System else "")
+                    f"{shortest:.3g} (dt_min = {tolerances.dt_min:g}){sample}"
                 )
             if error <= 1.0 or smallest:
                 if error > 1.0:
                     forced, worst = forced + 1, max(worst, error)
-                y, memory = halves, after
-                grid += [middle, stop]
+                accepted += 1
+                y, memory = step.y, step.memory
+                grid += step.ends
                 # A step cut short by an output says nothing against the length before it.
                 proposal = (stop - start) * control.accepted(error)
                 length = max(length, proposal) if stop == output and error <= 1.0 else proposal
             else:
                 length = (stop - start) * control.rejected(error)
                 memory = tuple(x.clone() for x in memory)  # held for longer than one attempt
-            length = max(length, tolerances.dt_min)
+            length = max(length, shortest)
         states.append(y)
     if forced:
         warnings.warn(
-            f"dt_min: {forced} of {(len(grid) - 1) // 2} steps were accepted at the smallest "
-            f"allowed length {tolerances.dt_min:g} with errors up to {worst:.3g} times the "
+            f"dt_min: {forced} of {accepted} steps were accepted at the smallest "
+            f"allowed length {shortest:g} with errors up to {worst:.3g} times the "
             "tolerance; lower dt_min, or raise rtol and atol",
             stacklevel=4,
         )
     return Trajectory(states, memory, grid)
+
+
+def _middle(start: float, stop: float) -> float:
+    return start + 0.5 * (stop - start)
+
+
+def _halved(
+    sde: System,
+    method: Method,
+    start: float,
+    stop: float,
+    y: Tensor,
+    memory: Memory,
+    query: Query,
+) -> Attempt:
+    """A step in halves, beside it the whole one."""
+    middle = _middle(start, stop)
+    ends = (start, start, middle), (stop, middle, stop)
+    rows = node_times(*ends, method.nodes, y)
+    if method.nodes[0] == 0.0:  # the whole step and its first half begin alike
+        rows[1] = (rows[0][0], *rows[1][1:])
+    shared = sde.sharing(rows[0][0], y)
+
+    def advance(sde: System, row: Any, a: float, b: float, y: Tensor, memory: Memory) -> Any:
+        return _advance(method, sde, row, b - a, y, query(a, b), memory)
+
+    whole, _ = advance(shared, rows[0], start, stop, y, memory)
+    half, between = advance(shared, rows[1], start, middle, y, memory)
+    halves, after = advance(sde, rows[2], middle, stop, half, between)
+    return Attempt(halves, after, whole, (middle, stop))
+
+
+def _embedded(
+    sde: System,
+    method: Method,
+    start: float,
+    stop: float,
+    y: Tensor,
+    memory: Memory,
+    query: Query,
+) -> Attempt:
+    """A step, beside it one of lower order from the same evaluations."""
+    assert method.lower is not None
+    (row,) = node_times([start], [stop], method.nodes, y)
+    h, noise, shared = stop - start, query(start, stop), sde.sharing(row[0], y)
+    w = noise if isinstance(noise, Tensor) else noise[0]
+    after, later = _advance(method, shared, row, h, y, noise, memory)
+    held = () if method.start is None else (memory,)
+    return Attempt(after, later, method.lower(shared, row, h, y, w, *held), (stop,))
+
+
+def _advance(
+    method: Method, sde: System, row: Any, h: float, y: Tensor, noise: Any, memory: Memory
+) -> tuple[Tensor, Memory]:
+    if method.start is None:
+        return method.step(sde, row, h, y, noise), memory
+    return method.step(sde, row, h, y, noise, memory)

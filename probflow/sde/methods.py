@@ -7,6 +7,9 @@ A step is ``step(sde, t, h, y, noise)``: times ``t`` of the method's nodes (0-d 
 
 Strong orders are those for smooth coefficients with bounded derivatives. With noise that is
 diagonal, scalar or additive an order 1/2 of general noise becomes 1 where no Levy area enters.
+
+A method's ``lower`` is a step of a lower order that begins with the same evaluations: the
+difference of the two is an embedded error estimate.
 """
 
 from __future__ import annotations
@@ -52,6 +55,11 @@ def milstein_stratonovich(sde: System, t: Times, h: float, y: Tensor, w: Tensor)
     return y + sde.milstein(t[0], y, h, w, 0.5 * (w * w))
 
 
+def milstein_lower(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
+    r""":math:`y' = y + h f + g W` with the diffusion of which Milstein's derivative is taken."""
+    return y.add(sde.f(t[0], y), alpha=h) + sde.prod(sde.differentiable(t[0], y)[0], w)
+
+
 def milstein_ito_free(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
     r"""Milstein with :math:`g' g \approx (g(y + h f + \sqrt h g) - g) / \sqrt h`, Ito; order 1.
 
@@ -63,18 +71,6 @@ def milstein_ito_free(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> 
     support = y.add(f, alpha=h).add(factor, alpha=root)
     change = sde.factor(sde.g(t[0], support)) - factor
     return y.add(f, alpha=h) + factor * w + change * (w * w - h) * (0.5 / root)
-
-
-def milstein_stratonovich_free(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
-    r"""Milstein with :math:`g' g \approx (g(y + \sqrt h g) - g) / \sqrt h`, Stratonovich; order 1.
-
-    Kloeden and Platen 1992, section 11.1.
-    """
-    f, g = sde.f_and_g(t[0], y)
-    root, w = math.sqrt(h), sde.spread(w, y)
-    factor = sde.factor(g)
-    change = sde.factor(sde.g(t[0], y.add(factor, alpha=root))) - factor
-    return y.add(f, alpha=h) + factor * w + change * (w * w) * (0.5 / root)
 
 
 def srk(sde: System, t: Times, h: float, y: Tensor, noise: Pair) -> Tensor:
@@ -118,8 +114,8 @@ def srk_additive(sde: System, t: Times, h: float, y: Tensor, noise: Pair) -> Ten
     mean = u / h
     f1, late = sde.f(t0, y), sde.products(t1, y)
     f2 = sde.f(t_late, y.add(f1, alpha=0.75 * h) + late(1.5 * mean))
-    y = y.add(f1, alpha=h / 3.0).add(f2, alpha=2.0 * h / 3.0)
-    return y + late(w - mean) + sde.g_prod(t0, y, mean)
+    drifted = y.add(f1, alpha=h / 3.0).add(f2, alpha=2.0 * h / 3.0)
+    return drifted + late(w - mean) + sde.g_prod(t0, y, mean)
 
 
 def heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
@@ -135,7 +131,10 @@ def heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
 def euler_heun(sde: System, t: Times, h: float, y: Tensor, w: Tensor) -> Tensor:
     r""":math:`y' = y + h f + \frac{1}{2} (g(y) + g(y + g W)) W`, Stratonovich; order as Heun's.
 
-    Kloeden and Platen 1992, section 4.9: Euler's method for the drift, Heun's for the noise.
+    Kloeden and Platen 1992, section 4.9: Euler's method for the drift, Heun's for the noise. It is
+    also what ``milstein`` without derivatives is here: with the support :math:`y + \sqrt h g` of
+    their section 11.1, and of torchsde, an error :math:`\frac{1}{4} g'' g^2 \sqrt h W^2` remains
+    whose mean is not 0, so that the order is 1/2.
     """
     f, first = sde.f_and_g_prod(t[0], y, w)
     second = sde.g_prod(t[1], y + first, w)
@@ -184,6 +183,14 @@ def reversible_heun(
     return y.add(f + f1, alpha=0.5 * h) + sde.prod(g + g1, 0.5 * w), (f1, g1, z1)
 
 
+def reversible_heun_lower(
+    sde: System, t: Times, h: float, y: Tensor, w: Tensor, memory: Memory
+) -> Tensor:
+    r""":math:`y' = y + h f + g W` with the evaluations that the step begins with."""
+    f, g, _ = memory
+    return y.add(f, alpha=h) + sde.prod(g, w)
+
+
 @dataclass(frozen=True)
 class Method:
     """A step function with what the loops need to know of it.
@@ -208,6 +215,10 @@ class Method:
         Options it has beside those of the call.
     adjoint
         Whether it needs only products with the diffusion, so that it can solve adjoint equations.
+    lower
+        Step function of a lower order, whose noise is W; ``None`` for a method without.
+    lower_order
+        Its order: local errors are of this and 1/2 more.
     """
 
     name: str
@@ -221,26 +232,35 @@ class Method:
     start: Callable[[System, Tensor, Tensor], Memory] | None = None
     options: tuple[str, ...] = ()
     adjoint: bool = True
+    lower: Callable[..., Tensor] | None = euler
+    lower_order: float = 0.5
 
     def strong_order(self, noise_type: str) -> float:
         """Strong order, a float, for a noise type: a word of :mod:`probflow.sde.settings`."""
         return self.general_order if noise_type == NOISE_TYPES.general else self.order
+
+    def embedded_order(self, noise_type: str) -> float:
+        """Strong order of the step of lower order; Euler's is 1 where the noise is additive."""
+        return max(self.lower_order, 1.0 if noise_type == NOISE_TYPES.additive else 0.0)
 
 
 _ITO, _STRATONOVICH = SDE_TYPES.ito, SDE_TYPES.stratonovich
 _ALL = tuple(NOISE_TYPES)
 _FACTOR = (NOISE_TYPES.diagonal, NOISE_TYPES.scalar)
 _ADDITIVE, _GENERAL = (NOISE_TYPES.additive,), (NOISE_TYPES.general,)
-_COMMUTATIVE = (*_FACTOR, *_ADDITIVE)
 _FREE = ("grad_free",)
 
 # The first entry that fits name, type and noise is taken.
 _METHODS = (
-    Method("euler", euler, _ITO, _ADDITIVE),
-    Method("euler", euler, _ITO, _ALL, order=0.5),
-    Method("milstein", milstein_ito, _ITO, _COMMUTATIVE, options=_FREE),
-    Method("milstein", milstein_stratonovich, _STRATONOVICH, _COMMUTATIVE, options=_FREE),
-    Method("srk", srk, _ITO, _FACTOR, (0.0, 0.25, 0.5, 1.0), "U", 1.5, adjoint=False),
+    Method("euler", euler, _ITO, _ADDITIVE, lower=None),
+    Method("euler", euler, _ITO, _ALL, order=0.5, lower=None),
+    Method("milstein", milstein_ito, _ITO, _FACTOR, options=_FREE, lower=milstein_lower),
+    Method("milstein", milstein_ito, _ITO, _ADDITIVE, options=_FREE, lower=None),
+    Method("milstein", milstein_stratonovich, _STRATONOVICH, _FACTOR, options=_FREE,
+           lower=milstein_lower),
+    Method("milstein", milstein_stratonovich, _STRATONOVICH, _ADDITIVE, options=_FREE, lower=None),
+    Method("srk", srk, _ITO, _FACTOR, (0.0, 0.25, 0.5, 1.0), "U", 1.5, adjoint=False,
+           lower=milstein_ito_free, lower_order=1.0),
     Method("srk", srk_additive, _ITO, _ADDITIVE, (0.0, 0.75, 1.0), "U", 1.5, adjoint=False),
     Method("heun", heun, _STRATONOVICH, _ALL, (0.0, 1.0)),
     Method("euler_heun", euler_heun, _STRATONOVICH, _ALL, (0.0, 1.0)),
@@ -248,12 +268,12 @@ _METHODS = (
     Method("log_ode", log_ode, _STRATONOVICH, _GENERAL, (0.0, 0.5), "A", adjoint=False),
     Method("log_ode", midpoint, _STRATONOVICH, _ALL, (0.0, 0.5), adjoint=False),
     Method("reversible_heun", reversible_heun, _STRATONOVICH, _ALL, (1.0,),
-           start=reversible_heun_start, adjoint=False),
+           start=reversible_heun_start, adjoint=False, lower=reversible_heun_lower),
 )  # fmt: skip
 _GRADIENT_FREE = (
     Method("milstein", milstein_ito_free, _ITO, _FACTOR, options=_FREE, adjoint=False),
-    Method("milstein", milstein_stratonovich_free, _STRATONOVICH, _FACTOR,
-           options=_FREE, adjoint=False),
+    Method("milstein", euler_heun, _STRATONOVICH, _FACTOR, (0.0, 1.0), options=_FREE,
+           adjoint=False),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -42,11 +43,12 @@ from probflow.sde.parts import (
 from probflow.sde.plans import check_state, first_sample_of, process_times, sde_times
 from probflow.sde.settings import METHODS, NOISE_TYPES, SDE_TYPES
 from probflow.sde.system import System
-from probflow.words import UnfitError, check_flags, dictionary, no_option
+from probflow.words import UnfitError, check_choice, check_flags, dictionary, no_option
 
-__all__ = ["Problem", "check_options", "prepare", "tolerances_of"]
+__all__ = ["Problem", "check_options", "embedded_of", "prepare", "tolerances_of"]
 
-_OPTIONS = ("seed", "step_size", "check_finite", "first_sample")
+_OPTIONS = ("seed", "step_size", "check_finite", "first_sample", "error_estimate", "strict")
+ESTIMATES = ("halves", "embedded")  # of the error of an adaptive step
 _AREA = {"": "none", "U": "space-time", "A": "foster"}
 
 
@@ -166,9 +168,10 @@ def prepare(
         check_word(f"sde.{word}", getattr(sde, word), allowed)
     sde_type, noise_type = sde.sde_type, sde.noise_type
     settings = dictionary(options)
-    check_flags(settings, ("check_finite", "grad_free"))
+    check_flags(settings, ("check_finite", "grad_free", "strict"))
     chosen = choose(method, sde_type, noise_type, settings)
     check_options(settings, chosen.name, (*_OPTIONS, *chosen.options))
+    embedded = embedded_of(settings, chosen, noise_type, adaptive)
     seed = settings.get("seed")
     if seed is not None:
         seed = seed_of(seed, "seed")
@@ -254,7 +257,8 @@ def prepare(
     tolerances = None
     grid = times if step is None else step_grid(times, step)
     if adaptive:
-        tolerances = tolerances_of(rtol, atol, dt_min, step or (times[-1] - times[0]) / 100.0)
+        first_step = step or (times[-1] - times[0]) / 100.0
+        tolerances = tolerances_of(rtol, atol, dt_min, first_step, embedded=embedded)
     return Problem(
         first=first,
         method=chosen,
@@ -276,14 +280,50 @@ def prepare(
 def check_options(
     options: Mapping[str, Any], method: str, allowed: Sequence[str], argument: str = "options"
 ) -> None:
-    """Raise ``ValueError`` for an unknown option, with the near ones."""
+    """Raise ``ValueError`` for an unknown option, with the near ones; warn if not ``strict``."""
     for name in options:
         if name not in allowed:
-            raise ValueError(no_option(method, name, allowed, argument))
+            text = no_option(method, name, allowed, argument)
+            if options.get("strict") in (None, True):
+                raise ValueError(text)
+            warnings.warn(text, stacklevel=4)
+
+
+def embedded_of(
+    options: Mapping[str, Any], method: Method, noise_type: str, adaptive: bool, prefix: str = ""
+) -> bool:
+    """Whether adaptive steps take the embedded error estimate; ``prefix`` of the arguments.
+
+    Raises
+    ------
+    ValueError
+        For another word, a method without one, and a choice without adaptive steps.
+    """
+    chosen = options.get("error_estimate")
+    if chosen is None:
+        return False
+    check_choice("error_estimate", chosen, ESTIMATES)
+    if not adaptive:
+        raise ValueError(
+            f"{prefix}options: error_estimate={chosen!r} does nothing with {prefix}adaptive=False; "
+            "leave it out"
+        )
+    if chosen == "embedded" and method.lower is None:
+        raise ValueError(
+            f"error_estimate: {method.name} with {noise_type} noise has no method of lower order "
+            "in it; take 'halves'"
+        )
+    return bool(chosen == "embedded")
 
 
 def tolerances_of(
-    rtol: Any, atol: Any, dt_min: Any, first_step: float, prefix: str = "", used: bool = True
+    rtol: Any,
+    atol: Any,
+    dt_min: Any,
+    first_step: float,
+    prefix: str = "",
+    used: bool = True,
+    embedded: bool = False,
 ) -> Tolerances:
     """Tolerances from arguments, checked; ``prefix`` is that of their names.
 
@@ -297,7 +337,7 @@ def tolerances_of(
     absolute = check_positive(atol, f"{prefix}atol", zero=True)
     if used and relative == absolute == 0.0:
         raise ValueError(f"{prefix}rtol, {prefix}atol: one of them must be positive")
-    return Tolerances(relative, absolute, max(first_step, smallest), smallest)
+    return Tolerances(relative, absolute, max(first_step, smallest), smallest, embedded)
 
 
 def _times(sde: Any, ts: Any) -> tuple[list[float], bool]:

@@ -78,7 +78,8 @@ def sdeint(
         ``dt=None``, ``ts`` itself is the grid.
     adaptive, rtol, atol, dt_min
         Choose the steps so that a step and its two halves differ by at most ``atol + rtol |y|`` in
-        the root mean square, but none shorter than ``dt_min`` (with a warning).
+        the root mean square, but none shorter than ``dt_min`` (with a warning); for another
+        estimate of the error see ``error_estimate``.
     options
         ``seed``: whole number that fixes the noise where no ``bm`` is given; without one, a seed is
         drawn from torch's global generator, so that ``torch.manual_seed`` makes a run repeatable.
@@ -87,7 +88,10 @@ def sdeint(
         + 1, ... of the whole have the noise of a chunk with ``first_sample=k``.
         ``check_finite``: ``False`` leaves out the look at the final state (fixed steps only).
         ``step_size``: used instead of ``dt``. ``grad_free`` (milstein): differences instead of
-        derivatives.
+        derivatives. ``error_estimate`` (adaptive steps): ``"halves"``, or ``"embedded"``, the
+        difference to a step of lower order from the same evaluations: Euler's, for ``srk`` without
+        additive noise Milstein's, which costs one diffusion. ``strict``: with ``False`` unknown
+        options are a warning.
     names
         Other names of the functions, by role: ``drift``, ``diffusion``, ``prior_drift``,
         ``diffusion_prod``, ``drift_and_diffusion``, ``drift_and_diffusion_prod``.

@@ -17,7 +17,7 @@ from probflow.sde.loop import node_times, run_fixed
 from probflow.sde.methods import Memory, Method, choose, default_adjoint_method
 from probflow.sde.noise import mirrored_query
 from probflow.sde.parts import mirrored
-from probflow.sde.problem import Problem, check_options, prepare, tolerances_of
+from probflow.sde.problem import Problem, check_options, embedded_of, prepare, tolerances_of
 from probflow.sde.sdeint import find_method, warn_of_adaptive_euler
 from probflow.sde.settings import METHODS, SDE_TYPES
 from probflow.sde.system import System
@@ -80,7 +80,7 @@ def sdeint_adjoint(
     options, names, logqp, extra, extra_solver_state
         As for :func:`probflow.sdeint`.
     adjoint_options
-        Options of the adjoint method; there are none but ``grad_free=False``.
+        ``error_estimate`` and ``strict`` for the adjoint, as of :func:`probflow.sdeint`.
     adjoint_params
         Tensors whose gradients are formed; by default the parameters of ``sde`` that require them.
 
@@ -121,11 +121,13 @@ def sdeint_adjoint(
     problem = prepare(
         sde, y0, ts, bm, found, dt, adaptive, rtol, atol, dt_min, options, names, logqp
     )
-    adjoint = _adjoint(problem, adjoint_method, adjoint_options)
+    adjoint, embedded = _adjoint(problem, adjoint_method, adjoint_options, bool(adjoint_adaptive))
     tolerances = None
     if adjoint_adaptive:
         first = problem.grid[1] - problem.grid[0] if len(problem.grid) > 1 else 1.0
-        tolerances = tolerances_of(adjoint_rtol, adjoint_atol, dt_min, first, "adjoint_")
+        tolerances = tolerances_of(
+            adjoint_rtol, adjoint_atol, dt_min, first, "adjoint_", embedded=embedded
+        )
     memory = problem.memory(extra_solver_state)
     job = Job(problem, adjoint, tolerances, len(memory))
     wanted = [p for p in params if p.requires_grad]
@@ -156,21 +158,23 @@ class Job:
 
 
 def _adjoint(
-    problem: Problem, name: str | None, options: Mapping[str, Any] | None
-) -> Method | None:
+    problem: Problem, name: str | None, options: Mapping[str, Any] | None, adaptive: bool
+) -> tuple[Method | None, bool]:
+    """The method (``None`` for the reversible one), and whether its estimate is embedded."""
     sde, forward = problem.first, problem.method.name
     name = name or default_adjoint_method(forward, sde.sde_type, sde.noise_type)
     settings = dictionary(options, "adjoint_options")
-    check_flags(settings, ("grad_free",))
-    allowed = () if name == METHODS.adjoint_reversible_heun else ("grad_free",)
+    check_flags(settings, ("grad_free", "strict"))
+    exact = name == METHODS.adjoint_reversible_heun
+    allowed = ("strict",) if exact else ("grad_free", "error_estimate", "strict")
     check_options(settings, name, allowed, "adjoint_options")
-    if name == METHODS.adjoint_reversible_heun:
+    if exact:
         if forward != METHODS.reversible_heun:
             raise ValueError(
                 f"adjoint_method: adjoint_reversible_heun goes with method='reversible_heun', got "
                 f"method={forward!r}"
             )
-        return None
+        return None, False
     if forward == METHODS.reversible_heun:
         warnings.warn(
             f"adjoint_method: with {name!r} the gradients of reversible_heun are approximate; "
@@ -196,7 +200,7 @@ def _adjoint(
             "adjoint_options: grad_free needs the diffusion itself, and an adjoint equation has "
             "products with it only; leave it out"
         )
-    return method
+    return method, embedded_of(settings, method, noise, adaptive, "adjoint_")
 
 
 def _fitting(noise: str) -> list[str]:
@@ -257,7 +261,10 @@ def _adjoint_run(
         if job.tolerances is None:
             run = run_fixed(sde, method, steps, ends, z, (), query)
         else:
-            run = run_adaptive(sde, method, job.tolerances, ends, z, (), query, -problem.sign)
+            run = run_adaptive(
+                sde, method, job.tolerances, ends, z, (), query, -problem.sign,
+                "gradient with which the backward pass begins",
+            )  # fmt: skip
         a, *p = sde.gradients(run.states[-1])
         a = a + grad_ys[k - 1]
     return [a, *(None,) * job.memory_size, *p]

@@ -73,15 +73,16 @@ class System:
 
     def sharing(self, t: Tensor, y: Tensor) -> System:
         """The same SDE, whose values at these very tensors are formed once for several steps."""
-        values: dict[str, Any] = {}
+        values: dict[tuple[Any, ...], Any] = {}
 
         def once(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def call(s: Tensor, x: Tensor, *v: Tensor) -> Any:
-                if v or s is not t or x is not y:
+                if s is not t or x is not y:
                     return function(s, x, *v)
-                if name not in values:
-                    values[name] = function(s, x)
-                return values[name]
+                key = name, *map(id, v)
+                if key not in values:
+                    values[key] = function(s, x, *v), v  # held, so that its id stays its own
+                return values[key][0]
 
             return call
 

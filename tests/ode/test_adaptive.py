@@ -339,8 +339,45 @@ def test_nan_names_the_sample(method: str, tuples: bool) -> None:
 def test_nan_in_the_initial_state_is_the_states(method: str) -> None:
     y0 = torch.ones(3, 2, dtype=DOUBLE)
     y0[1, 0] = torch.nan
-    with pytest.raises(pf.NonFiniteError, match=r"y0: the initial state holds NaN .*sample 1"):
-        pf.odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method)
+    step = {"first_step" if method == "dopri5" else "step_size": 0.1}
+    for func in (lambda t, y: -y, lambda t, y: torch.ones_like(y)):
+        for options in ({}, step):
+            with pytest.raises(pf.NonFiniteError, match=r"^y0: the initial .* NaN .*, sample 1$"):
+                pf.odeint(func, y0, [0.0, 1.0], method=method, options=options)
+        with pytest.raises(pf.NonFiniteError, match=r"^y0: the initial .* NaN .*, sample 1$"):
+            pf.odeint_event(
+                func, y0, 0.0, event_fn=lambda t, y: t - 0.5, method=method, options=step
+            )
+
+
+@pytest.mark.parametrize("options", [{}, {"first_step": 0.1}])
+def test_nan_at_a_time_that_has_a_gradient_is_the_functions(options: dict[str, float]) -> None:
+    """The start moves with the first time by the slope there, here NaN."""
+    t = torch.tensor([0.0, 1.0], dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(pf.NonFiniteError, match=r"^func: returned NaN .* t = 0.*, sample 0$"):
+        pf.odeint(lambda t, y: y * torch.nan, torch.ones(2, dtype=DOUBLE), t, options=options)
+
+
+def test_nan_in_dense_output_and_events_of_fixed_steps() -> None:
+    def func(t, y):
+        return torch.where(t > 0.5, torch.tensor([1.0, torch.nan], dtype=DOUBLE), 1.0)
+
+    y0, step = torch.zeros(2, dtype=DOUBLE), {"step_size": 0.1}
+    with pytest.raises(
+        pf.NonFiniteError, match=r"^rk4: func .* step 5 of 10, t = 0.5\d*, sample 1"
+    ):
+        pf.odeint_dense(func, y0, 0.0, 1.0, method="rk4", options=step)
+
+    def passes(t, y):
+        return y[0] - 0.75
+
+    def event(**options):
+        options = {**step, **options}
+        return pf.odeint(func, y0, [0.0, 1.0], method="rk4", options=options, event_fn=passes)
+
+    with pytest.raises(pf.NonFiniteError, match=r"^func: .* before t = 0.75, sample 1"):
+        event()
+    assert event(check_finite=False)[1][-1].isnan().tolist() == [False, True]
 
 
 def test_blow_up_names_its_sample() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -348,6 +350,69 @@ def test_methods_of_torchdiffeq_alone_are_passed_on(method: str) -> None:
             solve(lotka, y.long(), t, **how)
         with pytest.raises(ValueError, match=r"^t: times must be finite and strictly"):
             solve(lotka, y, [0.0, 0.0], **how)
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+@pytest.mark.parametrize("tuples", [False, True])
+@pytest.mark.parametrize("interface", [pf.odeint, pf.odeint_adjoint])
+def test_what_is_passed_on_reports_nan(interface: Callable[..., Any], tuples: bool) -> None:
+    """torchdiffeq's fixed steps return NaN, here of a stiff equation, without a word."""
+    more = {"adjoint_params": ()} if interface is pf.odeint_adjoint else {}
+    t = torch.linspace(0, 1, 101, dtype=DOUBLE)
+
+    def solve(y: torch.Tensor, rate: float = 1000.0, **options: Any) -> Any:
+        speeds = rate * torch.arange(len(y), dtype=DOUBLE)[:, None]
+        func, state = (lambda t, y: -speeds * y), y
+        if tuples:
+            func, state = (
+                (lambda t, y: (0 * y[0], -speeds * y[1])),
+                (torch.ones(3, dtype=DOUBLE), y),
+            )
+        return interface(func, state, t, method="implicit_adams", options=options, **more)
+
+    y = torch.ones(2, 2, dtype=DOUBLE)
+    sample = "sample 1 of part 1" if tuples else "sample 1"
+    through = solve(y, check_finite=False)
+    through = through[1] if tuples else through
+    first = through.isfinite().flatten(1).all(1).tolist().index(False)
+    place = f"t = {float(t[first]):g}, output {first} of 100, {sample}:"
+    with pytest.raises(pf.NonFiniteError, match=rf"^implicit_adams: NaN .* {place}"):
+        solve(y)
+    y[1, 0] = torch.nan
+    with pytest.raises(pf.NonFiniteError, match=rf"^y0: the initial state .*, {sample}$"):
+        solve(y, rate=1.0)
+    with pytest.raises(TypeError, match=r"^check_finite: need True or False"):
+        solve(y, check_finite="no")
+
+
+def test_what_is_passed_on_reports_nan_at_an_event() -> None:
+    def solve(**options: Any) -> Any:
+        return pf.odeint(
+            lambda t, y: y * torch.nan, torch.ones(2), torch.tensor([0.0, 1.0]),
+            method="implicit_adams", options={"step_size": 0.1, **options},
+            event_fn=lambda t, y: y[0] - 0.5,
+        )  # fmt: skip
+
+    with pytest.raises(pf.NonFiniteError, match=r"^implicit_adams: .*output 1 of 1, sample 0"):
+        solve()
+    assert solve(check_finite=False)[1][1].isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("solver", ["RK45", "LSODA"])
+def test_scipy_that_gives_up_is_reported(solver: str) -> None:
+    """Most of SciPy's solvers return fewer states, LSODA returns NaN, even at t[0]."""
+
+    def func(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y * (torch.nan if t > 0.5 or solver == "LSODA" else 1.0)
+
+    error, place = pf.StepSizeError, "no state at t = 0.6, output 3 of 5"
+    if solver == "LSODA":
+        error, place = pf.NonFiniteError, "NaN or infinity in the state at t = 0, output 0 of 5"
+    t = torch.linspace(0, 1, 6, dtype=DOUBLE)
+    y0, options = torch.ones(2, dtype=DOUBLE), {"solver": solver}
+    with pytest.raises(error, match=rf"^scipy_solver: {place}"):
+        pf.odeint(func, y0, t, method="scipy_solver", options=options)
 
 
 @pytest.mark.parametrize("method", [None, "dopri5", "dopri8", "bosh3"])

@@ -151,6 +151,27 @@ def test_failures_are_those_of_their_samples() -> None:
         pf.odeint(stiff, starts([9.0, 50.0]), [0.0, 1.0], options=options)
 
 
+@pytest.mark.parametrize("gradients", ["direct", "checkpoint"])
+@pytest.mark.parametrize("tuples", [False, True])
+def test_nan_in_the_initial_state_is_the_states(tuples: bool, gradients: str) -> None:
+    y0 = torch.ones(4, 2, dtype=DOUBLE)
+    y0[1, 0], y0[3, 1] = torch.nan, torch.inf
+    state = (torch.ones(4, dtype=DOUBLE), y0.requires_grad_()) if tuples else y0.requires_grad_()
+
+    def func(t, y):  # NaN does not pass through the function
+        return tuple(map(torch.ones_like, y)) if tuples else torch.ones_like(y)
+
+    words = r"y0: the initial state holds NaN or infinity, sample 1 \(2 of 4 samples failed\)"
+    options = {**OPTIONS, "gradients": gradients, "max_num_steps": 50}
+    with pytest.raises(NonFiniteError, match=f"^{words}$"):
+        pf.odeint(func, state, [0.0, 1.0], options=options)
+    result = pf.solve_ode(func, state, [0.0, 1.0], options=options, throw=False)
+    assert result.status.tolist() == [0, int(Status.NON_FINITE)] * 2
+    assert result.rejected[1] == result.accepted[1] == 0
+    y = result.y[1] if tuples else result.y
+    torch.testing.assert_close(y[-1, [0, 2]], torch.full((2, 2), 2.0, dtype=DOUBLE))
+
+
 def test_gradients() -> None:
     y0 = starts([0.5, 3.0])[:, :2].clone().requires_grad_()
 

@@ -168,6 +168,13 @@ def test_adaptive_adjoint(y0) -> None:
     assert errors[1] < 0.2 * errors[0]
 
 
+def test_a_gradient_that_is_not_finite_is_named(y0) -> None:
+    sde = Network("stratonovich", "diagonal")
+    ys = pf.sdeint_adjoint(sde, y0, [0.0, 1.0], dt=0.1, adjoint_adaptive=True)
+    with pytest.raises(pf.NonFiniteError, match="NaN or infinity in the gradient with which the"):
+        (ys * torch.nan).sum().backward()
+
+
 def derivatives(function, method, y0, dt: float, noise: str, last: bool) -> list[torch.Tensor]:
     """Of second and third order, of the state and the parameters; ``last``: with a graph, too."""
     sde, y = Network("stratonovich", noise), y0.detach().requires_grad_()

@@ -28,6 +28,7 @@ from probflow.sde.methods import _METHODS, choose
 BATCH, GROUPS = 1024, 16
 LEVELS = (4, 5, 6, 7, 8)
 FREE = {"grad_free": True}
+EMBEDDED = {"error_estimate": "embedded"}
 
 # (method, options, SDE, type, order). Half orders arise where Levy areas enter (Rotation) and where
 # euler leaves out the derivative of the diffusion.
@@ -140,6 +141,36 @@ def test_milstein_for_scalar_noise_with_a_jacobian_that_is_not_symmetric() -> No
     assert (ours - truth).square().mean() < 0.05 * (theirs - truth).square().mean()
 
 
+class Hyperbolic(torch.nn.Module):
+    """dY = sqrt(1 + Y^2) o dW, Y = sinh(asinh(Y_0) + W): a diffusion that curves everywhere."""
+
+    sde_type, noise_type = "stratonovich", "diagonal"
+
+    def f(self, t, y):
+        return torch.zeros_like(y)
+
+    def g(self, t, y):
+        return torch.sqrt(1.0 + y * y)
+
+
+def test_milstein_without_derivatives_has_order_1_where_the_diffusion_curves() -> None:
+    """torchsde's support y + sqrt(h) g leaves g'' g^2 sqrt(h) W^2 / 4, whose mean is not 0."""
+    y0, ts = torch.full((2000, 1), 0.3, dtype=DOUBLE), torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    path = pf.BrownianInterval(0.0, 1.0, (2000, 1), DOUBLE, entropy=0, dt=2.0**-9)
+    truth = torch.sinh(math.asinh(0.3) + path(0.0, 1.0))
+    rates = []
+    for library in (pf, torchsde):
+        with torch.no_grad():
+            errors = [
+                library.sdeint(Hyperbolic(), y0, ts, path, "milstein", 2.0**-k, options=FREE)[-1]
+                - truth
+                for k in (6, 9)
+            ]
+        rates.append(float((errors[0].square().mean() / errors[1].square().mean()).log2()) / 6)
+    assert abs(rates[0] - 1.0) < 0.15
+    assert abs(rates[1] - 0.5) < 0.15
+
+
 # Moments ----------------------------------------------------------------------------------------
 
 
@@ -193,36 +224,58 @@ class Counted(torch.nn.Module):
         return self.sde.g(t, y)
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "sde", "sde_type", "evaluations"),
-    [
-        ("euler", None, Geometric, "ito", (1, 1)),
-        ("milstein", None, Geometric, "ito", (1, 1)),
-        ("milstein", FREE, Geometric, "ito", (1, 2)),
-        ("srk", None, Geometric, "ito", (3, 4)),
-        ("srk", None, Sine, "ito", (3, 4)),
-        ("srk", None, Ornstein, "ito", (2, 2)),
-        ("heun", None, Geometric, "stratonovich", (2, 2)),
-        ("euler_heun", None, Geometric, "stratonovich", (1, 2)),
-        ("midpoint", None, Commutative, "stratonovich", (2, 2)),
-        ("log_ode", None, Commutative, "stratonovich", (2, 3)),
-        ("log_ode", None, Geometric, "stratonovich", (2, 2)),
-    ],
+EVALUATIONS = [
+    ("euler", None, Geometric, "ito", (1, 1)),
+    ("milstein", None, Geometric, "ito", (1, 1)),
+    ("milstein", FREE, Geometric, "ito", (1, 2)),
+    ("srk", None, Geometric, "ito", (3, 4)),
+    ("srk", None, Sine, "ito", (3, 4)),
+    ("srk", None, Ornstein, "ito", (2, 2)),
+    ("heun", None, Geometric, "stratonovich", (2, 2)),
+    ("euler_heun", None, Geometric, "stratonovich", (1, 2)),
+    ("midpoint", None, Commutative, "stratonovich", (2, 2)),
+    ("log_ode", None, Commutative, "stratonovich", (2, 3)),
+    ("log_ode", None, Geometric, "stratonovich", (2, 2)),
+]
+each_method = pytest.mark.parametrize(
+    ("method", "options", "sde", "sde_type", "evaluations"), EVALUATIONS
 )
+
+
+@each_method
 def test_evaluations_per_step(method, options, sde, sde_type, evaluations) -> None:
     counted, path = Counted(sde(sde_type)), FinePath(4, sde.noises)
     pf.sdeint(counted, start_of(sde(), 4), [0.0, 1.0], path, method, 1 / 8, options=options)
     assert (counted.calls["f"], counted.calls["g"]) == tuple(8 * n for n in evaluations)
-    # One adaptive step, once whole and once in halves: what the two share is evaluated once. The
-    # method for additive noise has its diffusions elsewhere.
+    # One adaptive step, once whole and once in halves: what the two share is evaluated once.
     counted.calls = {"f": 0, "g": 0}
     how = {"options": options, "adaptive": True, "rtol": 1e6, "dt": 1 / 8}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "adaptive: with steps chosen")
         pf.sdeint(counted, start_of(sde(), 4), [0.0, 1 / 8], path, method, **how)
     f, g = evaluations
-    shared = (1, 0) if method == "srk" and sde is Ornstein else (1, 1)
-    assert (counted.calls["f"], counted.calls["g"]) == (3 * f - shared[0], 3 * g - shared[1])
+    assert (counted.calls["f"], counted.calls["g"]) == (3 * f - 1, 3 * g - 1)
+
+
+@each_method
+def test_an_embedded_error_estimate_costs_no_evaluation(
+    method, options, sde, sde_type, evaluations
+) -> None:
+    counted, path = Counted(sde(sde_type)), FinePath(4, sde.noises)
+    how = {"adaptive": True, "rtol": 1e6, "dt": 1 / 8, "options": {**(options or {}), **EMBEDDED}}
+    ts = [0.0, 1 / 8]
+    if method == "euler":
+        with (
+            pytest.warns(UserWarning, match="adaptive: with steps chosen"),
+            pytest.raises(ValueError, match=f"error_estimate: euler with {sde.noise_type} noise"),
+        ):
+            pf.sdeint(counted, start_of(sde(), 4), ts, path, method, **how)
+        assert counted.calls == {"f": 0, "g": 0}
+        return
+    pf.sdeint(counted, start_of(sde(), 4), ts, path, method, **how)
+    f, g = evaluations
+    milsteins = method == "srk" and sde is not Ornstein  # its support is no stage of srk
+    assert (counted.calls["f"], counted.calls["g"]) == (f, g + milsteins)
 
 
 def test_reversible_heun_evaluates_once_per_step_and_once_before() -> None:

@@ -87,6 +87,8 @@ def test_methods_and_their_gradients(method, sde_type, noise, free, y0) -> None:
     sde, y0 = Network(sde_type, noise), y0.requires_grad_()
     options = {"grad_free": True} if free else None
     ours = pf.sdeint(sde, y0, TS, motion(noise), method, DT, options=options)
+    if free and sde_type == "stratonovich" and noise != "additive":
+        method, options = "euler_heun", None  # their support has order 1/2 only
     theirs = torchsde.sdeint(sde, y0, TS, motion(noise), method, DT, options=options)
     torch.testing.assert_close(ours, theirs, **EXACT)
     for mine, its in zip(gradients(ours, y0, sde), gradients(theirs, y0, sde), strict=True):

@@ -500,9 +500,34 @@ def test_levy_area_is_asked_for(y0: torch.Tensor) -> None:
 # Adaptive steps ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+ADAPTIVE = pytest.mark.parametrize(
     ("method", "sde_type"), [("milstein", "ito"), ("srk", "ito"), ("heun", "stratonovich")]
 )
+
+
+@ADAPTIVE
+def test_errors_of_embedded_estimates_are_proportional_to_the_tolerance(
+    method: str, sde_type: str
+) -> None:
+    """The lower order is 1/2 below: its local error falls with h as the method's global one."""
+    sde, y0 = Geometric(sde_type), start(Geometric(), 64)
+    how = {"adaptive": True, "options": {"error_estimate": "embedded"}}
+    errors = []
+    for tolerance in (3e-2, 3e-3):
+        squares = []
+        for seed in range(4):
+            bm = pf.BrownianInterval(
+                size=(64, 2), dtype=DOUBLE, entropy=seed, levy_area_approximation="space-time"
+            )
+            ys = pf.sdeint(
+                sde, y0, [0.0, 0.4, 1.0], bm, method, 0.3, rtol=tolerance, atol=tolerance, **how
+            )
+            squares.append((ys[-1] - sde.exact(y0, bm(0.0, 1.0))).square().mean())
+        errors.append(float(torch.stack(squares).mean().sqrt()) / tolerance)
+    assert 0.5 < errors[1] / errors[0] < 2.0
+
+
+@ADAPTIVE
 def test_adaptive_errors_fall_with_the_tolerance(method: str, sde_type: str) -> None:
     sde, y0 = Geometric(sde_type), start(Geometric(), 64)
     bm = pf.BrownianInterval(
@@ -519,7 +544,8 @@ def test_adaptive_errors_fall_with_the_tolerance(method: str, sde_type: str) -> 
     assert errors[2] < 0.5 * errors[1]
 
 
-def test_adaptive_steps_do_not_bias_the_law() -> None:
+@pytest.mark.parametrize("estimate", ["halves", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_adaptive_steps_do_not_bias_the_law(estimate: str) -> None:
     """Each sample alone, so that rejections follow its own path; mean and second moment."""
     sde, count = Geometric("ito"), 150
     ends = torch.stack(
@@ -534,7 +560,7 @@ def test_adaptive_steps_do_not_bias_the_law() -> None:
                 True,
                 1e-2,
                 1e-2,
-                options={"seed": seed},
+                options={"seed": seed, "error_estimate": estimate},
             )[-1, 0]
             for seed in range(count)
         ]
@@ -610,6 +636,15 @@ def test_smallest_step(y0: torch.Tensor) -> None:
         pf.sdeint(
             Plain(bad_after(0.5)), y0, [0.0, 1.0], None, "milstein", 0.1, True, 0.1, 0.1, 0.01
         )
+
+
+@pytest.mark.parametrize("method", ["milstein", "srk"])
+def test_adaptive_steps_name_what_is_not_finite(method: str, y0: torch.Tensor) -> None:
+    arguments = ([0.0, 1.0], None, method, 0.1, True)
+    with pytest.raises(pf.NonFiniteError, match=f"^{method}: .* in the initial state y0$"):
+        pf.sdeint(Plain(), torch.where(y0 == y0[1, 0], math.nan, y0), *arguments)
+    with pytest.raises(pf.NonFiniteError, match=r"adaptive step from t = 0\.5.*dt_min = 0\)"):
+        pf.sdeint(Plain(bad_after(0.5)), y0, *arguments, dt_min=0.0)
 
 
 def test_adaptive_euler_warns(y0: torch.Tensor) -> None:
