@@ -127,12 +127,10 @@ def run_adaptive(
             error, sde = tolerances.error(step.beside, step.y), sde.later()
             if smallest and not math.isfinite(error):
                 begun = all_finite(states[0].detach())
-                # An adjoint's state has no samples.
-                sample = (
-                    first_bad((step.y if begun else states[0]).detach())
-                    if type(sde) is System
-                    else ""
-                )
+                bad = (step.y, step.beside) if begun else states[:1]
+                sample = next(filter(None, map(first_bad, bad)), "")
+                if type(sde) is not System:
+                    sample = ""  # an adjoint's state has none
                 if not begun:
                     raise NonFiniteError(
                         f"{method.name}: NaN or infinity in the {start_name}{sample}"
