@@ -121,7 +121,7 @@ def integrate_reversible(
             "gradients: the 'reversible' run has come apart: its two approximations of the last "
             "state differ by more than the state, of which no digit is certain. Reversible schemes "
             "are hardly stable where solutions decay; take shorter steps or 'checkpoint'",
-            stacklevel=5,
+            stacklevel=6,
         )
     return states
 
