@@ -8,6 +8,8 @@ results are equal, multistep history included.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,7 +25,7 @@ from probflow.ode.plans import adjoint_rule, check_function, integrate
 from probflow.ode.problem import Layout, Problem, host_outputs
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers
-from probflow.words import check_flags, dictionary
+from probflow.words import check_flags, dictionary, no_option
 
 __all__ = ["adjoint_rule", "own_methods", "passed_on", "register", "unregister"]
 
@@ -161,14 +163,26 @@ def _call(solve: Callable[..., Any], func: Any, y0: Any, t: Tensor, **arguments:
 
     Raises
     ------
+    ValueError
+        For options that the method does not have.
     NonFiniteError, StepSizeError
         If the result is not finite, or ends before ``t`` does.
     """
     method, check = arguments["method"], None
     if arguments["options"] is not None:
         arguments["options"] = options = dictionary(arguments["options"])
-        check_flags(options, ("check_finite",))
-        check = options.pop("check_finite", None)  # torchdiffeq has no such option
+        check_flags(options, ("check_finite", "strict"))
+        # torchdiffeq has no such options.
+        check, strict = options.pop("check_finite", None), options.pop("strict", None)
+        allowed = _options_of(method)
+        for name in [name for name in options if allowed and name not in allowed]:
+            text = no_option(method, name, (*allowed, "check_finite", "strict"))
+            if strict in (None, True):
+                raise ValueError(text)
+            warnings.warn(text, stacklevel=4)
+            options.pop(name)
+    if method == "scipy_solver" and check in (None, True):
+        _check_first(Problem(func, y0), t)
     answer = solve(func, y0, t, **arguments)
     states, times = answer, host_outputs(t, bounded=False)
     if arguments["event_fn"] is not None:
@@ -178,6 +192,36 @@ def _call(solve: Callable[..., Any], func: Any, y0: Any, t: Tensor, **arguments:
     if check is None or check:
         _check_finite(method, Problem(func, y0), times, states)
     return answer
+
+
+@torch.no_grad()
+def _check_first(problem: Problem, t: Tensor) -> None:
+    """Refuse a first slope that is not finite: SciPy would look for a step for ever."""
+    problem.check_start()
+    first = t.detach().reshape(-1)[0].to(problem.y0.device, problem.time_dtype)
+    slope = problem(first, problem.y0)
+    if not all_finite(slope):
+        raise NonFiniteError(
+            f"scipy_solver: func returned NaN or infinity at t = {float(first):g}"
+            f"{problem.first_bad(slope)}"
+        )
+
+
+def _options_of(method: Any) -> tuple[str, ...]:
+    """Names of a method's options; none where its class swallows others without naming them.
+
+    They are the parameters of the constructors, the last of which takes ``**unused_kwargs``, of
+    which torchdiffeq itself only warns.
+    """
+    names, unused = ["norm"], False
+    for base in getattr(SOLVERS.get(method), "__mro__", ()):
+        if "__init__" in vars(base) and base is not object:
+            for name, parameter in inspect.signature(base.__init__).parameters.items():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    unused = name == "unused_kwargs"
+                elif name not in ("self", "func", "y0", "rtol", "atol"):
+                    names.append(name)
+    return tuple(dict.fromkeys(names)) if unused else ()
 
 
 def _check_length(method: Any, times: list[float], states: Any) -> None:

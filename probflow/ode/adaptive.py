@@ -29,6 +29,7 @@ from probflow.ode.steps import (
     weighted,
 )
 from probflow.tableaus import Tableau
+from probflow.words import check_real
 
 __all__ = ["AcceptedStep", "AdaptiveStepper"]
 
@@ -373,13 +374,14 @@ def step_limit(limit: float | None, t: float, start: float, end: float) -> float
 
     Raises
     ------
-    ValueError
-        If the end is reached, or ``limit`` does not lie ahead.
+    TypeError, ValueError
+        If the end is reached, or ``limit`` is no number or does not lie ahead.
     """
     if t == end:
         raise ValueError(f"limit: the solution has reached its end, t = {end:g}")
     if limit is None:
         return end
+    limit = check_real("limit", limit, "[-inf, inf]")
     sign = 1.0 if end > start else -1.0
     if sign * limit <= sign * t:
         raise ValueError(f"limit: need a time between t = {t:g} and {end:g}, got {limit:g}")

@@ -16,7 +16,7 @@ from probflow.ode.result import MaxStepsError
 from probflow.ode.steps import rk_step, stage_times, time_tensors
 from probflow.tableaus import TABLEAUS
 
-__all__ = ["check_state", "find_event", "real", "with_gradients"]
+__all__ = ["check_state", "find_event", "flow", "real", "with_gradients"]
 
 
 def find_event(
@@ -75,6 +75,8 @@ def _combined(
         value = event_fn(time, problem.state(y))
         if not isinstance(value, Tensor):
             raise TypeError(f"event_fn: must return a tensor, returned {type(value).__name__}")
+        if value.is_complex():
+            raise TypeError(f"event_fn: must return real numbers, returned {value.dtype}")
         return value.detach().reshape(-1)
 
     def smallest(t: float, y: Tensor) -> float:
@@ -161,7 +163,7 @@ def with_gradients(
     for _ in range(2):
         value = first(event_t + moved, end)
         moved = moved - (value - value.detach()).to(event_t) / rate
-        end = _flow(problem, y, slope, event_t, moved)
+        end = flow(problem, y, slope, event_t, moved)
     last = problem.layout.split(end)
     event_t = event_t + moved
     if isinstance(states, tuple):
@@ -170,8 +172,11 @@ def with_gradients(
     return event_t, torch.cat([states[:-1], last[None]])
 
 
-def _flow(problem: Problem, y: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
-    """The solution a time ``h`` of 0 after ``t``, right up to second derivatives by ``h``."""
+def flow(problem: Problem, y: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    """The solution a time ``h`` of 0 after ``t``, right up to second derivatives by ``h``.
+
+    ``slope`` is that at ``t`` and ``y``.
+    """
     tableau = TABLEAUS["midpoint"]
     times = time_tensors(stage_times(tableau.c, t, t + h), y, problem.time_dtype)
     wide = y.to(problem.wide)

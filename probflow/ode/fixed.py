@@ -29,7 +29,6 @@ from probflow.ode.steps import (
     time_tensors,
 )
 from probflow.tableaus import Tableau
-from probflow.words import check_real
 
 __all__ = ["FixedStepper", "fixed_grid", "integrate_on", "locate", "refined"]
 
@@ -387,7 +386,6 @@ class FixedStepper(Stepper):
         NonFiniteError
             At the end, if a state on the way was NaN or infinite.
         """
-        limit = None if limit is None else check_real("limit", limit, "[-inf, inf]")
         limit = step_limit(limit, self.t, self.start, self.end)
         left = limit - self.t
         h = math.copysign(self.h, left)

@@ -20,7 +20,7 @@ from probflow.ode.adams import adams_order, integrate_adams
 from probflow.ode.adaptive import AcceptedStep, AdaptiveStepper
 from probflow.ode.control import Control, control, tolerances
 from probflow.ode.dense import DenseOutput
-from probflow.ode.events import check_state, find_event
+from probflow.ode.events import check_state, find_event, flow
 from probflow.ode.fixed import FixedStepper, Grid, check_last, fixed_grid, integrate_on
 from probflow.ode.options import (
     ADAMS,
@@ -183,17 +183,19 @@ class _Solve:
         if traced(t):
             time = t[0].detach().to(start.device, problem.time_dtype)
             slope = problem(time, start)
-            problem.y0 = start - slope * (t[0] - t[0].detach()).to(slope)
+            later = t[0].to(start.device)
+            problem.y0 = flow(problem, start, slope, later, later.detach() - later)
         return start
 
     def _moved_outputs(self, states: Tensor) -> Tensor:
-        """States whose derivative with respect to their time is the slope there."""
+        """States whose derivatives with respect to their times are those of the solution."""
         if not traced(self.t):
             return states
         problem, moved = self.problem, []
         for time, state in zip(self.t.unbind(0), states.unbind(0), strict=True):
-            slope = problem(time.detach().to(state.device, problem.time_dtype), state)
-            moved.append(state + slope * (time - time.detach()).to(slope))
+            now = time.detach().to(state.device)
+            slope = problem(now.to(problem.time_dtype), state)
+            moved.append(flow(problem, state, slope, now, time.to(state.device) - now))
         return torch.stack(moved)
 
     # Fixed steps ----------------------------------------------------------------------------------

@@ -910,3 +910,22 @@ def test_times_of_a_complex_state_move_it_as_they_should() -> None:
         loss = states.real.square().sum() + 2.0 * states.imag.sum()
         found.append(torch.autograd.grad(loss, t)[0])
     close((found[0], found[1]), (found[2], found[2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "rk4", "explicit_adams"])
+def test_second_derivatives_by_the_times(method: str) -> None:
+    """Of y0 exp((t1^2 - t0^2) / 2), by both times and the start."""
+
+    def exact(t: Tensor, y0: Tensor) -> Tensor:
+        return y0 * torch.exp((t[1] ** 2 - t[0] ** 2) / 2)
+
+    def solved(t: Tensor, y0: Tensor) -> Tensor:
+        options = {"step_size": 1e-2} if method in ("rk4", "explicit_adams") else {}
+        how = {"method": method, "options": options, "rtol": 1e-10, "atol": 1e-10}
+        return pf.odeint(lambda t, y: t * y, y0, t, **how)[-1]
+
+    at = torch.tensor([0.3, 1.1], dtype=DOUBLE), torch.tensor(2.0, dtype=DOUBLE)
+    found, truth = (torch.autograd.functional.hessian(f, at) for f in (solved, exact))
+    for one, other in zip(found, truth, strict=True):
+        for mine, its in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-3, atol=0.0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -334,6 +335,10 @@ def test_function_transforms() -> None:
 # What is passed on ------------------------------------------------------------------------------
 
 
+def refused(t, y):
+    raise AssertionError("func was called")
+
+
 @pytest.mark.parametrize("method", ["implicit_adams", "fixed_adams", "scipy_solver"])
 def test_methods_of_torchdiffeq_alone_are_passed_on(method: str) -> None:
     t = times(30)
@@ -350,6 +355,34 @@ def test_methods_of_torchdiffeq_alone_are_passed_on(method: str) -> None:
             solve(lotka, y.long(), t, **how)
         with pytest.raises(ValueError, match=r"^t: times must be finite and strictly"):
             solve(lotka, y, [0.0, 0.0], **how)
+
+
+@pytest.mark.parametrize("solve", [pf.odeint, partial(pf.odeint_adjoint, adjoint_params=())])
+def test_options_of_what_is_passed_on(solve: Callable[..., Any]) -> None:
+    y, t = torch.ones(1, 2, dtype=DOUBLE), torch.tensor([0.0, 0.5], dtype=DOUBLE)
+    expected = solve(lotka, y, t, method="implicit_adams", options={"step_size": 0.1})
+    for method, options, near in (
+        ("implicit_adams", {"stp_size": 0.1}, "near names: step_size; allowed: norm, implicit"),
+        ("fixed_adams", {"return_info": True}, "allowed: norm, implicit"),
+        ("scipy_solver", {"solvr": "RK45"}, "near names: solver; allowed: norm, min_step"),
+    ):
+        with pytest.raises(ValueError, match=f"^options: {method} has no option .*{near}"):
+            solve(refused, y, t, method=method, options=options)
+    options = {"step_size": 0.1, "max_iter": 4, "strict": False}
+    with pytest.warns(UserWarning, match="no option 'max_iter'; near names: max_iters"):
+        assert torch.equal(solve(lotka, y, t, method="implicit_adams", options=options), expected)
+
+
+def test_scipy_does_not_look_for_a_first_step_for_ever() -> None:
+    y = torch.ones(2, 1, dtype=DOUBLE)
+    with pytest.raises(pf.NonFiniteError, match=r"scipy_solver: func .* at t = 0, sample 1"):
+        pf.odeint(
+            lambda t, y: y / torch.tensor([[1.0], [0.0]]),
+            y,
+            [0.0, 1.0],
+            method="scipy_solver",
+            options={"solver": "RK45"},
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
@@ -401,14 +434,14 @@ def test_what_is_passed_on_reports_nan_at_an_event() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("solver", ["RK45", "LSODA"])
 def test_scipy_that_gives_up_is_reported(solver: str) -> None:
-    """Most of SciPy's solvers return fewer states, LSODA returns NaN, even at t[0]."""
+    """Most of SciPy's solvers return fewer states, LSODA returns NaN."""
 
     def func(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y * (torch.nan if t > 0.5 or solver == "LSODA" else 1.0)
+        return y * (torch.nan if t > 0.5 else 1.0)
 
     error, place = pf.StepSizeError, "no state at t = 0.6, output 3 of 5"
     if solver == "LSODA":
-        error, place = pf.NonFiniteError, "NaN or infinity in the state at t = 0, output 0 of 5"
+        error, place = pf.NonFiniteError, "NaN or infinity in the state at t = 0.6, output 3 of 5"
     t = torch.linspace(0, 1, 6, dtype=DOUBLE)
     y0, options = torch.ones(2, dtype=DOUBLE), {"solver": solver}
     with pytest.raises(error, match=rf"^scipy_solver: {place}"):

@@ -641,7 +641,9 @@ def test_smallest_step(y0: torch.Tensor) -> None:
 @pytest.mark.parametrize("method", ["milstein", "srk"])
 def test_adaptive_steps_name_what_is_not_finite(method: str, y0: torch.Tensor) -> None:
     arguments = ([0.0, 1.0], None, method, 0.1, True)
-    with pytest.raises(pf.NonFiniteError, match=f"^{method}: .* in the initial state y0, sample 1$"):
+    with pytest.raises(
+        pf.NonFiniteError, match=f"^{method}: .* in the initial state y0, sample 1$"
+    ):
         pf.sdeint(Plain(), torch.where(y0 == y0[1, 0], math.nan, y0), *arguments)
     with pytest.raises(pf.NonFiniteError, match=r"adaptive step from t = 0\.5.*dt_min = 0\)"):
         pf.sdeint(Plain(bad_after(0.5)), y0, *arguments, dt_min=0.0)
