@@ -175,17 +175,21 @@ def brownian(y: Tensor, steps: int) -> tuple[Variants, int]:
         for _ in range(steps):
             torch.randn(shape, generator=generator, device=y.device)
 
-    def motion(library: object) -> Callable[[], None]:
+    def motion(library: object, dt: float | None = 1.0 / steps) -> Callable[[], None]:
         def increments() -> None:
-            bm = library.BrownianInterval(
-                0.0, 1.0, shape, device=y.device, entropy=0, dt=1.0 / steps
-            )
+            bm = library.BrownianInterval(0.0, 1.0, shape, device=y.device, entropy=0, dt=dt)
             for k in range(steps):
                 bm(k / steps, (k + 1) / steps)
 
         return increments
 
-    return {"torch.randn": normals, "probflow": motion(pf), "torchsde": motion(torchsde)}, steps
+    return {
+        "torch.randn": normals,
+        "probflow": motion(pf),
+        "torchsde": motion(torchsde),
+        "probflow, no dt": motion(pf, None),
+        "torchsde, no dt": motion(torchsde, None),
+    }, steps
 
 
 def cases(state: str, device: str, steps: int, large_steps: int) -> dict[str, tuple[Variants, int]]:
