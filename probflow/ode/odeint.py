@@ -11,8 +11,7 @@ from torch import Tensor
 
 from probflow.ode.dense import DenseOutput
 from probflow.ode.events import with_gradients
-from probflow.ode.options import ADAMS, checked_options, native_methods, resolve
-from probflow.ode.pairs import _OPTIONS as _PAIR_OPTIONS
+from probflow.ode.options import ADAMS, native_methods, resolve
 from probflow.ode.pairs import solve_pair
 from probflow.ode.plans import check_function, integrate
 from probflow.ode.problem import Problem, traced
@@ -113,7 +112,6 @@ def odeint(
     options = dictionary(options)
     pair = find_pair(method)
     if pair is not None:
-        options = _pair_options(pair, options)
         result = solve_pair(
             pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn
         )
@@ -145,12 +143,6 @@ def _check_call(func: Any, t: Any) -> None:
     check_function(func)
     if t is None:
         raise TypeError("t: need a 1-D tensor or sequence of times, got None")
-
-
-def _pair_options(pair: Any, options: Any) -> dict[str, Any]:
-    settings = checked_options(pair.name, options, (*_PAIR_OPTIONS, "strict"))
-    settings.pop("strict", None)
-    return settings
 
 
 def _as_plan(func: Any, t: Any, options: Any, event_fn: Any) -> bool:
@@ -225,8 +217,8 @@ def solve_ode(
             if value:
                 raise ValueError(f"{argument}: not available with {pair.name}")
         return solve_pair(
-            pair, func, y0, t, rtol=rtol, atol=atol, options=_pair_options(pair, options),
-            event_fn=event_fn, throw=throw,
+            pair, func, y0, t, rtol=rtol, atol=atol, options=options, event_fn=event_fn,
+            throw=throw,
         )  # fmt: skip
     name, solver = resolve(method)
     if name is None:

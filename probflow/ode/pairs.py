@@ -10,6 +10,7 @@ import torch
 from probflow.integrate.adaptive import PairRun, integrate_pair
 from probflow.integrate.grid import host_times
 from probflow.integrate.loop import NonFiniteError, SolveError
+from probflow.ode.options import checked_options
 from probflow.ode.plans import check_function
 from probflow.ode.result import ODEResult, Status
 from probflow.problems import ProbabilityFlowODE
@@ -17,7 +18,7 @@ from probflow.solvers.embedded import EmbeddedPair
 
 __all__ = ["solve_pair"]
 
-_OPTIONS = ("first_step", "max_num_steps", "per_sample", "return_info")
+_OPTIONS = ("first_step", "max_num_steps", "per_sample", "return_info", "strict")
 
 
 def solve_pair(
@@ -34,8 +35,8 @@ def solve_pair(
 ) -> ODEResult:
     """Solve with an embedded pair; arguments as :func:`probflow.solve_ode`.
 
-    Options are ``first_step`` (in log-SNR), ``max_num_steps``, ``per_sample`` and
-    ``return_info``.
+    Options are ``first_step`` (in log-SNR), ``max_num_steps``, ``per_sample``, ``return_info`` and
+    ``strict``.
 
     Raises
     ------
@@ -52,15 +53,9 @@ def solve_pair(
         )
     if event_fn is not None:
         raise ValueError(f"event_fn: {pair.name} does not look for events; use dopri5")
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options: need a dictionary, got {type(options).__name__}")
-    settings = {name: value for name, value in (options or {}).items() if value is not None}
-    unknown = sorted(set(settings) - set(_OPTIONS))
-    if unknown:
-        raise ValueError(
-            f"options: {pair.name} has no option {unknown[0]!r}, allowed: {', '.join(_OPTIONS)}"
-        )
-    settings.pop("return_info", None)
+    settings = checked_options(pair.name, options, _OPTIONS)
+    for name in ("return_info", "strict"):
+        settings.pop(name, None)
     times = host_times(t, "t")
     run = PairRun([])
     error: Exception | None = None
