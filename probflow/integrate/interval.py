@@ -67,7 +67,8 @@ class BrownianInterval(BaseBrownian):
         normal per step; so do, from the third on, those of steps of dt/2^k. Any other time costs
         one normal for each level of the tree that is not in the cache: 16 below a step of ``dt``
         by default. Without ``dt`` the steps are 1000, with 21 levels below; of k/10, k/20, k/50,
-        k/100 and k/500 of the interval none is below.
+        k/100 and k/500 of the interval none is below. With the whole interval it is cut into halves
+        of halves, which suits numbers of steps that are powers of two.
     tol
         Longest leaf; by default 2^-16 of ``dt``, or without ``dt`` 2^-30 of the interval.
     cache_size

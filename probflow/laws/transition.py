@@ -141,8 +141,10 @@ def exact_paths(
     """
     start, stop = Point.many(process, [plan.times[0], plan.times[-1]])
     ends = stop.rho**2, start.rho**2
-    finest = (ends[1] - ends[0]) * 2.0**-40
-    w = BrownianInterval(*ends, end.shape, end.dtype, entropy=seed, tol=finest)
+    length = ends[1] - ends[0]
+    w = BrownianInterval(
+        *ends, end.shape, end.dtype, entropy=seed, dt=length, tol=length * 2.0**-40
+    )
     y = end
     for step, factors in reversed(steps):
         t, s, a, v = reverse_pair(process, step)

@@ -108,8 +108,9 @@ def start_states(process: Any, target: Target, time: float, settings: Settings) 
 def path_noise(plan: Plan, x: Tensor, settings: Settings) -> PathNoise:
     """Noises read off one Brownian path in process time, the same for every plan."""
     stop, start = min(plan.times), max(plan.times)
+    length = start - stop
     path = BrownianInterval(
-        stop, start, x.shape, x.dtype, entropy=settings.seed, tol=(start - stop) * 2.0**-22
+        stop, start, x.shape, x.dtype, entropy=settings.seed, dt=length, tol=length * 2.0**-22
     )
     return PathNoise(path)
 
