@@ -25,7 +25,7 @@ from probflow.ode.plans import adjoint_rule, check_function, integrate
 from probflow.ode.problem import Layout, Problem, host_outputs
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers
-from probflow.words import check_flags, dictionary, no_option
+from probflow.words import check_choice, check_flags, dictionary, no_option
 
 __all__ = ["adjoint_rule", "own_methods", "passed_on", "register", "unregister"]
 
@@ -47,6 +47,7 @@ try:
 except ImportError as error:
     raise _moved(error) from error
 
+_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")  # of scipy.integrate.solve_ivp
 _AUGMENTED = "OdeintAdjointMethod.backward.<locals>.augmented_dynamics"
 
 
@@ -181,6 +182,8 @@ def _call(solve: Callable[..., Any], func: Any, y0: Any, t: Tensor, **arguments:
                 raise ValueError(text)
             warnings.warn(text, stacklevel=4)
             options.pop(name)
+        if isinstance(options.get("solver"), str):
+            check_choice("solver", options["solver"], _SCIPY)
     if method == "scipy_solver" and check in (None, True):
         _check_first(Problem(func, y0), t)
     answer = solve(func, y0, t, **arguments)

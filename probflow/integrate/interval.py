@@ -307,6 +307,7 @@ class BrownianInterval(BaseBrownian):
                 return state
         nodes = self._tree.cover(start, stop)
         kept = {cut: self._pairs[cut] for _, cut, _ in nodes if cut in self._pairs}
+        self._make_room({cut for _, cut, _ in nodes if cut})
         z = self._lazily(nodes, start, stop, kept)
         total: State = ()
         length = 0.0
@@ -353,6 +354,13 @@ class BrownianInterval(BaseBrownian):
         most = max(1, (_AT_ONCE if self.device.type == "cpu" else 2**5 * _AT_ONCE) // max(1, size))
         for k in range(0, len(names), most):
             yield from self._normals(names[k : k + most], variances[k : k + most])
+
+    def _make_room(self, cuts: set[int]) -> None:
+        """Forget what there will be no room for beside the pairs of these cuts, oldest first."""
+        others = [cut for cut in list(self._pairs) if cut not in cuts]
+        beyond = len(others) + len(cuts) - self._capacity
+        for cut in others[: int(max(0, beyond))]:
+            self._pairs.pop(cut, None)
 
     def _keep(self, pairs: dict[int, tuple[State, State]]) -> None:
         for cut in reversed(pairs):  # the top of the tree is forgotten last

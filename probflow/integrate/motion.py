@@ -125,9 +125,11 @@ def check_covers(bm: Any, start: float, stop: float, times: str, size: str = "..
         for t in (start, stop):
             bm.check_time(t)
     except ValueError as error:
+        ends = (-stop, -start) if hasattr(bm, "base_brownian") else (start, stop)
         raise ValueError(
-            f"bm: {error}; {times} from {start:g} to {stop:g}, so make it as "
-            f"pf.BrownianInterval({start:g}, {stop:g}, size={size})"
+            f"bm: {error}; {times} from {start:g} to {stop:g}, so make "
+            f"{'its base' if ends[0] != start else 'it'} as "
+            f"pf.BrownianInterval({ends[0] + 0.0:g}, {ends[1] + 0.0:g}, size={size})"
         ) from None
 
 

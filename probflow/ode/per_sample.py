@@ -87,7 +87,7 @@ class PerSample:
             self.status.fill_(int(Status.SUCCESS))
             return
         self.first = self._evaluate(self.t, self.y)
-        self.h = self._first_lengths()
+        self.h = self._first_lengths().detach()  # lengths have no derivatives, forward ones either
         self.next = torch.ones_like(self.accepted)  # the output that each sample looks for
         running, size = 1, 1
         while running:
@@ -127,7 +127,7 @@ class PerSample:
         length = self._rows(self.sign * taken)
         columns = [time.to(self.problem.time_dtype) for time in stage_times(tableau.c, start, stop)]
         after, stages = rk_step(self.problem, tableau, before, columns, length, self.first)
-        error = self._error(before, after, stages, length)
+        error = self._error(before, after, stages, length).detach()
         finite = torch.isfinite(error)
         small = torch.where(finite, error, torch.inf)
         tiny = ~landing & (h < 4.0 * torch.finfo(h.dtype).eps * torch.maximum(start.abs(), h))

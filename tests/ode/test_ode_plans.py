@@ -368,6 +368,8 @@ def test_options_of_what_is_passed_on(solve: Callable[..., Any]) -> None:
     ):
         with pytest.raises(ValueError, match=f"^options: {method} has no option .*{near}"):
             solve(refused, y, t, method=method, options=options)
+    with pytest.raises(ValueError, match=r"^solver: got 'RK54'; near names: RK45.*RK23"):
+        solve(refused, y, t, method="scipy_solver", options={"solver": "RK54"})
     options = {"step_size": 0.1, "max_iter": 4, "strict": False}
     with pytest.warns(UserWarning, match="no option 'max_iter'; near names: max_iters"):
         assert torch.equal(solve(lotka, y, t, method="implicit_adams", options=options), expected)

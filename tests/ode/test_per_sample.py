@@ -225,3 +225,18 @@ def test_bad_input() -> None:
         pf.odeint(rotation, y0, t, options=OPTIONS)
     with pytest.raises(ValueError, match="rk4 has no option 'per_sample'"):
         pf.odeint(rotation, y0, [0.0, 1.0], method="rk4", options=OPTIONS)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_forward_derivatives_are_those_of_the_steps_taken(method: str) -> None:
+    """The lengths of the steps depend on the state, but have no derivative in either mode."""
+    matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=DOUBLE)
+    y0 = torch.tensor([[1.0, 0.2], [0.3, 0.4]], dtype=DOUBLE)
+
+    def end(y: torch.Tensor) -> torch.Tensor:
+        how = {"method": method, "rtol": 1e-2, "atol": 1e-2, "options": {"per_sample": True}}
+        return pf.odeint(lambda t, y: torch.sin(y) @ matrix.T, y, [0.0, 0.5, 3.0], **how).sum()
+
+    gradient = torch.func.grad(end)(y0)
+    _, forward = torch.func.jvp(end, (y0,), (torch.ones_like(y0),))
+    torch.testing.assert_close(forward, gradient.sum(), rtol=1e-12, atol=0.0)
