@@ -9,7 +9,6 @@ results are equal, multistep history included.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,11 +20,12 @@ from probflow.adapters import spellings
 from probflow.integrate.grid import host_times
 from probflow.integrate.loop import NonFiniteError, StepSizeError, all_finite
 from probflow.integrate.transforms import transformed
+from probflow.ode.options import checked_options
 from probflow.ode.plans import adjoint_rule, check_function, integrate
 from probflow.ode.problem import Layout, Problem, host_outputs
 from probflow.problems import ProbabilityFlowODE
 from probflow.solvers import Solver, all_solvers
-from probflow.words import check_choice, check_flags, dictionary, no_option
+from probflow.words import check_choice, dictionary
 
 __all__ = ["adjoint_rule", "own_methods", "passed_on", "register", "unregister"]
 
@@ -169,32 +169,34 @@ def _call(solve: Callable[..., Any], func: Any, y0: Any, t: Tensor, **arguments:
     NonFiniteError, StepSizeError
         If the result is not finite, or ends before ``t`` does.
     """
-    method, check = arguments["method"], None
-    if arguments["options"] is not None:
-        arguments["options"] = options = dictionary(arguments["options"])
-        check_flags(options, ("check_finite", "strict"))
-        # torchdiffeq has no such options.
-        check, strict = options.pop("check_finite", None), options.pop("strict", None)
-        allowed = _options_of(method)
-        for name in [name for name in options if allowed and name not in allowed]:
-            text = no_option(method, name, (*allowed, "check_finite", "strict"))
-            if strict in (None, True):
-                raise ValueError(text)
-            warnings.warn(text, stacklevel=4)
-            options.pop(name)
-        if isinstance(options.get("solver"), str):
-            check_choice("solver", options["solver"], _SCIPY)
-    if method == "scipy_solver" and check in (None, True):
-        _check_first(Problem(func, y0), t)
-    answer = solve(func, y0, t, **arguments)
+    method = arguments["method"]
+    options, check = _split_options(method, arguments["options"])
+    problem = Problem(func, y0)
+    if method == "scipy_solver" and check:
+        _check_first(problem, t)
+    answer = solve(func, y0, t, **{**arguments, "options": options})
     states, times = answer, host_outputs(t, bounded=False)
     if arguments["event_fn"] is not None:
         event_t, states = answer
         times = [times[0], float(event_t)]
     _check_length(method, times, states)
-    if check is None or check:
-        _check_finite(method, Problem(func, y0), times, states)
+    if check:
+        _check_finite(method, problem, times, states)
     return answer
+
+
+def _split_options(method: Any, options: Any) -> tuple[dict[str, Any] | None, bool]:
+    """The options for torchdiffeq, and whether to look at what it returns."""
+    if options is None:
+        return None, True
+    allowed = _options_of(method)
+    every = (*(allowed or dictionary(options)), "check_finite", "strict")
+    settings = checked_options(method, options, every)
+    settings.pop("strict", None)  # torchdiffeq has no such option
+    check = settings.pop("check_finite", True)
+    if isinstance(settings.get("solver"), str):
+        check_choice("solver", settings["solver"], _SCIPY)
+    return settings, check
 
 
 @torch.no_grad()

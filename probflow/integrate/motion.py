@@ -125,11 +125,12 @@ def check_covers(bm: Any, start: float, stop: float, times: str, size: str = "..
         for t in (start, stop):
             bm.check_time(t)
     except ValueError as error:
-        ends = (-stop, -start) if hasattr(bm, "base_brownian") else (start, stop)
+        which, first, last = "it", start, stop
+        if hasattr(bm, "base_brownian"):  # of which it is the reverse
+            which, first, last = "its base", 0.0 - stop, 0.0 - start
         raise ValueError(
-            f"bm: {error}; {times} from {start:g} to {stop:g}, so make "
-            f"{'its base' if ends[0] != start else 'it'} as "
-            f"pf.BrownianInterval({ends[0] + 0.0:g}, {ends[1] + 0.0:g}, size={size})"
+            f"bm: {error}; {times} from {start:g} to {stop:g}, so make {which} as "
+            f"pf.BrownianInterval({first:g}, {last:g}, size={size})"
         ) from None
 
 

@@ -142,16 +142,16 @@ class Normals:
         self._dtype = dtype
 
     def __call__(
-        self, draws: Tensor, variance: Tensor | None = None, out: Tensor | None = None
+        self, draws: Tensor, variance: Tensor | float = 1.0, out: Tensor | None = None
     ) -> Tensor:
         """Normals (D, B, count) of ``draws``, an int64 tensor (D,) on the samples' device.
 
-        Their variances are ``variance`` (D,), or 1. They are written to ``out``, if given.
+        Their variances are ``variance``, (D,) or one number. They are written to ``out``, if given.
         """
         if out is None:
             shape = len(draws), len(self._keys), self._count
             out = torch.empty(shape, dtype=self._dtype, device=draws.device)
-        for _ in self._blocks(draws, 1.0 if variance is None else variance, out):
+        for _ in self._blocks(draws, variance, out):
             pass
         return out
 

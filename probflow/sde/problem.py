@@ -48,7 +48,7 @@ from probflow.words import UnfitError, check_choice, check_flags, dictionary, no
 __all__ = ["Problem", "check_options", "embedded_of", "prepare", "tolerances_of"]
 
 _OPTIONS = ("seed", "first_sample", "step_size", "check_finite", "error_estimate", "strict")
-ESTIMATES = ("halves", "embedded")  # of the error of an adaptive step
+_ESTIMATES = ("halves", "embedded")  # of the error of an adaptive step
 _AREA = {"": "none", "U": "space-time", "A": "foster"}
 
 
@@ -302,7 +302,7 @@ def embedded_of(
     chosen = options.get("error_estimate")
     if chosen is None:
         return False
-    check_choice("error_estimate", chosen, ESTIMATES)
+    check_choice("error_estimate", chosen, _ESTIMATES)
     if not adaptive:
         raise ValueError(
             f"{prefix}options: error_estimate={chosen!r} does nothing with {prefix}adaptive=False; "
